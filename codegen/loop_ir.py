@@ -1,0 +1,176 @@
+"""The loop IR: one grammar for every kernel, from schedules to microkernels. LLVM text exists only in the emitters.
+
+    program  := kernel*                                   functions; later ones may call earlier ones
+    kernel   := kernel NAME(buffer*, NAME: i64 *) { stmt* }
+    stmt     := for NAME in expr .. expr [step N] KIND { stmt* }     KIND: serial parallel unrolled vector block thread
+              | store buffer[expr*] = expr [if mask] [nontemporal]
+              | let NAME = expr                           visible to the statements that follow in the same block
+              | if expr { stmt* } [else { stmt* }]
+              | alloc buffer                              a `register` or `local` array that lives in this block
+              | call NAME(view*, expr*)                   buffers are passed as (buffer, offset): a view from there on
+              | barrier                                   all threads of a block (GPU)
+
+Expressions are those of `ir.expr`; `load` has a Buffer as its source. An index has one expression per dimension of the
+buffer; lanes run along the last dimension, so a vector access is contiguous where that stride is 1, else strided.
+
+Scopes: `global` memory a kernel gets as an argument; `local` an array on the thread's stack; `register` a small array
+whose indices are constants once unrolled loops are unrolled, kept in registers; `shared` (GPU) per block.
+
+A `parallel` loop stands at the top level of a kernel that is called from the program (never in a callee); its
+iterations are independent and each runs on one thread. The variable `tid` (i64, 0 <= tid < threads) may be read in it
+to select a thread's own slice of a scratch buffer; a result must not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..ir.dtypes import DType
+from ..ir.expr import Expr
+
+KINDS: Final = ("serial", "parallel", "unrolled", "vector", "block", "thread")
+SCOPES: Final = ("global", "local", "register", "shared")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A typed array: `shape` in elements; `strides` in elements, row-major by default; `align` in bytes, of element 0."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    scope: str = "global"
+    strides: tuple[int, ...] = ()
+    align: int = 4
+    writable: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.strides and self.shape:
+            strides = [1]
+            for n in reversed(self.shape[1:]):
+                strides.insert(0, strides[0] * n)
+            object.__setattr__(self, "strides", tuple(strides))
+
+    @property
+    def span(self) -> int:
+        """Elements from the first to the last one addressed, inclusive; 0 for an empty buffer."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+
+
+class Stmt:
+    """A statement of the loop IR."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class For(Stmt):
+    """Runs `body` with `var` = start, start + step, ... while var < stop."""
+
+    var: Expr
+    start: Expr
+    stop: Expr
+    body: tuple[Stmt, ...]
+    kind: str = "serial"
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store(Stmt):
+    """Writes `value` (its lanes along the last dimension); where `mask` is given, only lanes that are true."""
+
+    buffer: Buffer
+    index: tuple[Expr, ...]
+    value: Expr
+    mask: Expr | None = None
+    nontemporal: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Let(Stmt):
+    """Binds `var` to a value for the rest of the block."""
+
+    var: Expr
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class If(Stmt):
+    condition: Expr
+    then: tuple[Stmt, ...]
+    otherwise: tuple[Stmt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alloc(Stmt):
+    """Declares a register or local buffer; its contents are undefined until written."""
+
+    buffer: Buffer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call(Stmt):
+    """Calls a kernel. `views[i]` is (buffer, element offset) for its i-th buffer parameter; `scalars` are i64 values."""
+
+    kernel: str
+    views: tuple[tuple[Buffer, Expr], ...]
+    scalars: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Barrier(Stmt):
+    pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """A function over global buffers and i64 scalars. `noinline` keeps a shared microkernel one copy."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    body: tuple[Stmt, ...]
+    scalars: tuple[Expr, ...] = ()
+    doc: str = ""
+    noinline: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Module:
+    """Kernels in an order in which callees come before callers; names are unique."""
+
+    kernels: tuple[Kernel, ...] = field(default=())
+
+    def __getitem__(self, name: str) -> Kernel:
+        return next(k for k in self.kernels if k.name == name)
+
+
+def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """Every statement under a block, outer ones first."""
+    stack = list(reversed(body))
+    while stack:
+        s = stack.pop()
+        yield s
+        if isinstance(s, For):
+            stack += reversed(s.body)
+        elif isinstance(s, If):
+            stack += reversed(s.then + s.otherwise)
+
+
+def expressions(s: Stmt) -> tuple[Expr, ...]:
+    """The expressions a statement itself evaluates (not those of statements inside it)."""
+    match s:
+        case For():
+            return (s.start, s.stop)
+        case Store():
+            return (*s.index, s.value) + (() if s.mask is None else (s.mask,))
+        case Let():
+            return (s.value,)
+        case If():
+            return (s.condition,)
+        case Call():
+            return tuple(offset for _, offset in s.views) + s.scalars
+    return ()

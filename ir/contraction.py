@@ -1,0 +1,119 @@
+"""The one form of every multiply-and-sum: C[c(axes)] = sum over the k axes of A[a(axes)] * B[b(axes)].
+
+Each operand dimension is indexed by an affine function of the axes (`Affine`), so that matrix products (batched,
+transposed), convolutions (any stride, dilation, groups, either data layout) and both gradients of a convolution are one
+op, `contract`, and one code generator serves them all. Padding is a separate `pad` op before it.
+
+A convolution in NHWC, for instance (n batch of images, y x output pixel, o output channel; h w c reduction):
+
+    A[n, y*stride + h*dilation, x*stride + w*dilation, c]   B[o, c, h, w]   C[n, y, x, o]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from .dims import Dim, as_int
+from .errors import ShapeError
+
+KINDS: Final = ("batch", "m", "n", "k")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A loop of the contraction. kind: 'batch' (in A, B and C), 'm' (A and C), 'n' (B and C) or 'k' (A and B: summed).
+
+    A batch or k axis of one operand alone is allowed to be absent from the other (it broadcasts).
+    """
+
+    name: str
+    extent: Dim
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """constant + the sum of coefficient * axis, over axis names."""
+
+    terms: tuple[tuple[str, int], ...]
+    constant: int = 0
+
+    def __str__(self) -> str:
+        parts = [n if c == 1 else f"{c}*{n}" for n, c in self.terms]
+        if self.constant or not parts:
+            parts.append(str(self.constant))
+        return "+".join(parts)
+
+
+def affine(*terms: str | tuple[str, int], constant: int = 0) -> Affine:
+    """affine('x', ('h', 2)) is x + 2h."""
+    return Affine(tuple(t if isinstance(t, tuple) else (t, 1) for t in terms), constant)
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """Axes, and an index map per dimension of A, B and C.
+
+    `panel` > 0 says that B comes packed: its shape is (*batch extents, ceil(N / panel), K, panel), N and K the products
+    of the n and k extents in axis order, zero beyond N; `b` then still gives the maps of the unpacked operand, and
+    `b_shape` its shape.
+    """
+
+    axes: tuple[Axis, ...]
+    a: tuple[Affine, ...]
+    b: tuple[Affine, ...]
+    c: tuple[Affine, ...]
+    panel: int = 0
+    b_shape: tuple[Dim, ...] = ()
+
+    def of_kind(self, kind: str) -> tuple[Axis, ...]:
+        return tuple(x for x in self.axes if x.kind == kind)
+
+    def axis(self, name: str) -> Axis:
+        return next(x for x in self.axes if x.name == name)
+
+    def size(self, kind: str) -> Dim:
+        """Product of the extents of one kind of axis."""
+        total: Dim = 1
+        for x in self.of_kind(kind):
+            total = total * x.extent
+        return total
+
+    @property
+    def flops(self) -> int:
+        """Two for each multiply-add."""
+        return 2 * int(np.prod([as_int(x.extent) for x in self.axes], dtype=object))
+
+    def packed(self, panel: int, b_shape: tuple[Dim, ...]) -> Contraction:
+        return replace(self, panel=panel, b_shape=b_shape)
+
+    def packed_shape(self, panel: int) -> tuple[Dim, ...]:
+        """Shape of B in panels. B must have every batch axis."""
+        n = self.size("n")
+        return (*(x.extent for x in self.of_kind("batch")), (n + panel - 1) // panel, self.size("k"), panel)
+
+
+def strided_view(array: np.ndarray[Any, Any], index: tuple[Affine, ...], axes: tuple[Axis, ...]) -> np.ndarray[Any, Any]:
+    """A read-only view with one dimension per axis: view[axes] = array[index(axes)].
+
+    Raises ShapeError if an index leaves the array.
+    """
+    array = np.ascontiguousarray(array)
+    offset, strides = 0, dict.fromkeys((x.name for x in axes), 0)
+    extents = {x.name: as_int(x.extent) for x in axes}
+    shape = tuple(extents.values())
+    if 0 in shape:
+        return np.zeros(shape, array.dtype)
+    for dimension, (a, size, stride) in enumerate(zip(index, array.shape, array.strides, strict=True)):
+        low = a.constant + sum(min(0, c * (extents[n] - 1)) for n, c in a.terms)
+        high = a.constant + sum(max(0, c * (extents[n] - 1)) for n, c in a.terms)
+        if low < 0 or high >= size:
+            raise ShapeError(f"contraction index {a} runs from {low} to {high}, outside dimension {dimension} of size {size}")
+        offset += a.constant * stride
+        for name, coefficient in a.terms:
+            strides[name] += coefficient * stride
+    raw = array.reshape(-1).view(np.uint8)
+    return np.ndarray(shape, array.dtype, buffer=raw, offset=offset, strides=tuple(strides.values()))

@@ -1,0 +1,108 @@
+"""Element types: numpy's and those of ml_dtypes, under the short names that the text form prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+
+from .errors import DTypeError
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type. `name` is the printed form; `kind` is one of 'float', 'int', 'uint', 'bool'."""
+
+    name: str
+    kind: str
+    bits: int
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The numpy (or ml_dtypes) dtype that stores it."""
+        return _NUMPY[self.name]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one stored element (sub-byte types are stored one to a byte)."""
+        return self.numpy.itemsize
+
+    @property
+    def is_float(self) -> bool:
+        return self.kind == "float"
+
+    @property
+    def is_integer(self) -> bool:
+        return self.kind in ("int", "uint")
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+f64: Final = DType("f64", "float", 64)
+f32: Final = DType("f32", "float", 32)
+f16: Final = DType("f16", "float", 16)
+bf16: Final = DType("bf16", "float", 16)
+f8e4m3fn: Final = DType("f8e4m3fn", "float", 8)
+f8e5m2: Final = DType("f8e5m2", "float", 8)
+i64: Final = DType("i64", "int", 64)
+i32: Final = DType("i32", "int", 32)
+i16: Final = DType("i16", "int", 16)
+i8: Final = DType("i8", "int", 8)
+i4: Final = DType("i4", "int", 4)
+u64: Final = DType("u64", "uint", 64)
+u32: Final = DType("u32", "uint", 32)
+u16: Final = DType("u16", "uint", 16)
+u8: Final = DType("u8", "uint", 8)
+u4: Final = DType("u4", "uint", 4)
+bool_: Final = DType("bool", "bool", 8)
+
+ALL: Final[tuple[DType, ...]] = (
+    f64, f32, f16, bf16, f8e4m3fn, f8e5m2, i64, i32, i16, i8, i4, u64, u32, u16, u8, u4, bool_,
+)  # fmt: skip
+
+_NUMPY: Final[dict[str, np.dtype[Any]]] = {
+    "f64": np.dtype(np.float64),
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "f8e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "i64": np.dtype(np.int64),
+    "i32": np.dtype(np.int32),
+    "i16": np.dtype(np.int16),
+    "i8": np.dtype(np.int8),
+    "i4": np.dtype(ml_dtypes.int4),
+    "u64": np.dtype(np.uint64),
+    "u32": np.dtype(np.uint32),
+    "u16": np.dtype(np.uint16),
+    "u8": np.dtype(np.uint8),
+    "u4": np.dtype(ml_dtypes.uint4),
+    "bool": np.dtype(np.bool_),
+}
+_BY_NAME: Final = {d.name: d for d in ALL}
+_BY_NUMPY: Final = {v: _BY_NAME[k] for k, v in _NUMPY.items()}
+_PYTHON: Final[dict[type, DType]] = {float: f32, int: i64, bool: bool_}
+
+
+def as_dtype(value: object) -> DType:
+    """The DType for a DType, a short name ('f32'), a numpy dtype or its name, or Python's float, int, bool.
+
+    Raises DTypeError when there is none (strings, objects, complex numbers).
+    """
+    if isinstance(value, DType):
+        return value
+    if isinstance(value, str) and value in _BY_NAME:
+        return _BY_NAME[value]
+    if isinstance(value, type) and value in _PYTHON:
+        return _PYTHON[value]
+    try:
+        found = _BY_NUMPY.get(np.dtype(value).newbyteorder("="))  # type: ignore[call-overload]
+    except TypeError:
+        found = None
+    if found is None:
+        names = ", ".join(d.name for d in ALL)
+        raise DTypeError(f"unsupported dtype {value!r}; expected one of {names}, or the numpy dtype of one")
+    return found

@@ -1,0 +1,382 @@
+"""Scalar expressions: what one element of an op's result is, and the right-hand sides of the loop IR.
+
+One hash-consed node, `Expr`: equal expressions are one object, so a shared subexpression is computed once and a
+traversal can memoise on identity. Op records build expressions with `lanes == 1`; the loop IR's vectoriser widens them.
+
+Operations (`op`), with `a`, `b`, `c` the args:
+
+    const                     attr: the value                      var        attr: the name
+    load  (index..., [mask])  attr: a loop-IR Buffer, or in an op record the operand's number
+    add sub mul max min       of two numbers; max and min return NaN if either is NaN
+    div                       of floats; floordiv, mod: of integers, rounding down; x // 0 = 0 and x % 0 = 0
+    and or xor shl shr        of integers or (not the shifts) booleans; a shift count outside [0, bits) gives 0
+    lt le eq ne               -> bool; comparisons with NaN are false, but ne is true
+    neg abs not               sqrt floor ceil round (half to even) trunc
+    exp log log1p expm1 sin cos tanh erf sigmoid pow              see codegen/vecmath for the error bounds
+    fma                       a * b + c, rounded once
+    select                    b where a else c (both sides are evaluated: an index must be in range on both)
+    cast                      to `dtype`; float to int saturates and NaN gives 0; int to narrower int wraps
+    bitcast                   same bits, other dtype of the same size
+    ramp                      a, a + 1, ... a + lanes - 1           broadcast   a in every lane
+    reduce_add reduce_mul reduce_max reduce_min                   vector -> scalar, in a fixed halving tree
+
+A load whose mask is false yields zero and does not touch memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from .dtypes import DType, as_dtype, bool_, f32, i64
+from .errors import DTypeError
+
+BINARY: Final = frozenset({"add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "and", "or", "xor", "shl", "shr", "pow"})
+COMPARE: Final = frozenset({"lt", "le", "eq", "ne"})
+MATH: Final = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "erf", "sigmoid"})
+UNARY: Final = frozenset({"neg", "abs", "not", "sqrt", "floor", "ceil", "round", "trunc"}) | MATH
+REDUCE: Final = frozenset({"reduce_add", "reduce_mul", "reduce_max", "reduce_min"})
+OPS: Final = BINARY | COMPARE | UNARY | REDUCE | {"const", "var", "load", "fma", "select", "cast", "bitcast", "ramp", "broadcast"}
+
+_interned: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+class Expr:
+    """An immutable scalar (lanes == 1) or vector expression. Make one with the functions of this module."""
+
+    __slots__ = ("__weakref__", "args", "attr", "dtype", "lanes", "op")
+    op: str
+    args: tuple[Expr, ...]
+    attr: Any
+    dtype: DType
+    lanes: int
+
+    def __new__(cls, op: str, args: tuple[Expr, ...], dtype: DType, lanes: int = 1, attr: Any = None) -> Expr:
+        # A NaN constant is keyed by its text: NaN is not equal to itself. -0.0 == 0.0, so text there too.
+        key = (op, args, dtype, lanes, repr(attr) if isinstance(attr, float) else attr, type(attr))
+        with _lock:
+            found = _interned.get(key)
+            if found is None:
+                found = object.__new__(cls)
+                for name, value in (("op", op), ("args", args), ("dtype", dtype), ("lanes", lanes), ("attr", attr)):
+                    object.__setattr__(found, name, value)
+                _interned[key] = found
+            return found
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("an Expr is immutable")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Expr, (self.op, self.args, self.dtype, self.lanes, self.attr))
+
+    # Operators build expressions; == and hash stay identity, use eq() and ne() for comparisons.
+    def __add__(self, other: ExprLike) -> Expr:
+        return binary("add", self, other)
+
+    def __radd__(self, other: ExprLike) -> Expr:
+        return binary("add", other, self)
+
+    def __sub__(self, other: ExprLike) -> Expr:
+        return binary("sub", self, other)
+
+    def __rsub__(self, other: ExprLike) -> Expr:
+        return binary("sub", other, self)
+
+    def __mul__(self, other: ExprLike) -> Expr:
+        return binary("mul", self, other)
+
+    def __rmul__(self, other: ExprLike) -> Expr:
+        return binary("mul", other, self)
+
+    def __truediv__(self, other: ExprLike) -> Expr:
+        return binary("div", self, other)
+
+    def __rtruediv__(self, other: ExprLike) -> Expr:
+        return binary("div", other, self)
+
+    def __floordiv__(self, other: ExprLike) -> Expr:
+        return binary("floordiv", self, other)
+
+    def __mod__(self, other: ExprLike) -> Expr:
+        return binary("mod", self, other)
+
+    def __neg__(self) -> Expr:
+        return unary("neg", self)
+
+    def __and__(self, other: ExprLike) -> Expr:
+        return binary("and", self, other)
+
+    def __or__(self, other: ExprLike) -> Expr:
+        return binary("or", self, other)
+
+    def __xor__(self, other: ExprLike) -> Expr:
+        return binary("xor", self, other)
+
+    def __lshift__(self, other: ExprLike) -> Expr:
+        return binary("shl", self, other)
+
+    def __rshift__(self, other: ExprLike) -> Expr:
+        return binary("shr", self, other)
+
+    def __lt__(self, other: ExprLike) -> Expr:
+        return binary("lt", self, other)
+
+    def __le__(self, other: ExprLike) -> Expr:
+        return binary("le", self, other)
+
+    def __gt__(self, other: ExprLike) -> Expr:
+        return binary("lt", other, self)
+
+    def __ge__(self, other: ExprLike) -> Expr:
+        return binary("le", other, self)
+
+    @property
+    def is_const(self) -> bool:
+        return self.op == "const"
+
+    def __repr__(self) -> str:
+        inner = ", ".join(map(repr, self.args))
+        if self.op in ("const", "var"):
+            return str(self.attr)
+        return f"{self.op}({inner})" if self.attr is None else f"{self.op}[{self.attr}]({inner})"
+
+
+ExprLike = Expr | int | float | bool
+
+
+def const(value: float | int | bool, dtype: object = i64, lanes: int = 1) -> Expr:
+    """A literal of `dtype`; integers wrap into range, and a float is rounded to the dtype when it is emitted."""
+    d = as_dtype(dtype)
+    if d is bool_:
+        return Expr("const", (), d, lanes, bool(value))
+    if d.is_float:
+        return Expr("const", (), d, lanes, float(value))
+    number = int(value)
+    low = -(1 << (d.bits - 1)) if d.kind == "int" else 0
+    number = (number - low) % (1 << d.bits) + low
+    return Expr("const", (), d, lanes, number)
+
+
+def var(name: str, dtype: DType = i64) -> Expr:
+    """A loop variable, a size, or a value bound by Let."""
+    return Expr("var", (), dtype, 1, name)
+
+
+def lift(value: ExprLike, like: Expr | None = None) -> Expr:
+    """A Python number as a constant of `like`'s dtype and lanes (i64 or f32 without); an Expr as it is."""
+    if isinstance(value, Expr):
+        return value
+    if like is not None:
+        return const(value, like.dtype, like.lanes)
+    return const(value, bool_ if isinstance(value, bool) else i64 if isinstance(value, int) else f32)
+
+
+def _pair(a: ExprLike, b: ExprLike) -> tuple[Expr, Expr]:
+    left = lift(a, b if isinstance(b, Expr) else None)
+    right = lift(b, left)
+    if left.lanes != right.lanes:
+        left, right = broadcast(left, right.lanes), broadcast(right, left.lanes)
+    return left, right
+
+
+def _index_rule(op: str, x: Expr, y: Expr) -> Expr | None:
+    """Folds index arithmetic (i64 scalars): constants, and identities that are exact on integers."""
+    if x.is_const and y.is_const:
+        a, b = int(x.attr), int(y.attr)
+        match op:
+            case "add":
+                return const(a + b)
+            case "sub":
+                return const(a - b)
+            case "mul":
+                return const(a * b)
+            case "floordiv":
+                return const(a // b if b else 0)
+            case "mod":
+                return const(a % b if b else 0)
+            case "max":
+                return const(max(a, b))
+            case "min":
+                return const(min(a, b))
+            case "lt":
+                return const(a < b, bool_)
+            case "le":
+                return const(a <= b, bool_)
+            case "eq":
+                return const(a == b, bool_)
+            case "ne":
+                return const(a != b, bool_)
+        return None
+    if y.is_const:
+        b = int(y.attr)
+        if (b == 0 and op in ("add", "sub")) or (b == 1 and op in ("mul", "floordiv")):
+            return x
+        if (b == 0 and op == "mul") or (b == 1 and op == "mod"):
+            return const(0)
+        if op == "add" and x.op == "add" and x.args[1].is_const:
+            return binary("add", x.args[0], int(x.args[1].attr) + b)
+        if op == "mul" and x.op == "mul" and x.args[1].is_const:
+            return binary("mul", x.args[0], int(x.args[1].attr) * b)
+        if op == "sub":
+            return binary("add", x, -b)
+    elif x.is_const and op in ("add", "mul"):
+        return binary(op, y, x)  # constants to the right
+    return None
+
+
+def binary(op: str, a: ExprLike, b: ExprLike) -> Expr:
+    """A binary operation or comparison on operands of one dtype. Raises DTypeError when they differ."""
+    x, y = _pair(a, b)
+    if x.dtype is not y.dtype:
+        raise DTypeError(f"{op} of {x.dtype} and {y.dtype}: cast one of them")
+    if x.dtype is i64 and x.lanes == 1 and (folded := _index_rule(op, x, y)) is not None:
+        return folded
+    if x.dtype is bool_ and op in ("and", "or"):
+        for p, q in ((x, y), (y, x)):
+            if p.is_const:
+                return (q if p.attr else p) if op == "and" else (p if p.attr else q)
+    if op not in BINARY and op not in COMPARE:
+        raise DTypeError(f"unknown binary operation {op!r}")
+    return Expr(op, (x, y), bool_ if op in COMPARE else x.dtype, x.lanes)
+
+
+def unary(op: str, a: Expr) -> Expr:
+    """A unary operation of UNARY."""
+    if op not in UNARY:
+        raise DTypeError(f"unknown unary operation {op!r}")
+    return Expr(op, (a,), a.dtype, a.lanes)
+
+
+def maximum(a: ExprLike, b: ExprLike) -> Expr:
+    """The larger; NaN if either is NaN."""
+    return binary("max", a, b)
+
+
+def minimum(a: ExprLike, b: ExprLike) -> Expr:
+    """The smaller; NaN if either is NaN."""
+    return binary("min", a, b)
+
+
+def eq(a: ExprLike, b: ExprLike) -> Expr:
+    return binary("eq", a, b)
+
+
+def ne(a: ExprLike, b: ExprLike) -> Expr:
+    return binary("ne", a, b)
+
+
+def logical_not(a: Expr) -> Expr:
+    return const(not a.attr, bool_) if a.is_const and a.dtype is bool_ else unary("not", a)
+
+
+def select(condition: Expr, a: ExprLike, b: ExprLike) -> Expr:
+    """a where condition, else b."""
+    x, y = _pair(a, b)
+    if condition.is_const:
+        return x if condition.attr else y
+    if condition.lanes != x.lanes:
+        lanes = max(condition.lanes, x.lanes)
+        condition, x, y = broadcast(condition, lanes), broadcast(x, lanes), broadcast(y, lanes)
+    if x.dtype is not y.dtype:
+        raise DTypeError(f"select between {x.dtype} and {y.dtype}: cast one of them")
+    return Expr("select", (condition, x, y), x.dtype, x.lanes)
+
+
+def fma(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a * b + c with a single rounding."""
+    lanes = max(a.lanes, b.lanes, c.lanes)
+    args = tuple(broadcast(x, lanes) for x in (a, b, c))
+    return Expr("fma", args, a.dtype, lanes)
+
+
+def cast(a: Expr, dtype: object) -> Expr:
+    """a converted to dtype; saturates from float to integer, with NaN becoming 0."""
+    d = as_dtype(dtype)
+    if a.dtype is d:
+        return a
+    if a.is_const and a.dtype is i64 and not d.is_float:
+        return const(a.attr, d, a.lanes)
+    return Expr("cast", (a,), d, a.lanes)
+
+
+def bitcast(a: Expr, dtype: object) -> Expr:
+    """The bits of a as another dtype of the same size. Raises DTypeError when the sizes differ."""
+    d = as_dtype(dtype)
+    if d.bits != a.dtype.bits:
+        raise DTypeError(f"bitcast from {a.dtype} ({a.dtype.bits} bits) to {d} ({d.bits} bits)")
+    return a if d is a.dtype else Expr("bitcast", (a,), d, a.lanes)
+
+
+def load(source: Any, index: Sequence[ExprLike], dtype: DType, mask: Expr | None = None, lanes: int = 1) -> Expr:
+    """One element (or `lanes` consecutive ones along the last index) of a buffer or operand."""
+    args = tuple(lift(i) for i in index) + (() if mask is None else (mask,))
+    return Expr("load", args, dtype, lanes, (source, len(index)))
+
+
+def ramp(base: ExprLike, lanes: int) -> Expr:
+    """base, base + 1, ... base + lanes - 1."""
+    start = lift(base)
+    return start if lanes == 1 else Expr("ramp", (start,), start.dtype, lanes)
+
+
+def broadcast(a: Expr, lanes: int) -> Expr:
+    """a in each of the lanes; a itself when it has that many already."""
+    if a.lanes == lanes:
+        return a
+    if a.lanes != 1:
+        raise DTypeError(f"cannot broadcast {a.lanes} lanes to {lanes}")
+    if a.is_const:
+        return const(a.attr, a.dtype, lanes)
+    return Expr("broadcast", (a,), a.dtype, lanes)
+
+
+def reduce_lanes(op: str, a: Expr) -> Expr:
+    """A vector's lanes combined ('add', 'mul', 'max', 'min') by halving: lane i with lane i + lanes / 2, again and again."""
+    return a if a.lanes == 1 else Expr(f"reduce_{op}", (a,), a.dtype, 1)
+
+
+def postorder(roots: Iterable[Expr]) -> Iterator[Expr]:
+    """Every expression under the roots once, args before what uses them."""
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(list(roots))]
+    while stack:
+        e, ready = stack.pop()
+        if ready:
+            yield e
+        elif e not in seen:
+            seen.add(e)
+            stack.append((e, True))
+            stack += [(a, False) for a in reversed(e.args) if a not in seen]
+
+
+def rewrite(root: Expr, rule: Callable[[Expr, tuple[Expr, ...]], Expr | None], memo: dict[Expr, Expr] | None = None) -> Expr:
+    """Rebuilds an expression bottom-up: `rule(old, new_args)` gives the replacement, or None to keep the operation."""
+    done = {} if memo is None else memo
+    for e in postorder([root]):
+        if e in done:
+            continue
+        args = tuple(done[a] for a in e.args)
+        new = rule(e, args)
+        done[e] = new if new is not None else e if args == e.args else rebuild(e, args)
+    return done[root]
+
+
+def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
+    """The same operation on other args, through the folding constructors."""
+    if e.op in BINARY or e.op in COMPARE:
+        return binary(e.op, *args)
+    if e.op == "select":
+        return select(*args)
+    if e.op == "not":
+        return logical_not(args[0])
+    if e.op == "cast":
+        return cast(args[0], e.dtype)
+    return Expr(e.op, args, e.dtype, e.lanes, e.attr)
+
+
+def substitute(root: Expr, values: dict[Expr, Expr]) -> Expr:
+    """The expression with some subexpressions (variables, usually) put in place of others."""
+    return rewrite(root, lambda e, _args: values.get(e))

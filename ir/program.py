@@ -1,0 +1,73 @@
+"""What the code generator hands to the runtime: machine code and the table of buffers it works on.
+
+Entry point:  int32_t NAME_run(void *const *buffers, const int64_t *dims, Context *context)
+
+`buffers` holds the addresses of, in this order: every input, every output, every constant, the arena. The entry runs
+the kernels in order and returns 0. `Context` is (all fields 64 bits):
+
+    0  threads       how many threads a parallel region may use (>= 1)
+    1  ticks         address of int64[len(kernels) + 1] to write nanosecond timestamps to, or 0
+    2  fork          address of  void fork(void (*body)(void *), void *data, int threads)  that runs body(data) once on
+                     each of `threads` threads, the caller among them, and returns when all are done
+    3  scratch       reserved, 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .target import Target
+from .types import TensorType
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An input or output: its name, type and (inputs) role."""
+
+    name: str
+    type: TensorType
+    role: str = "data"
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """What one kernel of the program costs. `flops` counts arithmetic, `bytes` counts what must be read and written once.
+
+    `nodes` are the graph ops it stands for; `parallel` says whether it has a parallel region; `note` why it looks as it does.
+    """
+
+    name: str
+    flops: int
+    bytes: int
+    nodes: tuple[str, ...] = ()
+    parallel: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled graph. `texts` maps stage names ('loops', 'llvm', 'asm') to their text.
+
+    `aliases` are (output, input) pairs that share a buffer: the runtime passes the input's address for the output.
+    `arena_bytes` is all the memory a run needs besides arguments and constants; `align` its alignment.
+    """
+
+    name: str
+    target: Target
+    inputs: tuple[Argument, ...]
+    outputs: tuple[Argument, ...]
+    constants: tuple[np.ndarray[Any, Any], ...]
+    arena_bytes: int
+    kernels: tuple[KernelInfo, ...]
+    object_code: bytes
+    aliases: tuple[tuple[int, int], ...] = ()
+    align: int = 64
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> str:
+        return f"{self.name}_run"

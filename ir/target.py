@@ -1,0 +1,59 @@
+"""What code is generated for: an ISA row of registers and caches. Rows are data; the host is one of them, detected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from .errors import CompileError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One machine: `name` is the row, `triple`, `cpu` and `features` are LLVM's, sizes are in bytes.
+
+    vector_bits    widest vector register used          registers     how many of them
+    fma            whether a fused multiply-add is one instruction (else it is emulated: slow but to the bit)
+    l1, l2, l3     data cache a core can use            l1_ways       associativity of L1
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: str
+    vector_bits: int
+    registers: int
+    fma: bool
+    l1: int = 32 * 1024
+    l1_ways: int = 8
+    l2: int = 1024 * 1024
+    l3: int = 32 * 1024 * 1024
+    line: int = 64
+
+    def lanes(self, bits: int) -> int:
+        """Elements of `bits` bits in one register."""
+        return self.vector_bits // bits
+
+
+_X86: Final = "x86_64-unknown-linux-gnu"
+ROWS: Final[dict[str, Target]] = {
+    t.name: t
+    for t in (
+        Target("x86-64-v2", _X86, "x86-64-v2", "", 128, 16, fma=False),
+        Target("x86-64-v3", _X86, "x86-64-v3", "", 256, 16, fma=True),
+        Target("x86-64-v4", _X86, "x86-64-v4", "-prefer-256-bit", 512, 32, fma=True),
+        Target("aarch64-neon", "aarch64-unknown-linux-gnu", "generic", "+neon", 128, 32, fma=True),
+    )
+}
+
+
+def row(name: str) -> Target:
+    """The target row called `name`. Raises CompileError with the names there are."""
+    if name not in ROWS:
+        raise CompileError(f"unknown target {name!r}; expected 'host' or one of {', '.join(ROWS)}")
+    return ROWS[name]
+
+
+def with_caches(target: Target, *, l1: int, l2: int, l3: int) -> Target:
+    """The row with cache sizes measured or detected on a machine."""
+    return replace(target, l1=l1, l2=l2, l3=l3)

@@ -1,0 +1,74 @@
+"""The layering table of docs/architecture.md, enforced on the source: who may import whom, and what third-party code where."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime")
+ALLOWED = {"ir": {"ir"}, "frontend": {"frontend", "ir"}, "passes": {"passes", "ir"}, "codegen": {"codegen", "ir"}, "runtime": {"runtime", "ir"}}
+THIRD_PARTY = {
+    "ir": {"numpy", "ml_dtypes", "networkx"},
+    "frontend": {"numpy"},
+    "passes": {"numpy"},
+    "codegen": {"numpy", "llvmlite"},
+    "runtime": {"numpy", "llvmlite", "threadpoolctl", "safetensors", "rich"},
+}
+LLVMLITE_HOMES = ("codegen/llvm/", "runtime/native.py")
+SOURCES = sorted(p.relative_to(ROOT) for f in FOLDERS for p in (ROOT / f).rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(absolute dotted name, whether it is ours) of everything a file imports; relative names are resolved."""
+    found: list[tuple[str, bool]] = []
+    package = list(path.parent.parts)
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            found += [(a.name, False) for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                found.append((node.module or "", False))
+            else:
+                base = package[: len(package) - node.level + 1]
+                full = ".".join(base + ([node.module] if node.module else []))
+                # `from .. import x` names modules of that package; `from ..x import y` names x.
+                found += [(f"{full}.{a.name}".strip("."), True) for a in node.names] if not node.module else [(full, True)]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_a_folder_imports_only_what_the_table_allows(path: Path) -> None:
+    import sys
+
+    folder = path.parts[0]
+    for name, ours in imports(path):
+        top = name.split(".")[0]
+        assert top != "tensorwright", f"{path}: inside the package imports are relative, not {name}"
+        if ours:
+            assert top in ALLOWED[folder], f"{path} imports {name}: {folder}/ may import only {sorted(ALLOWED[folder])}"
+        elif top not in sys.stdlib_module_names:
+            assert top in THIRD_PARTY[folder], f"{path} imports {name}: {folder}/ may use only {sorted(THIRD_PARTY[folder])}"
+            if top == "llvmlite":
+                assert str(path).startswith(LLVMLITE_HOMES), f"{path}: llvmlite belongs in {LLVMLITE_HOMES} only"
+
+
+def test_the_check_sees_a_forbidden_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "passes").mkdir()
+    (tmp_path / "passes" / "bad.py").write_text("from ..codegen import generate\nimport llvmlite\n")
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path) if False else None
+    globals_root = globals()["ROOT"]
+    try:
+        globals()["ROOT"] = tmp_path
+        assert imports(Path("passes/bad.py")) == [("codegen", True), ("llvmlite", False)]
+        with pytest.raises(AssertionError, match="may import only"):
+            test_a_folder_imports_only_what_the_table_allows(Path("passes/bad.py"))
+    finally:
+        globals()["ROOT"] = globals_root
+
+
+def test_nothing_is_longer_than_a_reader_bears() -> None:
+    long = {str(p): n for p in ROOT.rglob("*.py") if "venv" not in str(p) and (n := p.read_text().count("\n")) > 800}
+    assert not long, f"files over 800 lines are two files: {long}"
