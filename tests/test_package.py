@@ -28,8 +28,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
     command = [sys.executable, "-m", "build", "--wheel", "-q", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and "Missing dependencies" in done.stdout + done.stderr:
-        pytest.skip("setuptools is not installed in this environment, so no wheel can be built without isolation")
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = [n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n]
