@@ -15,7 +15,18 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .driver import compile as compile
+    from .driver import load as load
+    from .frontend.functional import *  # noqa: F403
+    from .frontend.gradients import grad as grad
+    from .frontend.gradients import value_and_grad as value_and_grad
+    from .frontend.nn.init import seed as seed
+    from .frontend.specs import spec as spec
+    from .frontend.tracing import trace as trace
     from .ir.errors import TensorwrightError as TensorwrightError
+    from .runtime.executable import Executable as Executable
+    from .settings import config as config
+    from .trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 
@@ -23,11 +34,35 @@ __version__ = "0.1.0"
 _WHERE = {
     "Graph": "ir.graph",
     "TensorwrightError": "ir.errors",
+    "compile": "driver",
+    "load": "driver",
+    "Executable": "runtime.executable",
+    "Trainer": "trainer",
+    "config": "settings",
+    "spec": "frontend.specs",
+    "trace": "frontend.tracing",
+    "grad": "frontend.gradients",
+    "value_and_grad": "frontend.gradients",
+    "seed": "frontend.nn.init",
     "nn": "frontend.nn.",
     "losses": "frontend.losses.",
     "optim": "frontend.optim.",
+    "random": "frontend.random.",
     "errors": "ir.errors.",
 }
+_FUNCTIONS = """
+    Tensor abs absolute adaptive_avg_pool2d add all amax amin any arange argmax argmin astype avg_pool2d batch_norm
+    batch_norm_training bitwise_and bitwise_not bitwise_or bitwise_xor broadcast_to ceil clip concatenate conv2d cos cumsum
+    divide dot dropout einsum elu embedding equal erf exp expand_dims expm1 eye flatten flip floor floor_divide full full_like
+    gelu glu greater greater_equal group_norm hard_sigmoid hard_swish invert iota isfinite isinf isnan layer_norm leaky_relu
+    less less_equal linear linspace log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or
+    logical_xor logsumexp matmul max max_pool2d maximum mean meshgrid min minimum mish mod moveaxis multiply negative norm
+    not_equal one_hot ones ones_like outer pad permute_dims pow power prod ravel reciprocal relu relu6 remainder repeat
+    reshape rms_norm roll round rsqrt scaled_dot_product_attention scatter_add selu sigmoid sign silu sin softmax softplus
+    softsign split sqrt square squeeze stack std stop_gradient subtract sum swapaxes swish take take_along_axis tan tanh tile
+    transpose tril triu true_divide trunc var where zeros zeros_like
+"""
+_WHERE |= dict.fromkeys(_FUNCTIONS.split(), "frontend.functional")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,8 @@ buffer; lanes run along the last dimension, so a vector access is contiguous whe
 Scopes: `global` memory a kernel gets as an argument; `local` an array on the thread's stack; `register` a small array
 whose indices are constants once unrolled loops are unrolled, kept in registers; `shared` (GPU) per block.
 
-A `parallel` loop stands at the top level of a kernel that is called from the program (never in a callee); its
+A `parallel` loop stands in a kernel that is called from the program (never in a callee), at its top level or under serial
+loops and ifs, never inside another parallel loop; what its body reads from outside it is captured, registers excepted. Its
 iterations are independent and each runs on one thread. The variable `tid` (i64, 0 <= tid < threads) may be read in it
 to select a thread's own slice of a scratch buffer; a result must not depend on it.
 """
@@ -128,7 +129,10 @@ class Barrier(Stmt):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
-    """A function over global buffers and i64 scalars. `noinline` keeps a shared microkernel one copy."""
+    """A function over global buffers and i64 scalars. `noinline` keeps a shared microkernel one copy.
+
+    `noalias` is the promise of every caller that no written buffer overlaps another one (an in-place update breaks it).
+    """
 
     name: str
     buffers: tuple[Buffer, ...]
@@ -136,6 +140,7 @@ class Kernel:
     scalars: tuple[Expr, ...] = ()
     doc: str = ""
     noinline: bool = False
+    noalias: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,6 +151,11 @@ class Module:
 
     def __getitem__(self, name: str) -> Kernel:
         return next(k for k in self.kernels if k.name == name)
+
+
+def vector_variable(name: str, dtype: DType, lanes: int) -> Expr:
+    """A variable that a Let binds to a value with `lanes` lanes."""
+    return Expr("var", (), dtype, lanes, name)
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:

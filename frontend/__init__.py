@@ -1,0 +1,14 @@
+"""What a user types: Tensor and its functions, tracing, nn, losses, optimisers. It makes Graphs."""
+
+from . import losses, metrics, nn, optim, random
+from .functional import Tensor
+from .gradients import functional_call, grad, value_and_grad
+from .nn.init import seed
+from .specs import Spec, spec
+from .tracing import Traced, trace, trace_model
+from .training import TracedStep, evaluation_step, training_step
+
+__all__ = [
+    "Spec", "Tensor", "Traced", "TracedStep", "evaluation_step", "functional_call", "grad", "losses", "metrics", "nn", "optim",
+    "random", "seed", "spec", "trace", "trace_model", "training_step", "value_and_grad",
+]  # fmt: skip

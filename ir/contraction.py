@@ -116,4 +116,6 @@ def strided_view(array: np.ndarray[Any, Any], index: tuple[Affine, ...], axes: t
         for name, coefficient in a.terms:
             strides[name] += coefficient * stride
     raw = array.reshape(-1).view(np.uint8)
-    return np.ndarray(shape, array.dtype, buffer=raw, offset=offset, strides=tuple(strides.values()))
+    view = np.ndarray(shape, array.dtype, buffer=raw, offset=offset, strides=tuple(strides.values()))
+    view.flags.writeable = False
+    return view

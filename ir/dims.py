@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
+from .dtypes import ALL
 from .errors import ParseError, ShapeError
 
 
@@ -37,10 +38,12 @@ class Quotient:
         return f"({_nested(self.numerator)} {self.op} {_nested(self.denominator)})"
 
 
-Atom = Union[Symbol, Quotient]
+Atom = Symbol | Quotient
 Dim = Union[int, "DimExpr"]
 Shape = tuple[Dim, ...]
 _Monomial = tuple[Atom, ...]
+RESERVED = frozenset({"true", "false", "none", "inf", "nan", *(d.name for d in ALL)})
+MAX_WEIGHT, MAX_DEPTH, MAX_NUMBER = 256, 16, 1 << 62  # of a parsed dimension; see `is_modest`
 
 
 def _order(monomial: _Monomial) -> tuple[int, str]:
@@ -126,14 +129,18 @@ def _build(terms: Mapping[_Monomial, int]) -> Dim:
 
 
 def symbol(name: str) -> DimExpr:
-    """The dimension named `name`; an identifier. Raises ShapeError otherwise."""
-    if not name.isidentifier():
+    """The dimension named `name`: an ASCII identifier that the text form does not use otherwise. Raises ShapeError."""
+    if not (name.isidentifier() and name.isascii()):
         raise ShapeError(f"a symbolic dimension is an identifier such as 'N', not {name!r}")
+    if name in RESERVED:
+        raise ShapeError(f"a symbolic dimension cannot be named {name!r}, which means something else in the text form")
     return DimExpr((((Symbol(name),), 1),))
 
 
 def _divide_exactly(a: Dim, b: Dim) -> Dim | None:
     """a / b when every term of a is a multiple of b, a single term; None otherwise."""
+    if a == 0:
+        return 0
     divisor = _terms(b)
     if len(divisor) != 1:
         return 1 if a == b else None
@@ -195,6 +202,23 @@ def symbols(value: Dim) -> frozenset[str]:
     return frozenset(found)
 
 
+def is_modest(value: Dim) -> bool:
+    """Whether a dimension is of a size that shapes have. Parsers ask after each operation: products of sums, and divisions
+    of them, otherwise grow exponentially in the length of a text."""
+    weight = 0
+    stack: list[tuple[Dim, int]] = [(value, 0)]
+    while stack:
+        part, depth = stack.pop()
+        for monomial, coefficient in _terms(part):
+            weight += 1 + len(monomial)
+            if abs(coefficient) > MAX_NUMBER or depth > MAX_DEPTH or weight > MAX_WEIGHT:
+                return False
+            for atom in monomial:
+                if isinstance(atom, Quotient):
+                    stack += [(atom.numerator, depth + 1), (atom.denominator, depth + 1)]
+    return True
+
+
 def evaluate(value: Dim, sizes: Mapping[str, Dim]) -> Dim:
     """The dimension with the named sizes put in; an int when all its symbols are given as ints."""
     if isinstance(value, int):
@@ -243,7 +267,7 @@ def _sum(tokens: list[str], at: int, text: str, depth: int) -> tuple[Dim, int]:
     value, at = _product(tokens, at, text, depth)
     while tokens[at] in ("+", "-"):
         right, following = _product(tokens, at + 1, text, depth)
-        value = value + right if tokens[at] == "+" else value - right
+        value = _modest(value + right if tokens[at] == "+" else value - right, text)
         at = following
     return value, at
 
@@ -254,10 +278,18 @@ def _product(tokens: list[str], at: int, text: str, depth: int) -> tuple[Dim, in
         right, following = _atom(tokens, at + 1, text, depth)
         if tokens[at] == "*":
             value = value * right
+        elif right == 0:
+            raise ParseError(f"dimension {text[:80]!r}: division by zero")
         else:
             value = floordiv(value, right) if tokens[at] == "//" else mod(value, right)
-        at = following
+        value, at = _modest(value, text), following
     return value, at
+
+
+def _modest(value: Dim, text: str) -> Dim:
+    if not is_modest(value):
+        raise ParseError(f"dimension {text[:80]!r} is too large")
+    return value
 
 
 def _atom(tokens: list[str], at: int, text: str, depth: int) -> tuple[Dim, int]:

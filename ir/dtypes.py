@@ -99,8 +99,9 @@ def as_dtype(value: object) -> DType:
     if isinstance(value, type) and value in _PYTHON:
         return _PYTHON[value]
     try:
-        found = _BY_NUMPY.get(np.dtype(value).newbyteorder("="))  # type: ignore[call-overload]
-    except TypeError:
+        # np.dtype(None) is float64
+        found = None if value is None else _BY_NUMPY.get(np.dtype(value).newbyteorder("="))  # type: ignore[call-overload]
+    except (TypeError, ValueError, SyntaxError):
         found = None
     if found is None:
         names = ", ".join(d.name for d in ALL)

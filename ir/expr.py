@@ -148,12 +148,17 @@ ExprLike = Expr | int | float | bool
 
 
 def const(value: float | int | bool, dtype: object = i64, lanes: int = 1) -> Expr:
-    """A literal of `dtype`; integers wrap into range, and a float is rounded to the dtype when it is emitted."""
+    """A literal of `dtype`; integers wrap into range, and a float is rounded to the dtype when it is emitted.
+
+    Raises DTypeError for a fraction, NaN or infinity where the dtype is an integer.
+    """
     d = as_dtype(dtype)
     if d is bool_:
         return Expr("const", (), d, lanes, bool(value))
     if d.is_float:
         return Expr("const", (), d, lanes, float(value))
+    if isinstance(value, float) and not value.is_integer():
+        raise DTypeError(f"{value} is no constant of {d}")
     number = int(value)
     low = -(1 << (d.bits - 1)) if d.kind == "int" else 0
     number = (number - low) % (1 << d.bits) + low
@@ -178,7 +183,8 @@ def _pair(a: ExprLike, b: ExprLike) -> tuple[Expr, Expr]:
     left = lift(a, b if isinstance(b, Expr) else None)
     right = lift(b, left)
     if left.lanes != right.lanes:
-        left, right = broadcast(left, right.lanes), broadcast(right, left.lanes)
+        lanes = max(left.lanes, right.lanes)
+        left, right = broadcast(left, lanes), broadcast(right, lanes)
     return left, right
 
 
@@ -269,14 +275,14 @@ def ne(a: ExprLike, b: ExprLike) -> Expr:
 
 
 def logical_not(a: Expr) -> Expr:
-    return const(not a.attr, bool_) if a.is_const and a.dtype is bool_ else unary("not", a)
+    return const(not a.attr, bool_, a.lanes) if a.is_const and a.dtype is bool_ else unary("not", a)
 
 
 def select(condition: Expr, a: ExprLike, b: ExprLike) -> Expr:
     """a where condition, else b."""
     x, y = _pair(a, b)
     if condition.is_const:
-        return x if condition.attr else y
+        return broadcast(x if condition.attr else y, max(condition.lanes, x.lanes))
     if condition.lanes != x.lanes:
         lanes = max(condition.lanes, x.lanes)
         condition, x, y = broadcast(condition, lanes), broadcast(x, lanes), broadcast(y, lanes)

@@ -42,7 +42,8 @@ class Literal:
     digest: str
 
     def __init__(self, array: Any, dtype: object | None = None) -> None:
-        value = np.array(array, dtype=None if dtype is None else as_dtype(dtype).numpy, order="C", copy=True)
+        wanted = as_dtype(np.asarray(array).dtype if dtype is None else dtype).numpy  # in native byte order
+        value = np.array(array, dtype=wanted, order="C", copy=True)
         value.flags.writeable = False
         self.array = value
         head = f"{as_dtype(value.dtype).name}{value.shape}".encode()

@@ -78,6 +78,8 @@ class Op:
     attrs      attribute names with their defaults (`REQUIRED` where there is none)
     transpose  optional: (node, perm) -> an equivalent of transpose(node, perm) whose inputs are transposed instead, or
                None where it cannot be done; lets the layout pass move transposes through the op
+    to_layout  optional: (node, 'NHWC' | 'NCHW') -> the same value computed in another data layout, with explicit
+               transposes around it; the node itself if it has that layout already
     onnx       (ONNX op, since version) where one to one
     """
 
@@ -91,6 +93,7 @@ class Op:
     traits: frozenset[Trait] = frozenset()
     attrs: Mapping[str, Any] = field(default_factory=dict)
     transpose: Callable[[Node, tuple[int, ...]], Node | None] | None = None
+    to_layout: Callable[[Node, str], Node] | None = None
     onnx: tuple[str, int] | None = None
     samples: Callable[[], Iterable[Sample]] = tuple
 

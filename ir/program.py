@@ -3,13 +3,14 @@
 Entry point:  int32_t NAME_run(void *const *buffers, const int64_t *dims, Context *context)
 
 `buffers` holds the addresses of, in this order: every input, every output, every constant, the arena. The entry runs
-the kernels in order and returns 0. `Context` is (all fields 64 bits):
+the kernels in order and returns 0 (in a bounds-checked program: 1 + the number of the first access found out of range). `Context` is (all fields 64 bits):
 
     0  threads       how many threads a parallel region may use (>= 1)
     1  ticks         address of int64[len(kernels) + 1] to write nanosecond timestamps to, or 0
-    2  fork          address of  void fork(void (*body)(void *), void *data, int threads)  that runs body(data) once on
-                     each of `threads` threads, the caller among them, and returns when all are done
-    3  scratch       reserved, 0
+    2  fork          address of  void fork(void (*body)(void *), void *data, int threads, int flags)  (GOMP_parallel) that
+                     runs body(data) once on each of `threads` threads, the caller among them, and returns when all are
+                     done; flags is 0. Never called where threads is 1
+    3  clock         address of libc's  int clock_gettime(int id, struct timespec *); called only where ticks is not 0
 """
 
 from __future__ import annotations

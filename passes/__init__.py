@@ -1,0 +1,1 @@
+"""Graph to graph: the pass contract, rewriting, and the passes; `pipeline` lists them in order."""

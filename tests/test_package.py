@@ -34,7 +34,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert all(n.startswith("tensorwright/") and (n.endswith(".py") or n.endswith("py.typed")) for n in names), names
     folders = {n.split("/")[1] for n in names if n.count("/") > 1}
     assert folders == {"ir", "frontend", "passes", "codegen", "runtime", "benchmarks"}
-    assert {"tensorwright/py.typed", "tensorwright/cli.py", "tensorwright/compile.py", "tensorwright/ir/ops/unary.py"} <= set(names)
+    assert {"tensorwright/py.typed", "tensorwright/cli.py", "tensorwright/driver.py", "tensorwright/ir/ops/unary.py"} <= set(names)
 
 
 def test_import_does_not_load_the_heavy_modules() -> None:

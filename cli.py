@@ -1,0 +1,235 @@
+"""The command line, `tensorwright`: parses, calls the command, and turns errors into one clear message and an exit code.
+
+Exit codes: 0 done; 1 an error of ours or of a file; 2 a command line that makes no sense; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .ir.errors import TensorwrightError
+from .settings import config
+
+Command = Callable[[argparse.Namespace], Any]
+
+_MODEL_HELP = """\
+MODEL is one of
+  FILE.py:NAME   a Module, a function of Tensors, or a function without arguments that returns one of these;
+                 give the arguments' types with --spec, or let FILE.py define `specs`
+  FILE.tw        a saved model
+  FILE           the text of a graph (as `inspect --stage graph` prints it)"""
+
+_SPEC_HELP = "type of one argument: 1,784 or N,3,224,224 (N: any size) or 8,16:i64; once per argument, in order"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    changes = {k: v for k in ("threads", "cache", "checked") if (v := getattr(args, k, None)) is not None}
+    try:
+        with config(**changes):
+            result = args.run(args)
+        destination = getattr(args, "json", None)
+        if destination is not None:
+            _write_json(destination, result)
+        return 0
+    except TensorwrightError as error:
+        _complain(f"{type(error).__name__}: {error}", getattr(error, "__notes__", ()))
+    except BrokenPipeError:
+        # the reader of our output has gone (a pager, head): not an error, and nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _complain(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    return 1
+
+
+def _complain(message: str, notes: Sequence[str] = ()) -> None:
+    print(f"tensorwright: {message}", file=sys.stderr)
+    for note in notes:
+        print(f"  {note}", file=sys.stderr)
+
+
+def _write_json(destination: str, result: Any) -> None:
+    text = json.dumps(result, indent=1, default=str) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+    else:
+        Path(destination).write_text(text, encoding="utf-8")
+
+
+def _lazily(place: str) -> Command:
+    """A command 'module:function' of another file, imported when it runs: `--help` stays instant."""
+    module, name = place.split(":")
+
+    def run(args: argparse.Namespace) -> Any:
+        from importlib import import_module
+
+        command: Command = getattr(import_module(f".{module}", __package__), name)
+        return command(args)
+
+    return run
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="tensorwright",
+        description="A deep-learning compiler: a Python model becomes one native program. Start with `tensorwright demo`.",
+    )
+    parser.add_argument("--version", action="version", version=f"tensorwright {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, help: str, place: str, *, description: str = "", figures: bool = True, into: Any = commands) -> Any:
+        sub = into.add_parser(
+            name, help=help, description=description or help, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.set_defaults(run=_lazily(place))
+        if figures:
+            sub.add_argument("--json", metavar="FILE", help="also write the figures as JSON ('-': to standard output)")
+        return sub
+
+    def compiling(sub: Any, model: bool = True) -> None:
+        if model:
+            sub.add_argument("model", metavar="MODEL", help="FILE.py:NAME, FILE.tw, or a file with a graph's text")
+            sub.add_argument("--spec", action="append", metavar="SHAPE", default=[], help=_SPEC_HELP)
+            sub.add_argument("--size", action="append", metavar="N=8", default=[], help="size of a symbolic dimension")
+            sub.add_argument("--weights", metavar="FILE", help="weights by input name: .safetensors or .npz (else random ones)")
+        sub.add_argument("--target", metavar="ROW", help="host (default), x86-64-v2, x86-64-v3, x86-64-v4 or aarch64-neon")
+        sub.add_argument("--threads", type=_count, metavar="N", help="most threads to use (default: all this process may use)")
+        sub.add_argument("--no-cache", dest="cache", action="store_const", const="off", help="compile anew, store nothing")
+        sub.add_argument("--checked", action="store_true", default=None, help="check every load and store (slow)")
+
+    demo = add("demo", "train a small CNN on real handwritten digits, compiled, and show every stage", "demo:command")
+    demo.add_argument("--seeds", type=_count, default=5, metavar="N", help="how many trainings, with seeds 0 to N-1 (default 5)")
+    demo.add_argument("--epochs", type=_count, default=15, metavar="N", help="passes over the training data (default 15)")
+    demo.add_argument("--dump", metavar="DIR", default="tensorwright-demo", help="folder for the numbered text of every stage")
+    compiling(demo, model=False)
+
+    compile_ = add(
+        "compile",
+        "compile a model; say what was done, or save it as a .tw file",
+        "cli_model:compile_command",
+        description="Compiles a model and prints passes, kernels, memory and time.\n\n" + _MODEL_HELP,
+    )
+    compiling(compile_)
+    compile_.add_argument("-o", "--output", metavar="FILE.tw", help="save the model: graph and weights, to be loaded anywhere")
+    compile_.add_argument("--validate", action="store_true", help="check every pass against the interpreter (slow)")
+    compile_.add_argument("--dump", metavar="DIR", help="folder for the numbered text of every stage")
+
+    run = add(
+        "run",
+        "run a model on arrays (random ones if none are given), profile or check it",
+        "cli_model:run_command",
+        description="Compiles a model and runs it.\n\n" + _MODEL_HELP,
+    )
+    compiling(run)
+    run.add_argument("--input", action="append", metavar="FILE.npy", default=[], help="an argument; once per argument, in order")
+    run.add_argument("--output", metavar="FILE.npz", help="write the outputs here")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs and weights (default 0)")
+    run.add_argument("--repeat", type=_count, default=20, metavar="N", help="timed runs (default 20)")
+    run.add_argument("--profile", action="store_true", help="time of each kernel, against the measured peak")
+    run.add_argument("--check", action="store_true", help="compare with the numpy interpreter in f64; fail above 1e-4 relative")
+
+    inspect = add(
+        "inspect",
+        "print the text of any stage: graph, a pass, loops, llvm, asm",
+        "cli_model:inspect_command",
+        figures=False,
+        description="Prints a model as it stands after a stage.\n\n" + _MODEL_HELP,
+    )
+    compiling(inspect)
+    inspect.add_argument(
+        "--stage", metavar="STAGE", help="graph, a pass by name, loops, llvm or asm; without it, the list of stages"
+    )
+
+    opt = add(
+        "opt",
+        "graph text in, named passes, graph text out",
+        "cli_passes:opt_command",
+        figures=False,
+        description="Runs passes over the text of a graph and prints the result.\n\n"
+        "Example: tensorwright opt net.txt --passes decompose,simplify,fuse --validate",
+    )
+    opt.add_argument("graph", metavar="FILE", nargs="?", help="the text of a graph; '-' is standard input")
+    opt.add_argument(
+        "--passes", metavar="A,B,...", help="passes by name, in order; or the name of a pipeline: inference, training"
+    )
+    opt.add_argument("--list", action="store_true", help="list the passes with what they do, and the pipelines")
+    opt.add_argument("-o", "--output", metavar="FILE", help="write here instead of to standard output")
+    opt.add_argument("--target", metavar="ROW", help="target row that passes may ask (default: this machine)")
+    opt.add_argument("--validate", action="store_true", help="check each pass against the interpreter")
+    opt.add_argument("--fuel", type=_natural, metavar="N", help="apply only the first N rewrites")
+
+    reduce = add(
+        "reduce",
+        "shrink a graph on which passes go wrong to a small one that still does",
+        "cli_passes:reduce_command",
+        figures=False,
+        description="Finds a small graph on which the passes still fail: validation, verification or an "
+        "exception. Prints it, and the command that replays it.",
+    )
+    reduce.add_argument("graph", metavar="FILE", help="the text of a graph; '-' is standard input")
+    reduce.add_argument("--passes", metavar="A,B,...", default="inference", help="passes by name, in order, or a pipeline")
+    reduce.add_argument("-o", "--output", metavar="FILE", help="write the small graph here")
+    reduce.add_argument("--target", metavar="ROW", help="target row that passes may ask (default: this machine)")
+
+    bench = commands.add_parser("bench", help="measure kernels, or whole models against numpy, torch and ONNX Runtime")
+    kinds = bench.add_subparsers(title="what to measure", metavar="WHAT", required=True)
+    kernels = add(
+        "kernels",
+        "contractions one by one, as fractions of the measured peak",
+        "cli_bench:kernels_command",
+        into=kinds,
+    )
+    kernels.add_argument("--target", metavar="ROW", help="target row to generate for (default: this machine)")
+    kernels.add_argument("--threads", type=_count, metavar="N", help="most threads to use")
+    kernels.add_argument("--quick", action="store_true", help="fewer repetitions")
+    inference = add(
+        "inference",
+        "whole models against numpy and whichever of torch and ONNX Runtime are installed",
+        "cli_bench:inference_command",
+        into=kinds,
+    )
+    inference.add_argument(
+        "--models", metavar="A,B", help="mlp, lenet, cifar, resnet50, or one batch size: mlp_b1 (default: all)"
+    )
+    inference.add_argument("--peers", metavar="A,B", help="numpy, torch, torch_compile, onnxruntime (default: what is installed)")
+    inference.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
+    inference.add_argument("--quick", action="store_true", help="fewer repetitions")
+
+    doctor = add(
+        "doctor",
+        "what this machine has: ISA, caches, threads, OpenMP, versions, flags, measured peaks",
+        "cli_doctor:command",
+    )
+    doctor.add_argument("--no-peaks", action="store_true", help="do not measure peaks (saves a second)")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, not {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The normal form of a contraction: loops with a stride in each *stream*, whatever the axes were called.
+
+A stream is an affine function of the axes: the offset into A, B and C, into each operand the epilogue reads, and, where
+the epilogue uses a position itself, the index of that dimension of C. Axes of extent 1 go into the base offsets; two
+loops of one kind merge where the outer stride is the inner stride times the inner extent in every stream (the pixels of
+a 1x1 convolution become one loop, and so do columns and channels of an NHWC window).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ...ir.contraction import Affine, Contraction
+from ...ir.dims import as_int
+from ...ir.dtypes import DType
+from ...ir.errors import CompileError
+from ...ir.expr import Expr, cast, const, load, postorder, substitute, var
+from ..simplify_index import Simplifier
+from .types import Epilogue, Operand
+
+A: Final = 0
+B: Final = 1
+C: Final = 2
+ACC: Final = "acc"
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """An axis after merging: its extent and its stride in every stream."""
+
+    extent: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A load of the epilogue. `stream` is its offset's stream, or -1: then `expr` holds the flat offset over dim vars."""
+
+    operand: int
+    dtype: DType
+    stream: int
+    marker: Expr  # what stands for it in Nest.value
+    flat: Expr | None = None
+    mask: Expr | None = None
+
+
+@dataclass(frozen=True)
+class Nest:
+    """free loops (of C) and reduction loops; per stream its base offset and the extent it spans.
+
+    `value` is the epilogue as an expression of var ACC, of the markers of `reads`, and of the variables of `dims`
+    (name, stream). `panel` > 0: B is packed, its stride in the n loop counts columns, and `panel_k` is the product K.
+    """
+
+    free: tuple[Loop, ...]
+    reduce: tuple[Loop, ...]
+    base: tuple[int, ...]
+    spans: tuple[int, ...]
+    value: Expr
+    reads: tuple[Read, ...]
+    dims: tuple[tuple[Expr, int], ...]
+    read_spans: tuple[int, ...]  # elements of each epilogue operand
+    panel: int
+    panel_k: int
+    dtype: DType  # of A: the sum's, as the epilogue sees it
+    out: DType
+
+    @property
+    def steps(self) -> int:
+        """Multiply-adds for each element of C."""
+        total = 1
+        for loop in self.reduce:
+            total *= loop.extent
+        return total
+
+    @property
+    def cells(self) -> int:
+        """Elements of C."""
+        total = 1
+        for loop in self.free:
+            total *= loop.extent
+        return total
+
+
+def merge(loops: Sequence[Loop], streams: Sequence[int] | None = None) -> tuple[Loop, ...]:
+    """Loops merged where they nest in the given streams (all by default); order of the result: outer first."""
+    items = [x for x in loops if x.extent != 1]
+    changed = True
+    while changed:
+        changed = False
+        for i, outer in enumerate(items):
+            for j, inner in enumerate(items):
+                over = range(len(inner.strides)) if streams is None else streams
+                if i != j and all(outer.strides[s] == inner.strides[s] * inner.extent for s in over):
+                    items[j] = Loop(outer.extent * inner.extent, inner.strides)
+                    del items[i]
+                    changed = True
+                    break
+            if changed:
+                break
+    return tuple(items)
+
+
+def _offset(maps: Sequence[Affine], strides: Sequence[int]) -> tuple[dict[str, int], int]:
+    """Coefficient of each axis, and the constant, of a flat offset."""
+    terms: dict[str, int] = {}
+    constant = 0
+    for index, stride in zip(maps, strides, strict=True):
+        constant += index.constant * stride
+        for name, c in index.terms:
+            terms[name] = terms.get(name, 0) + c * stride
+    return terms, constant
+
+
+class _Streams:
+    """Collects affine functions of the axes."""
+
+    def __init__(self, extents: dict[str, int]) -> None:
+        self.extents = extents
+        self.terms: list[dict[str, int]] = []
+        self.base: list[int] = []
+
+    def add(self, terms: dict[str, int], constant: int) -> int:
+        self.terms.append(terms)
+        self.base.append(constant)
+        return len(self.base) - 1
+
+    def span(self, stream: int) -> int:
+        """One more than the largest value; raises CompileError if it gets below zero."""
+        terms, low = self.terms[stream], self.base[stream]
+        high = low
+        for name, c in terms.items():
+            reach = c * (self.extents[name] - 1)
+            low, high = low + min(0, reach), high + max(0, reach)
+        if low < 0:
+            raise CompileError(f"contraction reads {-low} elements before the start of an operand: check the index maps")
+        return high + 1
+
+
+def _epilogue(
+    spec: Contraction, epilogue: Epilogue | None, streams: _Streams, dtype: DType, out: DType
+) -> tuple[Expr, tuple[Read, ...], tuple[tuple[Expr, int], ...], dict[int, int]]:
+    """Evaluates the epilogue once, with variables for the index, and sorts its loads into streams and general ones."""
+    acc = var(ACC, dtype)
+    index = tuple(var(f"c{d}") for d in range(len(spec.c)))
+    if epilogue is None:
+        return cast(acc, out), (), (), {}
+    operands = epilogue.operands
+
+    def load_operand(k: int, at: Sequence[object], mask: Expr | None = None) -> Expr:
+        return load(k, at, operands[k].dtype, mask)  # type: ignore[arg-type]
+
+    value = cast(epilogue.value(acc, index, load_operand), out)
+    axis_vars = {var(f"axis.{name}"): name for name in streams.extents}
+    to_axes = {name: v for v, name in axis_vars.items()}
+    as_axes: dict[Expr, Expr] = {}
+    ranges: dict[Expr, tuple[int, int]] = {}
+    for d, m in enumerate(spec.c):
+        total: Expr = const(m.constant)
+        low = high = m.constant
+        for name, c in m.terms:
+            total = total + to_axes[name] * c
+            reach = c * (streams.extents[name] - 1)
+            low, high = low + min(0, reach), high + max(0, reach)
+        as_axes[index[d]] = total
+        ranges[index[d]] = (low, high)
+    axis_ranges = {v: (0, streams.extents[n] - 1) for v, n in axis_vars.items()}
+    by_axis, by_dim = Simplifier(axis_ranges), Simplifier(ranges)
+    reads: list[Read] = []
+    spans: dict[int, int] = {}
+    markers: dict[Expr, Expr] = {}
+    for e in postorder([value]):
+        if e.op != "load":
+            continue
+        k, ndim = e.attr
+        at, mask = e.args[:ndim], e.args[ndim] if len(e.args) > ndim else None
+        if len(at) != len(operands[k].strides):
+            raise CompileError(f"epilogue reads operand {k} with {len(at)} indices; it has {len(operands[k].strides)} dimensions")
+        flat: Expr = const(0)
+        for x, s in zip(at, operands[k].strides, strict=True):
+            flat = flat + x * s
+        if any(x.op == "load" for x in postorder([flat])):
+            raise CompileError("an epilogue of a contraction cannot index an operand by another (gather): fuse it elsewhere")
+        linear = by_axis.linear(substitute(flat, as_axes))
+        marker = var(f"read{len(reads)}", e.dtype)
+        if mask is None and all(a in axis_vars for a, _ in linear.terms):
+            stream = streams.add({axis_vars[a]: c for a, c in linear.terms}, linear.constant)
+            reads.append(Read(k, e.dtype, stream, marker))
+            spans[k] = max(spans.get(k, 0), streams.span(stream))
+        else:
+            simple = by_dim.simplify(flat)
+            _, high = by_dim.bounds(by_dim.linear(simple))
+            reads.append(Read(k, e.dtype, -1, marker, simple, None if mask is None else by_dim.simplify(mask)))
+            spans[k] = max(spans.get(k, 0), high + 1)
+        markers[e] = marker
+    value = substitute(value, markers)
+    used: dict[Expr, None] = {}
+    roots = [value, *(x for r in reads for x in (r.flat, r.mask) if x is not None)]
+    used.update((e, None) for e in postorder(roots) if e in as_axes)
+    dims = []
+    for e in used:
+        d = index.index(e)
+        m = spec.c[d]
+        dims.append((e, streams.add(dict(m.terms), m.constant)))
+    return value, tuple(reads), tuple(dims), spans
+
+
+def canonical(
+    spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: Epilogue | None
+) -> Nest:
+    """The normal form of a contraction of operands that lie in memory as given.
+
+    Raises CompileError where an index map leaves an operand at its start, or where B is packed in a way that the
+    columns of C do not follow.
+    """
+    extents = {x.name: as_int(x.extent) for x in spec.axes}
+    streams = _Streams(extents)
+    panel_k = 1
+    for name, operand, maps in (("A", a, spec.a), ("C", c, spec.c)):
+        if len(operand.strides) != len(maps):
+            raise CompileError(f"operand {name} of the contraction has {len(operand.strides)} strides, its index map {len(maps)}")
+    streams.add(*_offset(spec.a, a.strides))
+    if spec.panel:
+        terms, panel_k = _packed_terms(spec, extents)
+        streams.add(terms, 0)
+    else:
+        if len(b.strides) != len(spec.b):
+            raise CompileError(f"operand B of the contraction has {len(b.strides)} strides, its index map {len(spec.b)}")
+        streams.add(*_offset(spec.b, b.strides))
+    streams.add(*_offset(spec.c, c.strides))
+    value, reads, dims, read_spans = _epilogue(spec, epilogue, streams, a.dtype, c.dtype)
+    spans = [streams.span(s) for s in range(3)]
+    if spec.panel:
+        shape = [as_int(x) for x in spec.packed_shape(spec.panel)]
+        spans[B] = 1
+        for size in shape:
+            spans[B] *= size
+
+    def loops(kinds: Callable[[str], bool]) -> tuple[Loop, ...]:
+        chosen = [x for x in spec.axes if kinds(x.kind)]
+        return tuple(Loop(extents[x.name], tuple(t.get(x.name, 0) for t in streams.terms)) for x in chosen)
+
+    free: tuple[Loop, ...] = ()
+    for kind in ("batch", "m", "n"):
+        free += loops(lambda k, kind=kind: k == kind)  # type: ignore[misc]
+    grouped: dict[tuple[bool, bool], list[Loop]] = {}
+    for x in free:
+        grouped.setdefault((x.strides[A] != 0, x.strides[B] != 0), []).append(x)
+    merged: tuple[Loop, ...] = ()
+    for key in ((True, True), (True, False), (False, True), (False, False)):
+        merged += merge(grouped.get(key, []))
+    count = 0 if epilogue is None else len(epilogue.operands)
+    return Nest(
+        free=merged,
+        reduce=merge(loops(lambda k: k == "k")),
+        base=tuple(streams.base),
+        spans=tuple(spans),
+        value=value,
+        reads=reads,
+        dims=dims,
+        read_spans=tuple(read_spans.get(k, 0) for k in range(count)),
+        panel=spec.panel,
+        panel_k=panel_k,
+        dtype=a.dtype,
+        out=c.dtype,
+    )
+
+
+def _packed_terms(spec: Contraction, extents: dict[str, int]) -> tuple[dict[str, int], int]:
+    """B in panels: offsets of batch and k axes; an n axis counts columns (the generator turns them into panels)."""
+    terms: dict[str, int] = {}
+    columns = 1
+    for x in reversed(spec.of_kind("n")):
+        terms[x.name] = columns
+        columns *= extents[x.name]
+    step = spec.panel
+    for x in reversed(spec.of_kind("k")):
+        terms[x.name] = step
+        step *= extents[x.name]
+    k_total = step // spec.panel
+    step *= (columns + spec.panel - 1) // spec.panel
+    for x in reversed(spec.of_kind("batch")):
+        terms[x.name] = step
+        step *= extents[x.name]
+    return terms, k_total

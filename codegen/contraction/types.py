@@ -1,0 +1,50 @@
+"""What goes into the contraction generator and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...ir.dtypes import DType
+from ...ir.expr import Expr
+from ...ir.lowering import Load
+from ..loop_ir import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """How an operand lies in memory: `strides` in elements per dimension, `align` in bytes of element 0."""
+
+    dtype: DType
+    strides: tuple[int, ...]
+    align: int
+
+
+EpilogueValue = Callable[[Expr, tuple[Expr, ...], Load], Expr]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is stored instead of the sum: value(sum, index of C, load) as a scalar expression.
+
+    load(k, index, mask=None) is the element of operands[k]. The sum has the dtype of A. An operand may share C's memory
+    only if it is read at C's own index, in C's own layout.
+    """
+
+    operands: tuple[Operand, ...]
+    value: EpilogueValue
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Kernels, callees first; `root` is the one a program calls, with buffers A, B, C, epilogue operands, workspace.
+
+    The workspace (aligned to 64 bytes) is there only if `workspace` > 0 bytes are needed. Two kernels of one name, from
+    whichever schedule, are equal, the root aside. `parallel` says whether the root forks threads.
+    """
+
+    kernels: tuple[Kernel, ...]
+    root: str
+    workspace: int
+    note: str
+    parallel: bool = False

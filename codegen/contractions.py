@@ -1,0 +1,95 @@
+"""Contraction groups: one multiply-and-sum, with the maps that follow it as the generator's epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.build import full
+from ..ir.dims import as_int
+from ..ir.errors import CompileError
+from ..ir.expr import Expr, ExprLike, cast
+from ..ir.graph import Graph, Node
+from ..ir.lowering import Contract, Load, View
+from ..ir.target import Target
+from .contraction import schedule
+from .contraction.types import Epilogue, Operand
+from .groups import Body, Lowered, body_name, row_major, static_shape
+from .maps import lower_map
+
+
+def _find(body: Body, graph: Graph) -> tuple[Node, Contract]:
+    found = [(n, form) for n in graph.nodes() if n.inputs and n not in body.operand and isinstance(form := body.lowering(n), Contract)]
+    if len(found) != 1 or len(graph.outputs) != 1:
+        raise CompileError(f"a contraction region holds one contraction and one output; this one has {len(found)}: {body_name(graph)}")
+    return found[0]
+
+
+def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int) -> Lowered:
+    """The kernels of a contraction and its epilogue. Raises CompileError for a region that is not of that form."""
+    body = Body(graph, aligns)
+    node, form = _find(body, graph)
+    if as_int(form.spec.size("k")) == 0:  # nothing to add up: the epilogue of zeros, which is a map
+        zeros = full(0.0, node.tensor)
+        return lower_map(graph.map_nodes(lambda n, i: zeros if n is node else n.replace(i)), target, name, aligns)
+    a, b = node.inputs
+    for operand in (a, b):
+        if operand not in body.operand:
+            raise CompileError(f"{node.op.name} {node.type}: its operands must come from outside the region, not from {operand.op.name}")
+    result = graph.outputs[0]
+    while result is not node and isinstance(body.lowering(result), View):
+        result = result.inputs[0]
+    if static_shape(result) != static_shape(node):
+        raise CompileError(f"{node.op.name} {node.type}: the region's result {result.type} has another shape")
+    extra = [n for n in graph.inputs if n is not a and n is not b]
+    # An operand of the contraction that the epilogue reads again is passed a second time.
+    extra += [n for n in dict.fromkeys((a, b)) if _read_by_epilogue(node, result, n)]
+
+    def operand(n: Node) -> Operand:
+        k = body.operand[n]
+        return Operand(n.dtype, row_major(static_shape(n)), aligns[k] if aligns else n.dtype.itemsize)
+
+    out_align = aligns[len(graph.inputs)] if aligns else result.dtype.itemsize
+    c = Operand(result.dtype, row_major(static_shape(node)), out_align)
+    epilogue = None if result is node else _epilogue(body, node, result, extra, [operand(n) for n in extra])
+    scheduled = schedule(form.spec, operand(a), operand(b), c, epilogue, target, threads=threads, name=name)
+    root = next(k for k in scheduled.kernels if k.name == scheduled.root)
+    kernels = (*(k for k in scheduled.kernels if k is not root), root)
+    arguments = [("operand", body.operand[a]), ("operand", body.operand[b]), ("output", 0)]
+    if epilogue is not None:
+        arguments += [("operand", body.operand[n]) for n in extra]
+    if scheduled.workspace:
+        arguments.append(("workspace", 0))
+    return Lowered(kernels, tuple(arguments), (), scheduled.workspace, frozenset(), scheduled.parallel, scheduled.note)
+
+
+def _read_by_epilogue(node: Node, result: Node, operand: Node) -> bool:
+    stack, seen = [result], set[Node]()
+    while stack:
+        n = stack.pop()
+        if n is operand:
+            return True
+        if n is not node and n not in seen:
+            seen.add(n)
+            stack += n.inputs
+    return False
+
+
+def _epilogue(body: Body, node: Node, result: Node, extra: Sequence[Node], operands: Sequence[Operand]) -> Epilogue:
+    number = {n: k for k, n in enumerate(extra)}
+
+    def value(acc: Expr, index: tuple[Expr, ...], load: Load) -> Expr:
+        def bound(n: Node, at: tuple[Expr, ...]) -> Expr | None:
+            if n is node:
+                if at != index:
+                    raise CompileError(f"{node.op.name} {node.type}: its epilogue reads the result at another index than it writes")
+                return cast(acc, node.dtype)
+            return load(number[n], list[ExprLike](at)) if n in number else None
+
+        body.forget()
+        body.bound = bound
+        found = body.value(result, index)
+        if body.constants:
+            raise CompileError(f"{node.op.name} {node.type}: its epilogue reads a constant array; pass it as an operand")
+        return found
+
+    return Epilogue(tuple(operands), value)

@@ -1,0 +1,324 @@
+"""Operations on values: how each operation of `ir.expr` is written in LLVM, with the semantics stated there.
+
+No fast-math flag is ever set and a multiply-add is fused only where the expression says `fma`.
+"""
+
+from __future__ import annotations
+
+from ...ir.dtypes import DType, bool_, f16, f32, f64
+from ...ir.errors import CompileError
+from .builder import FunctionText
+from .types import NARROW, element, literal, suffix, vector
+
+_FLOAT = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+_INTEGER = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor"}
+_ROUNDING = {"floor": "floor", "ceil": "ceil", "round": "roundeven", "trunc": "trunc"}
+
+
+class Arithmetic(FunctionText):
+    """Scalar and vector operations. `d` is the operands' dtype, `n` their lanes."""
+
+    def splat(self, x: str, kind: str, n: int) -> str:
+        if n == 1:
+            return x
+        v = vector(kind, n)
+        first = self.t(f"insertelement {v} poison, {kind} {x}, i64 0")
+        return self.t(f"shufflevector {v} {first}, {v} poison, <{n} x i32> zeroinitializer")
+
+    def compare(self, predicate: str, kind: str, n: int, a: str, b: str) -> str:
+        return self.t(f"{predicate} {vector(kind, n)} {a}, {b}")
+
+    def choose(self, condition: str, kind: str, n: int, a: str, b: str) -> str:
+        v = vector(kind, n)
+        return self.t(f"select {vector('i1', n)} {condition}, {v} {a}, {v} {b}")
+
+    def _constant(self, value: int | float, kind: str, n: int) -> str:
+        text = str(value)
+        return text if n == 1 else f"splat ({kind} {text})"
+
+    # -- narrow floats ------------------------------------------------------------------------------------------------
+
+    def _f16_bits(self, x: str, n: int) -> str:
+        """float -> i16 bits of the nearest half, ties to even (for targets without an instruction)."""
+        i, fl, c = vector("i32", n), vector("float", n), lambda k: self._constant(k, "i32", n)
+        u = self.t(f"bitcast {fl} {x} to {i}")
+        sign = self.t(f"and {i} {u}, {c(-0x80000000)}")
+        u = self.t(f"xor {i} {u}, {sign}")
+        nan = self.compare("icmp ugt", "i32", n, u, c(0x7F800000))
+        big = self.choose(nan, "i32", n, c(0x7E00), c(0x7C00))
+        # Adding 0.5 to a number under 2^-14 leaves the denormal half's bits, rounded, at the bottom of the mantissa.
+        f = self.t(f"fadd {fl} {self.t(f'bitcast {i} {u} to {fl}')}, {literal(0.5, f32, n)}")
+        small = self.t(f"sub {i} {self.t(f'bitcast {fl} {f} to {i}')}, {c(0x3F000000)}")
+        odd = self.t(f"and {i} {self.t(f'lshr {i} {u}, {c(13)}')}, {c(1)}")
+        normal = self.t(f"add {i} {self.t(f'add {i} {u}, {c(((15 - 127) << 23) + 0xFFF)}')}, {odd}")
+        normal = self.t(f"lshr {i} {normal}, {c(13)}")
+        bits = self.choose(self.compare("icmp ult", "i32", n, u, c(0x38800000)), "i32", n, small, normal)
+        bits = self.choose(self.compare("icmp uge", "i32", n, u, c(0x47800000)), "i32", n, big, bits)
+        bits = self.t(f"or {i} {bits}, {self.t(f'lshr {i} {sign}, {c(16)}')}")
+        return self.t(f"trunc {i} {bits} to {vector('i16', n)}")
+
+    def _f16_value(self, x: str, n: int) -> str:
+        """i16 bits of a half -> float, exactly."""
+        i, c, fl = vector("i32", n), lambda k: self._constant(k, "i32", n), vector("float", n)
+        h = self.t(f"zext {vector('i16', n)} {x} to {i}")
+        o = self.t(f"shl {i} {self.t(f'and {i} {h}, {c(0x7FFF)}')}, {c(13)}")
+        exponent = self.t(f"and {i} {o}, {c(0x0F800000)}")
+        o = self.t(f"add {i} {o}, {c((127 - 15) << 23)}")
+        special = self.t(f"add {i} {o}, {c((128 - 16) << 23)}")
+        raised = self.t(f"bitcast {i} {self.t(f'add {i} {o}, {c(1 << 23)}')} to {fl}")
+        denormal = self.t(f"bitcast {fl} {self.t(f'fsub {fl} {raised}, {literal(2.0**-14, f32, n)}')} to {i}")
+        o = self.choose(self.compare("icmp eq", "i32", n, exponent, c(0x0F800000)), "i32", n, special, o)
+        o = self.choose(self.compare("icmp eq", "i32", n, exponent, c(0)), "i32", n, denormal, o)
+        sign = self.t(f"shl {i} {self.t(f'and {i} {h}, {c(0x8000)}')}, {c(16)}")
+        return self.t(f"bitcast {i} {self.t(f'or {i} {o}, {sign}')} to {fl}")
+
+    def to_bits(self, d: DType, x: str, n: int) -> str:
+        """The i16 bits of a float, rounded to f16 or bf16; a NaN stays a NaN."""
+        fl, i, h, short = vector("float", n), vector("i32", n), vector("half", n), vector("i16", n)
+        if d is f16:
+            if self.module.target.fma:  # every row with FMA converts halves in hardware (F16C, NEON)
+                return self.t(f"bitcast {h} {self.t(f'fptrunc {fl} {x} to {h}')} to {short}")
+            return self._f16_bits(x, n)
+        c = lambda k: self._constant(k, "i32", n)  # noqa: E731
+        u = self.t(f"bitcast {fl} {x} to {i}")
+        odd = self.t(f"and {i} {self.t(f'lshr {i} {u}, {c(16)}')}, {c(1)}")
+        rounded = self.t(f"add {i} {self.t(f'add {i} {u}, {c(0x7FFF)}')}, {odd}")
+        quiet = self.t(f"or {i} {u}, {c(0x400000)}")
+        nan = self.compare("fcmp uno", "float", n, x, x)
+        bits = self.choose(nan, "i32", n, quiet, rounded)
+        return self.t(f"trunc {i} {self.t(f'lshr {i} {bits}, {c(16)}')} to {short}")
+
+    def from_bits(self, d: DType, x: str, n: int) -> str:
+        """The float that i16 bits of f16 or bf16 stand for."""
+        fl, i, h, short = vector("float", n), vector("i32", n), vector("half", n), vector("i16", n)
+        if d is f16:
+            if self.module.target.fma:
+                return self.t(f"fpext {h} {self.t(f'bitcast {short} {x} to {h}')} to {fl}")
+            return self._f16_value(x, n)
+        wide = self.t(f"shl {i} {self.t(f'zext {short} {x} to {i}')}, {self._constant(16, 'i32', n)}")
+        return self.t(f"bitcast {i} {wide} to {fl}")
+
+    def rounded(self, d: DType, x: str, n: int) -> str:
+        """A float register value rounded to what dtype d can hold."""
+        return self.from_bits(d, self.to_bits(d, x, n), n) if d in NARROW else x
+
+    def _odd(self, kind: str, n: int, value: str, up: str, inexact: str) -> str:
+        """Rounding to odd: where inexact and the last bit is 0, the neighbour further from zero if `up`, else nearer."""
+        i = "i64" if kind == "double" else "i32"
+        iv = vector(i, n)
+        bits = self.t(f"bitcast {vector(kind, n)} {value} to {iv}")
+        even = self.compare("icmp eq", i, n, self.t(f"and {iv} {bits}, {self._constant(1, i, n)}"), self._constant(0, i, n))
+        move = self.choose(up, i, n, self._constant(1, i, n), self._constant(-1, i, n))
+        both = self.t(f"and {vector('i1', n)} {even}, {inexact}")
+        moved = self.t(f"add {iv} {bits}, {self.choose(both, i, n, move, self._constant(0, i, n))}")
+        return self.t(f"bitcast {iv} {moved} to {vector(kind, n)}")
+
+    def _same_sign(self, kind: str, n: int, a: str, b: str) -> str:
+        i = "i64" if kind == "double" else "i32"
+        iv, v = vector(i, n), vector(kind, n)
+        x = self.t(f"xor {iv} {self.t(f'bitcast {v} {a} to {iv}')}, {self.t(f'bitcast {v} {b} to {iv}')}")
+        return self.compare("icmp sge", i, n, x, self._constant(0, i, n))
+
+    def narrow_odd(self, x: str, n: int) -> str:
+        """double -> float rounded to odd, so that a second rounding to f16 or bf16 is as good as one."""
+        f = self.t(f"fptrunc {vector('double', n)} {x} to {vector('float', n)}")
+        back = self.t(f"fpext {vector('float', n)} {f} to {vector('double', n)}")
+        error = self.t(f"fsub {vector('double', n)} {x}, {back}")
+        inexact = self.compare("fcmp one", "double", n, error, literal(0.0, f64, n))
+        return self._odd("float", n, f, self._same_sign("double", n, error, x), inexact)
+
+    # -- fused multiply-add -------------------------------------------------------------------------------------------
+
+    def fma(self, d: DType, n: int, a: str, b: str, c: str) -> str:
+        """a * b + c rounded once (f16 and bf16: once in f32, then to the dtype)."""
+        kind = element(d)
+        v = vector(kind, n)
+        if self.module.target.fma:
+            return self.rounded(d, self.call(f"llvm.fma.{suffix(kind, n)}", v, [(v, a), (v, b), (v, c)]), n)
+        if d is f64:
+            raise CompileError(
+                f"an f64 fused multiply-add cannot be emulated on {self.module.target.name}; compile for a row with FMA "
+                "(x86-64-v3 or newer), or in f32"
+            )
+        # The product of two floats is exact in double. Rounding the sum to odd (53 bits, 29 more than float has) makes the
+        # rounding to float the only one that counts (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums").
+        w = vector("double", n)
+        x, y, z = (self.t(f"fpext {v} {q} to {w}") for q in (a, b, c))
+        p = self.t(f"fmul {w} {x}, {y}")
+        s = self.t(f"fadd {w} {p}, {z}")
+        t = self.t(f"fsub {w} {s}, {p}")
+        low = self.t(f"fsub {w} {p}, {self.t(f'fsub {w} {s}, {t}')}")
+        e = self.t(f"fadd {w} {low}, {self.t(f'fsub {w} {z}, {t}')}")
+        inexact = self.compare("fcmp one", "double", n, e, literal(0.0, f64, n))
+        s = self._odd("double", n, s, self._same_sign("double", n, e, s), inexact)
+        return self.rounded(d, self.t(f"fptrunc {w} {s} to {v}"), n)
+
+    # -- the operations -----------------------------------------------------------------------------------------------
+
+    def binary(self, op: str, d: DType, n: int, a: str, b: str, first_const: bool = False, second_const: int | None = None) -> str:
+        """`second_const` is b's value where it is an integer literal; `first_const` says that a is a literal."""
+        kind = element(d)
+        v = vector(kind, n)
+        if d.is_float:
+            if op in _FLOAT:
+                return self.rounded(d, self.t(f"{_FLOAT[op]} {v} {a}, {b}"), n)
+            if op in ("max", "min"):
+                # x86's maxps is a > b ? a : b, which gives b where either is NaN: right unless a alone is NaN.
+                better = self.compare("fcmp ogt" if op == "max" else "fcmp olt", kind, n, a, b)
+                best = self.choose(better, kind, n, a, b)
+                return best if first_const else self.choose(self.compare("fcmp uno", kind, n, a, a), kind, n, a, best)
+        elif op in _INTEGER:
+            return self.t(f"{_INTEGER[op]} {v} {a}, {b}")
+        elif op in ("max", "min"):
+            if d is bool_:
+                return self.t(f"{'or' if op == 'max' else 'and'} {v} {a}, {b}")
+            name = f"llvm.{'s' if d.kind == 'int' else 'u'}{op}.{suffix(kind, n)}"
+            return self.call(name, v, [(v, a), (v, b)])
+        elif op in ("shl", "shr") and d is not bool_:
+            word = "shl" if op == "shl" else "ashr" if d.kind == "int" else "lshr"
+            if second_const is not None:
+                return self.t(f"{word} {v} {a}, {b}") if 0 <= second_const < d.bits else literal(0, d, n)
+            inside = self.compare("icmp ult", kind, n, b, literal(d.bits, d, n))
+            return self.choose(inside, kind, n, self.t(f"{word} {v} {a}, {b}"), literal(0, d, n))
+        elif op in ("floordiv", "mod") and d is not bool_:
+            return self._divide(op, d, n, a, b, second_const)
+        raise CompileError(f"{op} is not defined on {d} values")
+
+    def _divide(self, op: str, d: DType, n: int, a: str, b: str, known: int | None) -> str:
+        kind = element(d)
+        v, zero, one = vector(kind, n), literal(0, d, n), literal(1, d, n)
+        if known == 0:
+            return zero
+        if d.kind == "uint":
+            if known is not None:
+                return self.t(f"{'udiv' if op == 'floordiv' else 'urem'} {v} {a}, {b}")
+            empty = self.compare("icmp eq", kind, n, b, zero)
+            safe = self.choose(empty, kind, n, one, b)
+            return self.choose(empty, kind, n, zero, self.t(f"{'udiv' if op == 'floordiv' else 'urem'} {v} {a}, {safe}"))
+        if known is not None and known > 0 and known & (known - 1) == 0:
+            if op == "floordiv":
+                return self.t(f"ashr {v} {a}, {literal(known.bit_length() - 1, d, n)}")
+            return self.t(f"and {v} {a}, {literal(known - 1, d, n)}")
+        if known == -1:
+            return self.t(f"sub {v} {zero}, {a}") if op == "floordiv" else zero
+        if known is not None:
+            safe, empty, minus = b, None, None
+        else:
+            empty = self.compare("icmp eq", kind, n, b, zero)
+            minus = self.compare("icmp eq", kind, n, b, literal(-1, d, n))
+            safe = self.choose(self.t(f"or {vector('i1', n)} {empty}, {minus}"), kind, n, one, b)
+        q = self.t(f"sdiv {v} {a}, {safe}")
+        r = self.t(f"sub {v} {a}, {self.t(f'mul {v} {q}, {safe}')}")
+        unlike = self.compare("icmp slt", kind, n, self.t(f"xor {v} {r}, {safe}"), zero)
+        fix = self.t(f"and {vector('i1', n)} {unlike}, {self.compare('icmp ne', kind, n, r, zero)}")
+        if op == "floordiv":
+            result = self.t(f"sub {v} {q}, {self.choose(fix, kind, n, one, zero)}")
+            if minus is not None:
+                result = self.choose(minus, kind, n, self.t(f"sub {v} {zero}, {a}"), result)
+        else:
+            result = self.t(f"add {v} {r}, {self.choose(fix, kind, n, safe, zero)}")
+        return result if empty is None else self.choose(empty, kind, n, zero, result)
+
+    def comparison(self, op: str, d: DType, n: int, a: str, b: str) -> str:
+        kind = element(d)
+        if d.is_float:
+            word = {"lt": "fcmp olt", "le": "fcmp ole", "eq": "fcmp oeq", "ne": "fcmp une"}[op]
+        else:
+            sign = "s" if d.kind == "int" else "u"
+            word = {"lt": f"icmp {sign}lt", "le": f"icmp {sign}le", "eq": "icmp eq", "ne": "icmp ne"}[op]
+        return self.compare(word, kind, n, a, b)
+
+    def unary(self, op: str, d: DType, n: int, a: str) -> str:
+        kind = element(d)
+        v, name = vector(kind, n), suffix(kind, n)
+        if op == "not" and not d.is_float:
+            return self.t(f"xor {v} {a}, {literal(True, d, n) if d is bool_ else literal(-1, d, n)}")
+        if d.is_float:
+            if op == "neg":
+                return self.t(f"fneg {v} {a}")
+            if op == "abs":
+                return self.call(f"llvm.fabs.{name}", v, [(v, a)])
+            if op == "sqrt":
+                return self.rounded(d, self.call(f"llvm.sqrt.{name}", v, [(v, a)]), n)
+            if op in _ROUNDING:
+                return self.call(f"llvm.{_ROUNDING[op]}.{name}", v, [(v, a)])
+        elif d is not bool_:
+            if op == "neg":
+                return self.t(f"sub {v} {literal(0, d, n)}, {a}")
+            if op == "abs":
+                return a if d.kind == "uint" else self.call(f"llvm.abs.{name}", v, [(v, a), ("i1", "false")], f"{v}, i1 immarg")
+            if op in _ROUNDING:
+                return a
+        elif op == "abs":
+            return a
+        raise CompileError(f"{op} is not defined on {d} values")
+
+    def cast(self, source: DType, to: DType, n: int, a: str) -> str:
+        """`a` as another dtype; see `ir.expr` for saturation and wrapping."""
+        if source is to:
+            return a
+        here, there = element(source), element(to)
+        v, w = vector(here, n), vector(there, n)
+        if to is bool_:
+            if source.is_float:
+                return self.compare("fcmp une", here, n, a, literal(0.0, source, n))
+            return self.compare("icmp ne", here, n, a, literal(0, source, n))
+        if source.is_float and to.is_float:
+            if to in NARROW:
+                return self.rounded(to, self.narrow_odd(a, n) if source is f64 else a, n)
+            if there == here:
+                return a
+            return self.t(f"{'fpext' if to is f64 else 'fptrunc'} {v} {a} to {w}")
+        if source.is_float:
+            name = f"llvm.fpto{'s' if to.kind == 'int' else 'u'}i.sat.{suffix(there, n)}.{suffix(here, n)}"
+            return self.call(name, w, [(v, a)])
+        if to.is_float:
+            word = "sitofp" if source.kind == "int" else "uitofp"
+            # A 64-bit integer is rounded to f64 on its way to f16 or bf16; all others are rounded once.
+            if to in NARROW and source.bits > 16:
+                wide = self.t(f"{word} {v} {a} to {vector('double', n)}")
+                return self.rounded(to, self.narrow_odd(wide, n), n)
+            return self.rounded(to, self.t(f"{word} {v} {a} to {w}"), n)
+        if source is bool_:
+            return self.t(f"zext {v} {a} to {w}")
+        if to.bits == source.bits:
+            return a
+        word = "trunc" if to.bits < source.bits else "sext" if source.kind == "int" else "zext"
+        return self.t(f"{word} {v} {a} to {w}")
+
+    def bitcast(self, source: DType, to: DType, n: int, a: str) -> str:
+        bits = self.to_bits(source, a, n) if source in NARROW else a
+        here = "i16" if source in NARROW else element(source)
+        there = "i16" if to in NARROW else element(to)
+        if bool_ in (source, to):
+            raise CompileError("bitcast of bool: cast it instead")
+        if here != there:
+            bits = self.t(f"bitcast {vector(here, n)} {bits} to {vector(there, n)}")
+        return self.from_bits(to, bits, n) if to in NARROW else bits
+
+    def ramp(self, d: DType, n: int, base: str) -> str:
+        kind = element(d)
+        steps = ", ".join(f"{kind} {literal(i, d)}" for i in range(n))
+        word = "fadd" if d.is_float else "add"
+        return self.t(f"{word} {vector(kind, n)} {self.splat(base, kind, n)}, <{steps}>")
+
+    def reduce(self, op: str, d: DType, n: int, a: str) -> str:
+        """Lane i with lane i + n/2, until one is left."""
+        kind = element(d)
+        if n & (n - 1):
+            raise CompileError(f"reduce_{op} of {n} lanes: the number of lanes must be a power of two")
+        while n > 1:
+            v, half = vector(kind, n), n // 2
+            parts = []
+            for first in (0, half):
+                picks = ", ".join(f"i32 {first + i}" for i in range(half))
+                if half == 1:
+                    parts.append(self.t(f"extractelement {v} {a}, i64 {first}"))
+                else:
+                    parts.append(self.t(f"shufflevector {v} {a}, {v} poison, <{half} x i32> <{picks}>"))
+            a = self.binary(op, d, half, parts[0], parts[1])
+            n = half
+        return a
+
+    def zero(self, d: DType, n: int) -> str:
+        return literal(0.0 if d.is_float else 0, d, n)

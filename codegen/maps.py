@@ -1,0 +1,314 @@
+"""Maps: every output element is an expression of operand elements. Elementwise chains, movement, gathers, small windows.
+
+The loops run over the output. Where a comparison or clamp of one loop variable decides between cases (pads, concats,
+slices of them), the box is cut there, so that the cases cost nothing in the loops; neighbouring axes that every access
+walks in step become one axis; the vector axis is the one with the cheapest accesses.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ..ir.expr import Expr, binary, const, minimum, postorder, substitute, var
+from ..ir.graph import Graph
+from ..ir.target import Target
+from .groups import Body, Lowered, body_name, cost, flat_index, lanes_for, lowered, static_shape, unflatten
+from .loop_ir import Buffer, For, Let, Stmt, Store
+from .nests import Axis, Piece, VectorLoop, has_masks, parallel_nest, parallel_vector, store_piece, unit_axes
+from .simplify_index import Simplifier, linear_roots
+
+MAX_BOXES: Final = 32
+TILE: Final = 16
+CYCLE_NS: Final = 0.3
+BYTES_PER_NS: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of the output: its axes, and what is stored there (buffer, flat index, value), simplified for it."""
+
+    axes: tuple[Axis, ...]
+    stores: tuple[tuple[Buffer, Expr, Expr], ...]
+    simplifier: Simplifier
+
+    @property
+    def size(self) -> int:
+        return int(np.prod([a.extent for a in self.axes], dtype=np.int64))
+
+
+def ranges_of(axes: Sequence[Axis]) -> dict[Expr, tuple[int, int]]:
+    """What the variables of the axes run over."""
+    return {a.var: (a.start, a.start + a.extent - 1) for a in axes}
+
+
+def restrict(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]]) -> Box:
+    """The box of these axes: stores simplified for their ranges, axes of one element replaced by their value."""
+    kept, fixed = unit_axes(axes)
+    simplifier = Simplifier(ranges_of(kept))
+
+    def put(e: Expr) -> Expr:
+        return simplifier.simplify(substitute(e, fixed) if fixed else e)
+
+    return Box(tuple(kept), tuple((b, put(i), put(v)) for b, i, v in stores), simplifier)
+
+
+def loads_of(stores: Sequence[tuple[Buffer, Expr, Expr]]) -> list[Expr]:
+    """The distinct loads under the values."""
+    return [e for e in postorder([v for _, _, v in stores]) if e.op == "load"]
+
+
+def inside_atoms(simplifier: Simplifier, roots: Sequence[Expr]) -> set[Expr]:
+    """Variables that some index depends on other than linearly."""
+    atoms = {a for r in roots for a, _ in simplifier.linear(r).terms if a.op != "var"}
+    return {e for e in postorder(atoms) if e.op == "var"}
+
+
+def merge_axes(box: Box, apart: Callable[[Axis, Axis], bool] = lambda a, b: False) -> Box:
+    """Makes one axis of two neighbours wherever all indices walk them in step and they need not stay `apart`."""
+    if len(box.axes) < 2:
+        return box
+    roots = linear_roots([e for _, i, v in box.stores for e in (i, v)])
+    forms = [box.simplifier.linear(r) for r in roots]
+    tied = inside_atoms(box.simplifier, roots)
+    axes: list[Axis] = [box.axes[0]]
+    gone: dict[Expr, Expr] = {}
+    for b in box.axes[1:]:
+        a = axes[-1]
+        together = a.var not in tied and b.var not in tied and not apart(a, b)
+        # The first axis may itself be a merged one: its coefficient is then that of the variable that was kept.
+        if together and all(f.coefficient(a.var) == f.coefficient(b.var) * b.extent for f in forms):
+            gone[a.var] = const(a.start)
+            axes[-1] = Axis(b.var, a.extent * b.extent, b.start)
+        else:
+            axes.append(b)
+    if not gone:
+        return box
+    return restrict(axes, [(b, substitute(i, gone), substitute(v, gone)) for b, i, v in box.stores])
+
+
+def cut(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]], limit: int = MAX_BOXES) -> list[Box]:
+    """Boxes that cover the axes, cut where single-variable conditions change, as far as `limit` boxes allow."""
+    whole = restrict(axes, stores)
+    points = whole.simplifier.breakpoints([v for _, _, v in whole.stores])
+    segments: list[list[Axis]] = []
+    for axis in whole.axes:
+        ends = [axis.start, *sorted(points.get(axis.var, ())), axis.start + axis.extent]
+        segments.append([Axis(axis.var, b - a, a) for a, b in itertools.pairwise(ends)])
+    while int(np.prod([len(s) for s in segments], dtype=np.int64)) > limit:
+        k = max(range(len(segments)), key=lambda n: len(segments[n]))
+        segments[k] = [whole.axes[k]]
+    if all(len(s) == 1 for s in segments):
+        return [whole]
+    return [restrict(part, whole.stores) for part in itertools.product(*segments)]
+
+
+def stride_along(box: Box, index: Expr, v: Expr) -> int | None:
+    """The step of a flat index along v; None where it is not linear in it."""
+    form = box.simplifier.linear(index)
+    if any(a is not v and v in postorder([a]) for a, _ in form.terms):
+        return None
+    return form.coefficient(v)
+
+
+def vector_axis(box: Box, lanes: int) -> int:
+    """The position of the axis whose vectors are cheapest; the inner one on a tie."""
+    loads = loads_of(box.stores)
+    arithmetic = cost([v for _, _, v in box.stores])
+    best, choice = float("inf"), len(box.axes) - 1
+    for k in range(len(box.axes) - 1, -1, -1):
+        axis = box.axes[k]
+        vectors = -(-axis.extent // lanes) / axis.extent
+        price = 0.5 * arithmetic * vectors + 2.0 / axis.extent
+        for load in loads:
+            stride = stride_along(box, load.args[0], axis.var)
+            price += vectors if stride == 1 else 0.1 * vectors if stride == 0 else 1.0
+        for _, index, _ in box.stores:
+            price += vectors if stride_along(box, index, axis.var) == 1 else 1.3
+        if price < best * 0.98:
+            best, choice = price, k
+    return choice
+
+
+def unroll_for(target: Target, stores: Sequence[tuple[Buffer, Expr, Expr]]) -> int:
+    """How many vectors one step of the main loop handles: four of cheap code, one of code with long polynomials."""
+    work = cost([v for _, _, v in stores])
+    streams = len(loads_of(stores)) + len(stores)
+    if work <= 8 and streams * 4 <= target.registers:
+        return 4
+    return 2 if work <= 24 and streams * 2 <= target.registers else 1
+
+
+def estimate_ns(box: Box, lanes: int) -> float:
+    """About how long one thread takes over a box: the greater of memory time and arithmetic time."""
+    loads = loads_of(box.stores)
+    unit = sum(b.dtype.itemsize for b, _, _ in box.stores) + sum(e.dtype.itemsize for e in loads)
+    work = cost([v for _, _, v in box.stores]) + len(loads)
+    return box.size * max(unit / BYTES_PER_NS, work * 0.5 * CYCLE_NS / lanes)
+
+
+def in_place_pairs(body: Body, boxes: Sequence[Box]) -> tuple[frozenset[tuple[int, int]], list[int]]:
+    """(output, operand) pairs that may share memory, and an order of the stores in which that is safe.
+
+    An operand may make way for an output if it is read only at the index that is written then, and if no store that
+    comes later reads it.
+    """
+    count = len(body.outputs)
+    used: list[set[int]] = [set() for _ in range(count)]
+    other: set[tuple[int, int]] = set()
+    number = {b: i for i, b in enumerate(body.buffers)}
+    for box in boxes:
+        positions = [index for _, index, _ in box.stores]
+        for k, (_, _, value) in enumerate(box.stores):
+            for e in postorder([value]):
+                if e.op == "load" and e.attr[0] in number:
+                    i = number[e.attr[0]]
+                    used[k].add(i)
+                    other.update((o, i) for o in range(count) if positions[o] is not e.args[0])
+    order = list(range(count))
+    pairs: set[tuple[int, int]] = set()
+    after: dict[int, set[int]] = {k: set() for k in order}  # output -> outputs that must be stored before it
+    taken: set[int] = set()
+    for k in range(count):
+        for i in sorted(used[k]):
+            same = body.buffers[i].dtype.itemsize == body.outputs[k].dtype.itemsize
+            if i in taken or not same or body.buffers[i].shape != body.outputs[k].shape or (k, i) in other:
+                continue
+            before = {o for o in range(count) if o != k and i in used[o]}
+            if any(_reaches(after, o, k) for o in before):
+                continue
+            after[k] |= before
+            taken.add(i)
+            pairs.add((k, i))
+            break
+    done: list[int] = []
+    while len(done) < count:
+        done.append(next(k for k in order if k not in done and after[k] <= set(done)))
+    return frozenset(pairs), done
+
+
+def _reaches(after: dict[int, set[int]], start: int, goal: int) -> bool:
+    """Whether `goal` must already come before `start`."""
+    stack, seen = [start], set[int]()
+    while stack:
+        k = stack.pop()
+        if k == goal:
+            return True
+        if k not in seen:
+            seen.add(k)
+            stack += after[k]
+    return False
+
+
+def box_nest(box: Box, target: Target, *, nontemporal: bool = False) -> tuple[list[Stmt], bool]:
+    """The loops over a box, and whether they are parallel."""
+    dtypes = [b.dtype for b, _, _ in box.stores] + [e.dtype for e in loads_of(box.stores)]
+    lanes = lanes_for(target, dtypes)
+    if not box.axes:
+        return [Store(b, (i,), v) for b, i, v in box.stores], False
+    at = vector_axis(box, lanes)
+    axis = box.axes[at]
+    while lanes > 1 and lanes // 2 >= axis.extent:
+        lanes //= 2
+    outer = [a for k, a in enumerate(box.axes) if k != at]
+    tail = "mask" if has_masks(target, dtypes) else "overlap"
+    loop = VectorLoop(lanes, unroll_for(target, box.stores), tail)
+    nanoseconds = estimate_ns(box, lanes)
+    lets, stores = hoist(box.stores, axis.var)
+    piece = store_piece(stores, axis.var, [stride_along(box, i, axis.var) for _, i, _ in box.stores], nontemporal)
+    if not outer:
+        return parallel_vector(axis, loop, piece, nanoseconds, lets)
+    partner = _tile_partner(box, axis, outer)
+    if partner is None:
+        return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
+    piece = store_piece(box.stores, axis.var, [stride_along(box, i, axis.var) for _, i, _ in box.stores], False)
+    return _tiled(axis, partner, outer, loop, piece, nanoseconds)
+
+
+def hoist(
+    stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr
+) -> tuple[list[Stmt], tuple[tuple[Buffer, Expr, Expr], ...]]:
+    """Lets for what the values read independently of v, and the stores with the lets' variables in their place."""
+    depends: dict[Expr, bool] = {}
+    names: dict[Expr, Expr] = {}
+    for e in postorder([value for _, _, value in stores]):
+        depends[e] = e is v or any(depends[a] for a in e.args)
+    for e in depends:
+        roots = [a for a in e.args if not depends[a]] if depends[e] else []
+        for a in (*roots, *(value for _, _, value in stores if value is e and not depends[e])):
+            if a.op not in ("const", "var") and a not in names and any(x.op == "load" for x in postorder([a])):
+                names[a] = var(f"h{len(names)}", a.dtype)
+    if not names:
+        return [], tuple(stores)
+    return [Let(n, a) for a, n in names.items()], tuple((b, i, substitute(value, names)) for b, i, value in stores)
+
+
+def _tile_partner(box: Box, axis: Axis, outer: Sequence[Axis]) -> Axis | None:
+    """The axis along which an access that jumps along `axis` is contiguous: both must be walked in tiles."""
+    indices = [e.args[0] for e in loads_of(box.stores)] + [i for _, i, _ in box.stores]
+    for index in indices:
+        if (stride_along(box, index, axis.var) or 0) > 1:
+            for b in outer:
+                if stride_along(box, index, b.var) == 1 and b.extent > TILE and axis.extent > TILE:
+                    return b
+    return None
+
+
+def _tiled(
+    axis: Axis, partner: Axis, outer: Sequence[Axis], loop: VectorLoop, piece: Piece, nanoseconds: float
+) -> tuple[list[Stmt], bool]:
+    """Blocks of TILE of the partner by 4 * TILE of the vector axis, so that every cache line fetched is used up."""
+    width = 4 * TILE
+    block = var(f"{partner.var.attr}_tile")
+    first = binary("add", binary("mul", block, TILE), partner.start)
+    last: Expr = binary("add", first, TILE)
+    if partner.extent % TILE:
+        last = minimum(last, const(partner.start + partner.extent))
+    main = axis.extent // width * width
+    body: list[Stmt] = []
+    straight = VectorLoop(loop.lanes, width // loop.lanes, loop.tail)
+    if main:
+        inner = For(partner.var, first, last, tuple(straight.step(axis.var, piece)))
+        body.append(For(axis.var, const(axis.start), const(axis.start + main), (inner,), "serial", width))
+    if axis.extent > main:
+        left = Axis(axis.var, axis.extent - main, axis.start + main)
+        rest = VectorLoop(loop.lanes, loop.unroll, loop.tail if left.extent >= loop.lanes or loop.tail == "mask" else "narrow")
+        body.append(For(partner.var, first, last, tuple(rest.over(left, piece))))
+    tiles = Axis(block, (partner.extent + TILE - 1) // TILE)
+    return parallel_nest([a for a in outer if a is not partner] + [tiles], body, nanoseconds)
+
+
+def lower_map(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
+    """The kernel of a group whose nodes are all maps and views: every output element in one visit."""
+    body = Body(graph, aligns)
+    shape = static_shape(graph.outputs[0])
+    axes = [Axis(var(f"i{k}"), n) for k, n in enumerate(shape)]
+    kept, fixed = unit_axes(axes)
+    index = tuple(fixed.get(a.var, a.var) for a in axes)
+    whole = Simplifier(ranges_of(kept))
+    body.normal = whole.simplify
+    stores: list[tuple[Buffer, Expr, Expr]] = []
+    for node, buffer in zip(graph.outputs, body.outputs, strict=True):
+        its = static_shape(node)
+        at = index if its == shape else unflatten(whole.simplify(flat_index(index, shape)), its)
+        stores.append((buffer, whole.simplify(flat_index(at, its)), body.value(node, at)))
+    boxes = [merge_axes(b) for b in cut(kept, stores)]
+    pairs, order = in_place_pairs(body, boxes)
+    boxes = [Box(b.axes, tuple(b.stores[k] for k in order), b.simplifier) for b in boxes]
+    far = sum(b.span * b.dtype.itemsize for b in body.outputs) >= target.l3
+    statements: list[Stmt] = []
+    parallel = False
+    for box in boxes:
+        part, shared = box_nest(box, target, nontemporal=far)
+        statements += part
+        parallel = parallel or shared
+    dtypes = [b.dtype for b in (*body.buffers, *body.outputs)]
+    if not has_masks(target, dtypes):
+        pairs = frozenset()  # a tail that overlaps the last full vector computes elements twice
+    note = f"{len(boxes)} boxes" if len(boxes) > 1 else ""
+    doc = f"map: {body_name(graph)}"
+    return lowered(body, name, statements, doc=doc, in_place=pairs, parallel=parallel, note=note)

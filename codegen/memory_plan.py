@@ -1,0 +1,421 @@
+"""Where every value of a program lives: inputs, outputs, constants, or a byte range of one arena known before the run.
+
+`plan_memory` orders the steps, writes outputs where the caller wants them, reuses memory in place where a step allows
+it, and packs the rest by lifetime. Donated inputs (an output aliased to an input) are overwritten only after their last
+read: readers are ordered before the writer, and where that is impossible the result is kept in the arena and copied in
+at the end. `check_plan` follows a plan byte by byte and knows nothing of how it was made.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..ir.errors import CompileError
+
+ALIGN: Final = 64
+
+
+def aligned(nbytes: int) -> int:
+    """Rounded up to whole cache lines."""
+    return -(-nbytes // ALIGN) * ALIGN
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One call of a kernel, before it is placed. Values are numbers; `in_place` holds (position in writes, position in reads)."""
+
+    name: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    workspace: int = 0
+    in_place: frozenset[tuple[int, int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be planned. Values 0 .. inputs - 1 are the inputs, then the constants, then what tasks write.
+
+    `sizes` are in bytes; `outputs` are values (views are resolved to the value whose bytes they are); `aliases` are
+    (output, input) pairs of numbers.
+    """
+
+    sizes: tuple[int, ...]
+    inputs: int
+    constants: int
+    outputs: tuple[int, ...]
+    tasks: tuple[Task, ...]
+    aliases: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes `offset` to `offset + nbytes` of a slot (a number in the `buffers` array of a run)."""
+
+    slot: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A task with its places. `task` is its number, -1 for a copy. `shared` are the in-place pairs that are used."""
+
+    task: int
+    name: str
+    reads: tuple[tuple[int, Place], ...]
+    writes: tuple[tuple[int, Place], ...]
+    workspace: Place | None = None
+    shared: frozenset[tuple[int, int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order, the arena's size, and where each output's value ends up."""
+
+    steps: tuple[PlannedStep, ...]
+    arena_bytes: int
+    outputs: tuple[tuple[int, Place], ...]
+    inputs: tuple[tuple[int, Place], ...]
+    constants: tuple[tuple[int, Place], ...]
+    slots: int
+
+
+@dataclass
+class _Copy:
+    source: int
+    output: int
+    early: bool = False
+
+
+@dataclass
+class _State:
+    problem: Problem
+    writer: dict[int, int] = field(default_factory=dict)  # value -> task
+    readers: dict[int, list[int]] = field(default_factory=dict)
+    edges: dict[int, set[int]] = field(default_factory=dict)  # task -> tasks that must come later
+    direct: dict[int, int] = field(default_factory=dict)  # value -> output it is written to
+    copies: list[_Copy] = field(default_factory=list)
+
+
+def plan_memory(problem: Problem) -> Plan:
+    """Places and order. Raises CompileError if the tasks depend on each other in a circle."""
+    s = _State(problem)
+    for t, task in enumerate(problem.tasks):
+        s.edges[t] = set()
+        for v in task.writes:
+            s.writer[v] = t
+        for v in dict.fromkeys(task.reads):
+            s.readers.setdefault(v, []).append(t)
+    for v, t in s.writer.items():
+        s.edges[t].update(s.readers.get(v, ()))
+    _assign_outputs(s)
+    order = _order(s)
+    return _place(s, order)
+
+
+def _assign_outputs(s: _State) -> None:
+    """Which values are written straight to an output, and which outputs are copied to."""
+    p = s.problem
+    alias = dict(p.aliases)
+    for k, v in enumerate(p.outputs):
+        donated = alias.get(k)
+        if donated == v or p.sizes[v] == 0:
+            continue  # the input itself: it is there already
+        t = s.writer.get(v)
+        if t is not None and v not in s.direct and (donated is None or _may_overwrite(s, t, v, donated)):
+            s.direct[v] = k
+        else:
+            s.copies.append(_Copy(v, k))
+    overwritten = {i for k, i in p.aliases if p.outputs[k] != i}
+    for c in s.copies:
+        # What is copied from a donated input must be read before anything else is written there.
+        c.early = c.source in overwritten
+
+
+def _may_overwrite(s: _State, t: int, v: int, donated: int) -> bool:
+    """Whether task t may write value v over an input; if so, all other readers of that input are ordered before t."""
+    task = s.problem.tasks[t]
+    at = task.writes.index(v)
+    for position, u in enumerate(task.reads):
+        if u == donated and not ((at, position) in task.in_place and task.reads.count(u) == 1):
+            return False
+    others = [r for r in s.readers.get(donated, ()) if r != t]
+    later = _reachable(s.edges, t)
+    if any(r in later for r in others):
+        return False
+    for r in others:
+        s.edges[r].add(t)
+    return True
+
+
+def _reachable(edges: dict[int, set[int]], start: int) -> set[int]:
+    seen: set[int] = set()
+    stack = [start]
+    while stack:
+        for n in edges[stack.pop()]:
+            if n not in seen:
+                seen.add(n)
+                stack.append(n)
+    return seen
+
+
+def _order(s: _State) -> list[int]:
+    """The better of two orders by peak memory: as given, and the one that frees most as it goes."""
+    first = _topological(s, None)
+    tasks = s.problem.tasks
+    if len(tasks) > 4000:
+        return first
+    second = _topological(s, tasks)
+    return second if _peak(s, second) < _peak(s, first) else first
+
+
+def _topological(s: _State, tasks: Sequence[Task] | None) -> list[int]:
+    waiting = dict.fromkeys(s.edges, 0)
+    for later in s.edges.values():
+        for n in later:
+            waiting[n] += 1
+    uses = {v: len(r) for v, r in s.readers.items()}
+    sizes, inputs = s.problem.sizes, s.problem.inputs + s.problem.constants
+
+    def price(t: int) -> int:
+        if tasks is None:
+            return 0
+        made = sum(sizes[v] for v in tasks[t].writes if v not in s.direct)
+        freed = sum(sizes[v] for v in set(tasks[t].reads) if v >= inputs and uses.get(v) == 1 and v not in s.direct)
+        return made - freed
+
+    ready = [(price(t), t) for t, n in waiting.items() if n == 0]
+    heapq.heapify(ready)
+    order: list[int] = []
+    while ready:
+        cost, t = heapq.heappop(ready)
+        now = price(t)
+        if now < cost:  # something it reads has become its alone since it was queued
+            heapq.heappush(ready, (now, t))
+            continue
+        order.append(t)
+        for v in set(s.problem.tasks[t].reads):
+            uses[v] -= 1
+        for n in sorted(s.edges[t]):
+            waiting[n] -= 1
+            if waiting[n] == 0:
+                heapq.heappush(ready, (price(n), n))
+    if len(order) < len(waiting):
+        raise CompileError("the steps of the program depend on each other in a circle")
+    return order
+
+
+def _peak(s: _State, order: Sequence[int]) -> int:
+    """The most bytes live at once, without regard to packing."""
+    last = _last_use(s, order)
+    sizes = s.problem.sizes
+    ends: dict[int, list[int]] = {}
+    for v, at in last.items():
+        ends.setdefault(at, []).append(v)
+    live = peak = 0
+    for at, t in enumerate(order):
+        task = s.problem.tasks[t]
+        live += sum(aligned(sizes[v]) for v in task.writes if v not in s.direct)
+        peak = max(peak, live + aligned(task.workspace))
+        live -= sum(aligned(sizes[v]) for v in ends.get(at, ()) if v in s.writer and v not in s.direct)
+    return peak
+
+
+def _last_use(s: _State, order: Sequence[int]) -> dict[int, int]:
+    """For each value, the step that reads it last (its own step if none does, past the end if a late copy does)."""
+    last: dict[int, int] = {}
+    for at, t in enumerate(order):
+        task = s.problem.tasks[t]
+        for v in (*task.writes, *task.reads):
+            last[v] = at
+    for c in s.copies:
+        last[c.source] = len(order) + 1
+    return last
+
+
+@dataclass
+class _Item:
+    """A byte range of the arena that is needed from step `first` to step `last`."""
+
+    nbytes: int
+    first: int
+    last: int
+    offset: int = -1
+
+
+def _place(s: _State, order: list[int]) -> Plan:
+    p = s.problem
+    n_out = len(p.outputs)
+    alias = dict(p.aliases)
+    arena = p.inputs + n_out + p.constants
+    last = _last_use(s, order)
+    fixed: dict[int, Place] = {}
+    for i in range(p.inputs):
+        fixed[i] = Place(i, 0, p.sizes[i])
+    for c in range(p.constants):
+        fixed[p.inputs + c] = Place(p.inputs + n_out + c, 0, p.sizes[p.inputs + c])
+
+    def output_place(k: int) -> Place:
+        return Place(alias[k] if k in alias else p.inputs + k, 0, p.sizes[p.outputs[k]])
+
+    for v, k in s.direct.items():
+        fixed[v] = output_place(k)
+    item_of: dict[int, _Item] = {}
+    items: list[_Item] = []
+    early: dict[int, _Item] = {}
+    for c in s.copies:
+        if c.early and c.source not in early:
+            early[c.source] = _Item(aligned(p.sizes[c.source]), -1, len(order) + 1)
+            items.append(early[c.source])
+    shared: dict[int, set[tuple[int, int]]] = {}
+    spaces: dict[int, _Item] = {}
+    for at, t in enumerate(order):
+        task = p.tasks[t]
+        shared[t] = set()
+        taken: set[int] = set()
+        for a, b in sorted(task.in_place):
+            v, u = task.writes[a], task.reads[b]
+            if p.sizes[v] == 0:
+                continue
+            if v in fixed:
+                if u < p.inputs and alias.get(s.direct.get(v, -1), -1) == u:
+                    shared[t].add((a, b))
+                continue
+            dies = u in item_of and last[u] == at and task.reads.count(u) == 1 and u not in taken
+            if dies and v not in item_of and aligned(p.sizes[u]) == aligned(p.sizes[v]):
+                item_of[v] = item_of[u]
+                item_of[v].last = max(item_of[v].last, last[v])
+                taken.add(u)
+                shared[t].add((a, b))
+        for v in task.writes:
+            if v not in fixed and v not in item_of:
+                item_of[v] = _Item(aligned(p.sizes[v]), at, last[v])
+                items.append(item_of[v])
+        if task.workspace:
+            spaces[t] = _Item(aligned(task.workspace), at, at)
+            items.append(spaces[t])
+    total = _pack(items)
+
+    def place(v: int) -> Place:
+        return fixed[v] if v in fixed else Place(arena, item_of[v].offset, p.sizes[v])
+
+    steps: list[PlannedStep] = []
+    for source, item in early.items():
+        steps.append(_copy_step(source, place(source), Place(arena, item.offset, p.sizes[source])))
+    for t in order:
+        task = p.tasks[t]
+        space = Place(arena, spaces[t].offset, task.workspace) if t in spaces else None
+        reads = tuple((v, place(v)) for v in task.reads)
+        writes = tuple((v, place(v)) for v in task.writes)
+        steps.append(PlannedStep(t, task.name, reads, writes, space, frozenset(shared[t])))
+    for c in s.copies:
+        origin = Place(arena, early[c.source].offset, p.sizes[c.source]) if c.early else place(c.source)
+        steps.append(_copy_step(c.source, origin, output_place(c.output)))
+    return Plan(
+        tuple(steps),
+        total,
+        tuple((v, output_place(k)) for k, v in enumerate(p.outputs)),
+        tuple((i, fixed[i]) for i in range(p.inputs)),
+        tuple((p.inputs + c, fixed[p.inputs + c]) for c in range(p.constants)),
+        arena + 1,
+    )
+
+
+def _copy_step(value: int, source: Place, to: Place) -> PlannedStep:
+    return PlannedStep(-1, "copy", ((value, source),), ((value, to),))
+
+
+def _pack(items: Sequence[_Item]) -> int:
+    """Gives every item an offset, the largest first, each in the smallest gap that fits; the total size."""
+    total = 0
+    placed: list[_Item] = []
+    for item in sorted(items, key=lambda i: (-i.nbytes, i.first, i.last)):
+        if item.nbytes == 0:
+            item.offset = 0
+            continue
+        busy = sorted((o.offset, o.offset + o.nbytes) for o in placed if o.first <= item.last and item.first <= o.last)
+        best, at, gap = None, 0, 1 << 62
+        for low, high in busy:
+            if low - at >= item.nbytes and low - at < gap:
+                best, gap = at, low - at
+            at = max(at, high)
+        item.offset = at if best is None else best
+        placed.append(item)
+        total = max(total, item.offset + item.nbytes)
+    return total
+
+
+class PlanError(CompileError):
+    """A memory plan that would let one value overwrite another that is still needed."""
+
+
+def check_plan(plan: Plan, problem: Problem) -> None:
+    """Follows the plan step by step, keeping track of which value each byte holds.
+
+    Raises PlanError if a step reads bytes that no longer (or not yet) hold the value it wants, if one step writes what it
+    reads without being allowed to, if two of its places overlap, if a place leaves its slot or is not aligned, or if an
+    output does not hold its value in the end.
+    """
+    held: dict[int, list[tuple[int, int, int]]] = {}  # slot -> (low, high, value)
+    alias = dict(problem.aliases)
+    for v, at in (*plan.inputs, *plan.constants):
+        held.setdefault(at.slot, []).append((0, at.nbytes, v))
+    arena = plan.slots - 1
+    done: set[int] = set()
+    for number, step in enumerate(plan.steps):
+        where = f"step {number} ({step.name})"
+        for v, at in step.reads:
+            if at.nbytes and (at.offset, at.offset + at.nbytes, v) not in held.get(at.slot, ()):
+                raise PlanError(f"{where} reads value {v} at {at}, which does not hold it then")
+        allowed = problem.tasks[step.task].in_place if step.task >= 0 else frozenset()
+        if not step.shared <= allowed:
+            raise PlanError(f"{where} shares {set(step.shared - allowed)} in place, which its kernel does not allow")
+        _check_places(step, where, arena, plan.arena_bytes)
+        writes = [at for _, at in step.writes] + ([step.workspace] if step.workspace else [])
+        for at in writes:
+            rows = held.setdefault(at.slot, [])
+            rows[:] = [r for r in rows if r[1] <= at.offset or r[0] >= at.offset + at.nbytes]
+        for v, at in step.writes:
+            held[at.slot].append((at.offset, at.offset + at.nbytes, v))
+        if step.task >= 0:
+            done.add(step.task)
+    if done != set(range(len(problem.tasks))):
+        raise PlanError(f"tasks {sorted(set(range(len(problem.tasks))) - done)} are not in the plan")
+    for k, (v, at) in enumerate(plan.outputs):
+        wanted = alias[k] if k in alias else problem.inputs + k
+        if at.slot != wanted:
+            raise PlanError(f"output {k} is in slot {at.slot} instead of {wanted}")
+        if v != problem.outputs[k] or (at.nbytes and (0, at.nbytes, v) not in held.get(at.slot, ())):
+            raise PlanError(f"output {k} does not hold value {problem.outputs[k]} at the end")
+
+
+def _check_places(step: PlannedStep, where: str, arena: int, size: int) -> None:
+    writes: list[tuple[int | None, Place]] = [(a, at) for a, (_, at) in enumerate(step.writes)]
+    if step.workspace is not None:
+        writes.append((None, step.workspace))
+    reads = [at for _, at in step.reads]
+    for at in [w for _, w in writes] + reads:
+        if at.slot == arena and (at.offset % ALIGN or at.offset < 0 or at.offset + at.nbytes > size):
+            raise PlanError(f"{where} uses {at}, outside the arena of {size} bytes or not aligned to {ALIGN}")
+    for k, (a, at) in enumerate(writes):
+        for _, other in writes[:k]:
+            if overlap(at, other):
+                raise PlanError(f"{where} writes two values to the same bytes: {at}, {other}")
+        for b, read in enumerate(reads):
+            if overlap(at, read) and not ((a, b) in step.shared and at == read):
+                raise PlanError(f"{where} overwrites its operand {b} at {read}")
+
+
+def overlap(a: Place, b: Place) -> bool:
+    """Whether two places have a byte in common."""
+    return a.slot == b.slot and a.offset < b.offset + b.nbytes and b.offset < a.offset + a.nbytes
+
+
+def live_bytes(plan: Plan, values: Iterable[int]) -> int:
+    """Bytes of the arena that some of the given values occupy, counted once each."""
+    wanted = set(values)
+    found = {v: at for step in plan.steps for v, at in step.writes if v in wanted and at.slot == plan.slots - 1}
+    return sum(at.nbytes for at in found.values())

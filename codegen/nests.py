@@ -1,0 +1,271 @@
+"""Loop nests around vector code: unrolled main loops, tails without a scalar loop, chunks for threads.
+
+A nest runs over a box of axes. `parallel_nest` cuts it into chunks whose bounds do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..ir.dtypes import DType, i32, i64
+from ..ir.expr import Expr, binary, broadcast, const, minimum, postorder, ramp, substitute, var
+from ..ir.target import Target
+from .loop_ir import Buffer, For, Let, Stmt, Store, vector_variable
+from .vectorize import vectorize
+
+PARALLEL_NS: Final = 50_000  # a fork and join costs up to 50 microseconds when the workers sleep
+CHUNK_NS: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A loop variable that runs over start .. start + extent; `base`, where given, is the start, known at run time."""
+
+    var: Expr
+    extent: int
+    start: int = 0
+    base: Expr | None = None
+
+    @property
+    def first(self) -> Expr:
+        return const(self.start) if self.base is None else self.base
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One vector of the vector axis: `lanes` elements from `position` on, the `unit`-th of an unrolled step.
+
+    mask   which lanes may touch memory (None: all)
+    live   which lanes count, where some are visited a second time or lie beyond the end (None: all)
+    """
+
+    position: Expr
+    lanes: int
+    unit: int = 0
+    mask: Expr | None = None
+    live: Expr | None = None
+
+
+Piece = Callable[[Spot], Sequence[Stmt]]
+
+
+def first_lanes(count: int, lanes: int) -> Expr:
+    """A mask that is true in the first `count` lanes."""
+    return binary("lt", ramp(const(0, i32), lanes), const(count, i32, lanes))
+
+
+def from_lane(first: int, lanes: int) -> Expr:
+    """A mask that is true from lane `first` on."""
+    return binary("le", const(first, i32, lanes), ramp(const(0, i32), lanes))
+
+
+def has_masks(target: Target, dtypes: Sequence[DType]) -> bool:
+    """Whether masked loads and stores of these dtypes are single instructions."""
+    if target.vector_bits >= 512:
+        return True
+    return target.vector_bits == 256 and all(d.bits >= 32 for d in dtypes)
+
+
+def widen(e: Expr, v: Expr, spot: Spot) -> Expr:
+    """The expression for the values of v that a spot covers."""
+    wide = vectorize(e, v, spot.lanes, spot.mask) if spot.lanes > 1 else e
+    return wide if spot.position is v else substitute(wide, {v: spot.position})
+
+
+@dataclass(frozen=True, slots=True)
+class VectorLoop:
+    """How the vector axis is walked.
+
+    tail: 'mask' (one masked step), 'overlap' (one more full step that ends at the last element, so that some elements are
+    visited twice, with `live` leaving them out of sums) or 'narrow' (steps of halved lanes). `shrink`: whether a masked
+    step may use fewer lanes.
+    """
+
+    lanes: int
+    unroll: int
+    tail: str
+    shrink: bool = True
+
+    def over(self, axis: Axis, piece: Piece, base: Expr | None = None) -> list[Stmt]:
+        """Statements that cover the axis (from `base` on, if given, instead of its start).
+
+        A main loop of `unroll` vectors a step, then what is left, straight.
+        """
+        start = axis.first if base is None else base
+        step, n = self.lanes * self.unroll, axis.extent
+        body: list[Stmt] = []
+        at = 0
+        main = n // step * step
+        if main > step:
+            steps = self.step(axis.var, piece)
+            body.append(For(axis.var, start, binary("add", start, main), tuple(steps), "serial", step))
+            at = main
+        if (n - at) // self.lanes > self.unroll:
+            count = (n - at) // self.lanes * self.lanes
+            once = tuple(piece(Spot(axis.var, self.lanes)))
+            body.append(For(axis.var, binary("add", start, at), binary("add", start, at + count), once, "serial", self.lanes))
+            at += count
+        unit = 0
+        while n - at >= self.lanes:
+            body += piece(Spot(binary("add", start, at), self.lanes, unit))
+            at += self.lanes
+            unit += 1
+        return body + (self._rest(at, n, start, piece) if at < n else [])
+
+    def step(self, position: Expr, piece: Piece) -> list[Stmt]:
+        """One step of the main loop."""
+        return [s for u in range(self.unroll) for s in piece(Spot(binary("add", position, u * self.lanes), self.lanes, u))]
+
+    def _rest(self, at: int, n: int, start: Expr, piece: Piece) -> list[Stmt]:
+        """The last elements, fewer than `lanes`."""
+        lanes, left = self.lanes, n - at
+        if self.tail == "mask":
+            while self.shrink and lanes // 2 >= left and lanes > 4:
+                lanes //= 2
+            mask = None if lanes == left else first_lanes(left, lanes)
+            return list(piece(Spot(binary("add", start, at), lanes, 0, mask, mask)))
+        if self.tail == "overlap" and n >= lanes:
+            live = from_lane(lanes - left, lanes)
+            return list(piece(Spot(binary("add", start, n - lanes), lanes, 0, None, live)))
+        body: list[Stmt] = []
+        while at < n:
+            while lanes > n - at:
+                lanes //= 2
+            body += piece(Spot(binary("add", start, at), lanes))
+            at += lanes
+        return body
+
+
+def nest(axes: Sequence[Axis], inner: Sequence[Stmt], kind: str = "serial") -> list[Stmt]:
+    """Loops over the axes, the first outermost, around `inner`."""
+    body = tuple(inner)
+    for axis in reversed(axes):
+        body = (For(axis.var, axis.first, binary("add", axis.first, axis.extent), body, kind),)
+    return list(body)
+
+
+def unit_axes(axes: Sequence[Axis]) -> tuple[list[Axis], dict[Expr, Expr]]:
+    """The axes of more than one element, and the values of the others."""
+    kept = [a for a in axes if a.extent != 1]
+    return kept, {a.var: const(a.start) for a in axes if a.extent == 1}
+
+
+def parallel_nest(
+    axes: Sequence[Axis], inner: Sequence[Stmt], nanoseconds: float, *, most: int | None = None
+) -> tuple[list[Stmt], bool]:
+    """Loops over `axes` around `inner`, the outer ones shared between threads where the whole takes long enough.
+
+    `nanoseconds` is the estimate for the whole nest; `most` is how many leading axes may be shared. Gives the statements
+    and whether they are parallel.
+    """
+    shared = list(axes[: len(axes) if most is None else most])
+    if nanoseconds < PARALLEL_NS or not shared:
+        return nest(axes, inner), False
+    count, used = 1, 0
+    for axis in shared:
+        count *= axis.extent
+        used += 1
+        if nanoseconds / count <= CHUNK_NS:
+            break
+    if count < 2:
+        return nest(axes, inner), False
+    per = nanoseconds / count
+    group = max(1, min(int(CHUNK_NS / per), (count + 7) // 8))
+    outer, rest = shared[:used], axes[used:]
+    chunks = (count + group - 1) // group
+    p = var(f"{outer[0].var.attr}_chunk")
+    body = nest(rest, inner)
+    if used == 1:
+        axis = outer[0]
+        first = binary("add", binary("mul", p, group), axis.start)
+        if group == 1:
+            stmts: list[Stmt] = [Let(axis.var, first), *body]
+        else:
+            last: Expr = binary("add", first, group)
+            if axis.extent % group:
+                last = minimum(last, const(axis.start + axis.extent))
+            stmts = [For(axis.var, first, last, tuple(body))]
+    else:
+        q = p if group == 1 else var(f"{outer[0].var.attr}_flat")
+        lets: list[Stmt] = []
+        inside = count
+        for axis in outer:
+            inside //= axis.extent
+            place = binary("floordiv", q, inside)
+            if axis is not outer[0]:
+                place = binary("mod", place, axis.extent)
+            lets.append(Let(axis.var, binary("add", place, axis.start)))
+        stmts = [*lets, *body]
+        if group > 1:
+            end: Expr = binary("mul", binary("add", p, 1), group)
+            if count % group:
+                end = minimum(end, const(count))
+            stmts = [For(q, binary("mul", p, group), end, tuple(stmts))]
+    return [For(p, const(0), const(chunks), tuple(stmts), "parallel")], True
+
+
+def parallel_vector(
+    axis: Axis, loop: VectorLoop, piece: Piece, nanoseconds: float, lets: Sequence[Stmt] = ()
+) -> tuple[list[Stmt], bool]:
+    """A single vector axis, cut into blocks that threads share; the rest that fills no block follows.
+
+    `lets` come before the code of each block.
+    """
+    step = loop.lanes * loop.unroll
+    block = int(axis.extent * CHUNK_NS / max(nanoseconds, 1.0)) // step * step
+    block = max(block, step)
+    if nanoseconds < PARALLEL_NS or axis.extent < 2 * block:
+        return [*lets, *loop.over(axis, piece)], False
+    chunks = axis.extent // block
+    p = var(f"{axis.var.attr}_chunk")
+    first = binary("add", binary("mul", p, block), axis.start)
+    steps = loop.step(axis.var, piece)
+    body = For(axis.var, first, binary("add", first, block), tuple(steps), "serial", step)
+    done = axis.start + chunks * block
+    rest = Axis(axis.var, axis.start + axis.extent - done, done)
+    after = [*lets, *loop.over(rest, piece)] if rest.extent else []
+    return [For(p, const(0), const(chunks), (*lets, body), "parallel"), *after], True
+
+
+def share(values: Sequence[Expr], tag: str) -> tuple[list[Stmt], list[Expr]]:
+    """Lets for what several of the values have in common, and the values in terms of them.
+
+    All loads that the values share then happen before any of the stores that use them.
+    """
+    users: dict[Expr, set[int]] = {}
+    for k, root in enumerate(values):
+        for e in postorder([root]):
+            users.setdefault(e, set()).add(k)
+    common = {e for e, k in users.items() if len(k) > 1 and e.op not in ("const", "var", "broadcast", "ramp")}
+    if not common:
+        return [], list(values)
+    tops = dict.fromkeys(e for e in values if e in common)
+    for e, k in users.items():
+        tops.update((a, None) for a in e.args if a in common and (e not in common or users[a] != k))
+    names: dict[Expr, Expr] = {}
+    lets: list[Stmt] = []
+    for e in postorder(values):
+        if e in tops and e.dtype is not i64:
+            name = vector_variable(f"{tag}{len(names)}", e.dtype, e.lanes)
+            lets.append(Let(name, substitute(e, names)))
+            names[e] = name
+    return lets, [substitute(v, names) for v in values]
+
+
+def store_piece(stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr, strides: Sequence[int | None], nontemporal: bool) -> Piece:
+    """A piece that stores each (buffer, flat index, value) along v; `strides` are those of the indices along v."""
+
+    def piece(spot: Spot) -> list[Stmt]:
+        wides = [broadcast(widen(value, v, spot), spot.lanes) for _, _, value in stores]
+        done, wides = share(wides, f"t{spot.unit}_") if len(wides) > 1 else ([], wides)
+        for (buffer, index, _), wide, stride in zip(stores, wides, strides, strict=True):
+            if stride == 1 or spot.lanes == 1:
+                at = substitute(index, {v: spot.position})
+            else:
+                at = widen(index, v, spot)
+            done.append(Store(buffer, (at,), wide, spot.mask, nontemporal and stride == 1))
+        return done
+
+    return piece

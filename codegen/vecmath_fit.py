@@ -1,0 +1,83 @@
+"""Fits the polynomials whose coefficients stand in vecmath.py. Run as a script to print them; nothing imports it.
+
+Each fit minimises the greatest weighted error on Chebyshev nodes by iteratively reweighted least squares (Lawson). f32
+coefficients are rounded one by one, lowest power first, the others being fitted again after each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Function = Callable[[Array], Array]
+
+
+def nodes(low: float, high: float, count: int = 2000) -> Array:
+    return np.asarray(np.cos((np.arange(count) + 0.5) * np.pi / count) * (high - low) / 2 + (high + low) / 2)
+
+
+def lawson(x: Array, target: Array, weight: Array, powers: list[int]) -> Array:
+    """Coefficients of the given powers of x that minimise max |weight * (p(x) - target)|."""
+    scale = np.max(np.abs(x))
+    basis = np.stack([(x / scale) ** p for p in powers], axis=1)
+    u = np.ones_like(x)
+    best, error = np.zeros(len(powers)), np.inf
+    for _ in range(200):
+        s = np.sqrt(u) * weight
+        c = np.linalg.lstsq(basis * s[:, None], target * s, rcond=None)[0]
+        e = np.abs((basis @ c - target) * weight)
+        if e.max() < error:
+            best, error = c, e.max()
+        u *= e / e.max() + 1e-6
+        u /= u.sum()
+    return best / np.array([float(scale) ** p for p in powers])
+
+
+def fit(f: Function, weight: Function, low: float, high: float, degree: int, single: bool = True) -> tuple[list[float], float]:
+    """Coefficients (lowest power first) of a polynomial for f, and its greatest weighted error."""
+    x = nodes(low, high)
+    w, rest, powers, out = weight(x), f(x), list(range(degree + 1)), []
+    if not single:
+        out = [float(c) for c in lawson(x, rest, w, powers)]
+    while powers and single:
+        c = float(np.float32(lawson(x, rest, w, powers)[0]))
+        out.append(c)
+        rest = rest - c * x ** powers.pop(0)
+    return out, float(np.max(np.abs(w * (np.polynomial.polynomial.polyval(x, out) - f(x)))))
+
+
+def main() -> None:
+    erf, erfc = np.vectorize(math.erf), np.vectorize(math.erfc)
+    half = math.log(2) / 2 * 1.001
+    low, high = math.sqrt(0.5) - 1.0001, math.sqrt(2) - 0.9999
+    quarter = math.pi / 4 * 1.001
+
+    def positive(g: Function) -> Function:
+        return lambda z: g(np.sqrt(z))
+
+    def log2_series(z: Array) -> Array:
+        s = np.sqrt(z)
+        return np.asarray(2 * np.arctanh(s) / s / math.log(2))
+
+    edge = (math.sqrt(2) - 1) / (math.sqrt(2) + 1) * 1.001
+    cases = {
+        "EXP": (lambda r: (np.expm1(r) - r) / r**2, lambda r: r**2 / np.minimum(np.exp(r), np.abs(np.expm1(r))), -half, half, 4, True),
+        "LOG": (lambda f: (np.log1p(f) - f + f * f / 2) / f**3, lambda f: f**3 / np.log1p(f), low, high, 8, True),
+        "ERF": (positive(lambda x: erf(x) / x - 1), positive(lambda x: x / erf(x)), 1e-8, 0.93**2, 6, True),
+        "LOG_ERFC": (lambda t: np.log(erfc(t)), lambda t: erfc(t) / erf(t), 0.92, 4.1, 8, True),
+        "SIN": (positive(lambda r: (np.sin(r) - r) / r**3), positive(lambda r: r**3 / np.sin(r)), 1e-6, quarter**2, 3, True),
+        "COS": (positive(lambda r: (np.cos(r) - 1 + r * r / 2) / r**4), positive(lambda r: r**4 / np.cos(r)), 1e-2, quarter**2, 3, True),
+        "LOG2": (log2_series, lambda z: 1 / log2_series(z), 1e-9, edge**2, 7, False),
+        "EXP2": (np.exp2, lambda f: np.exp2(-f), -0.5001, 0.5001, 8, False),
+    }
+    for name, case in cases.items():
+        c, error = fit(*case)  # type: ignore[arg-type]
+        print(f"_{name} = ({', '.join(map(repr, c))})  # error {error:.1e}")
+
+
+if __name__ == "__main__":
+    main()

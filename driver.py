@@ -1,0 +1,310 @@
+"""The driver: from a Python function, a Module or a Graph to an Executable. Here the folders meet.
+
+    trace -> (sizes put in) -> passes -> split into prepare and run -> code for both -> Executable
+
+A program is looked up in the disk cache by its traced graph before any pass runs, so that a hit costs reading a file.
+Passes, code generator and LLVM's optimiser are imported only where there is something to compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from .ir.errors import CompileError, InputError
+from .ir.graph import Graph
+from .ir.graphs import specialize
+from .ir.program import Program
+from .ir.target import Target
+from .runtime import artifact, host, threads
+from .runtime.cache import DiskCache, Key, default_folder, source_digest
+from .runtime.compiled import Compiled, PassRecord, Text
+from .runtime.executable import Executable
+from .runtime.native import llvm_version
+from .settings import Flags, flags
+
+if TYPE_CHECKING:
+    from .passes.contract import PassResult
+
+_ROOT: Final = Path(__file__).resolve().parent
+_CODE_STAGES: Final = ("loops", "llvm", "asm")
+
+
+def compile(
+    fn: Callable[..., Any] | Graph,
+    *specs: Any,
+    parameters: Mapping[str, Any] | None = None,
+    target: str | Target | None = None,
+    threads: int | None = None,
+    validate: bool | None = None,
+    cache: bool | None = None,
+    dump: str | Path | None = None,
+    name: str | None = None,
+) -> Executable:
+    """An Executable of a function of Tensors or a Module, for arguments like `specs`; or of a Graph.
+
+    fn          a function, a Module (its weights are bound), or a Graph (then there are no specs)
+    specs       tw.spec(...), example arrays, or nested containers of such; tw.spec("N", 3) leaves N open: one program
+                is compiled for each size that comes
+    parameters  weights of a Graph by input name; inputs not named here are arguments of the call
+    target      'host', or a target row; code for a row that this machine lacks can be read, not run
+    threads     most threads one call may use (default: TENSORWRIGHT_THREADS, else what the machine allows)
+    validate    check every pass against the interpreter (default: TENSORWRIGHT_VALIDATE)
+    cache       look in the disk cache and store there (default: yes, unless TENSORWRIGHT_CACHE=off)
+    dump        a folder for the text of every stage, numbered
+
+    Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
+    """
+    now = flags()
+    changes: dict[str, Any] = {"threads": threads, "validate": validate, "dump": None if dump is None else str(dump)}
+    now = replace(now, **{k: v for k, v in changes.items() if v is not None})
+    if cache is False:
+        now = replace(now, cache="off")
+    flatten = unflatten = None
+    if isinstance(fn, Graph):
+        if specs:
+            raise InputError("a Graph has its input types in it: compile(graph) takes no specs")
+        graph, bound = fn, dict(parameters or {})
+    else:
+        from .frontend import tree
+        from .frontend.tracing import trace_model
+
+        if parameters is not None:
+            raise InputError("parameters= belongs to a Graph; a Module brings its own weights")
+        traced = trace_model(fn, *specs, name=name)
+        graph, bound = traced.graph, traced.values()
+        structure, arguments = traced.structure, traced.argument_structure
+        if structure.kind not in ("leaf", tuple) or any(c.kind != "leaf" for c in structure.children):
+            unflatten = functools.partial(tree.unflatten, structure)
+        if any(c.kind != "leaf" for c in arguments.children):
+            flatten = functools.partial(_flatten, graph.name, arguments)
+    return build(graph, bound, target=target, now=now, flatten=flatten, unflatten=unflatten)
+
+
+def _flatten(name: str, expected: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The arrays in nested arguments. Raises InputError if they are nested otherwise than the specs were."""
+    from .frontend import tree
+
+    leaves, structure = tree.flatten(tuple(inputs))
+    # an argument that was a Python value when traced is no input: it is not looked at again
+    kept = [c.kind is not None for c in expected.children]
+    if len(inputs) == len(kept) and not all(kept):
+        leaves, structure = tree.flatten(tuple(x if keep else None for x, keep in zip(inputs, kept, strict=True)))
+    if structure != expected:
+        raise InputError(f"{name}: arguments are nested as {structure}, but were traced as {expected}")
+    return leaves
+
+
+def build(
+    graph: Graph,
+    parameters: Mapping[str, Any],
+    *,
+    purpose: str = "inference",
+    target: str | Target | None = None,
+    now: Flags | None = None,
+    flatten: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+    unflatten: Callable[[Sequence[Any]], Any] | None = None,
+) -> Executable:
+    """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`."""
+    now = flags() if now is None else now
+    chosen = host.resolve(now.target if target is None else target)
+    count = threads.resolve(now.threads)
+    for_inputs = [str(i.attrs["name"]) for i in graph.inputs if i.attrs["role"] in ("parameter", "state")]
+    missing = sorted(set(for_inputs) - parameters.keys())
+    if parameters and missing:
+        raise CompileError(f"{graph.name}: no value for the parameters {missing[:5]}; give all of them, or none")
+    reason = ""
+    if lacking := host.missing_features(chosen.name):
+        reason = (
+            f"this executable is code for {chosen.name}, which this machine cannot run (it lacks {', '.join(lacking)}); "
+            f"targets that run here: {', '.join(host.runnable_rows())}"
+        )
+    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now)
+    return Executable(
+        graph,
+        compiler,
+        parameters,
+        threads=count,
+        peak=functools.partial(measured_peak, chosen),
+        save=_save,
+        flatten=flatten,
+        unflatten=unflatten,
+        not_runnable=reason,
+    )
+
+
+def load(
+    path: str | Path, *, target: str | Target | None = None, threads: int | None = None, cache: bool | None = None
+) -> Executable:
+    """The Executable of a model that `exe.save` wrote, compiled for this machine or taken from its cache.
+
+    Raises ArtifactError for a file that is damaged or contradicts itself, CompileError, OSError.
+    """
+    found = artifact.load(path)
+    return compile(found.graph, parameters=found.parameters, target=target, threads=threads, cache=cache)
+
+
+def _save(exe: Executable, path: str) -> None:
+    from . import __version__
+
+    artifact.save(path, exe.graph, exe.parameters, {"tensorwright": __version__})
+
+
+def measured_peak(target: Target, count: int) -> float:
+    """GFLOP/s of f32 multiply-adds that `count` cores reach, by a measurement that is made once (a third of a second)."""
+    from .benchmarks.peak import peak
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        return peak(target) * count * 1e-9
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)  # measuring raises it
+
+
+# ------------------------------------------------------------------------------------------------ graph -> Compiled
+
+
+def cache_of(now: Flags) -> DiskCache | None:
+    """The disk cache under these flags; None where it is off."""
+    if now.cache.lower() == "off":
+        return None
+    return DiskCache(Path(now.cache) if now.cache else default_folder(), now.cache_bytes)
+
+
+@functools.cache
+def compiler_digest() -> str:
+    """A hash of the source that decides what code a graph becomes."""
+    return source_digest(_ROOT, ("ir", "passes", "codegen"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Compiler:
+    """Compiles one graph for any sizes; what an Executable calls."""
+
+    graph: Graph
+    purpose: str
+    target: Target
+    count: int
+    bound: bool
+    now: Flags
+
+    def key(self, sizes: Mapping[str, int]) -> Key:
+        """All that decides the code for these sizes."""
+        options: list[tuple[str, str | int | bool | None]] = [
+            ("purpose", self.purpose),
+            ("threads", self.count),
+            ("bound", self.bound),
+        ]
+        options += self.now.code_flags()
+        return Key(
+            graph=self.graph.fingerprint(),
+            target=self.target,
+            flags=(*options, *((f"size {n}", size) for n, size in sorted(sizes.items()))),
+            compiler=compiler_digest(),
+            llvm=llvm_version(),
+        )
+
+    def __call__(self, sizes: Mapping[str, int]) -> Compiled:
+        """The program for these sizes, from the cache or made now."""
+        start = time.perf_counter()
+        cache = cache_of(self.now)
+        look = cache is not None and not self.now.validate and not self.now.dump
+        key = self.key(sizes) if cache is not None else None
+        found = cache.get(key) if look and cache is not None and key is not None else None
+        if found is None:
+            found = self._make(sizes)
+            if cache is not None and key is not None:
+                cache.put(key, found)
+            return replace(found, seconds=time.perf_counter() - start)
+        again = functools.cache(lambda: self._make(sizes).texts)
+        names = ["graph", *_stage_names([p.name for p in found.passes]), *(["prepare"] if found.prepare else [])]
+        texts: dict[str, Text] = {n: functools.partial(_regenerated, again, n) for n in (*names, *_CODE_STAGES)}
+        texts["graph"] = lambda: str(specialize(self.graph, sizes))
+        return replace(found, texts=texts, seconds=time.perf_counter() - start)
+
+    def _make(self, sizes: Mapping[str, int]) -> Compiled:
+        from .codegen.contraction import preferred_panel
+        from .codegen.generate import generate
+        from .passes import pipeline
+        from .passes.contract import Context
+        from .passes.manager import Hooks, run_pipeline
+        from .passes.prepare import split
+
+        graph = specialize(self.graph, sizes)
+        folder = self._dump_folder(sizes)
+        check: Callable[..., None] | None = None
+        if self.now.validate:
+            from .passes.validate import Validator
+
+            check = Validator()
+        ctx = Context(target=self.target, preferred_panel=preferred_panel)
+        passes = getattr(pipeline, self.purpose)(self.target)
+        hooks = Hooks(dump=folder, verify=self.now.verify or self.now.validate, validate=check)
+        final = run_pipeline(graph, passes, ctx, hooks)
+        first, run = split(final) if self.bound else (None, final)
+        if self.now.validate:
+            from .passes.validate import validate_split
+
+            validate_split(final, first, run)
+        program = generate(run, self.target, name="main", threads=self.count, checked=self.now.checked)
+        prepare = None
+        if first is not None:
+            prepare = generate(first, self.target, name="prepare", threads=self.count, checked=self.now.checked)
+        texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
+        for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
+            texts[stage] = functools.partial(str, result.after)
+        if first is not None:
+            texts["prepare"] = functools.partial(str, first)
+        for stage in _CODE_STAGES:
+            texts[stage] = functools.partial(_code_text, stage, program, prepare)
+        if folder is not None:
+            for k, stage in enumerate((*(["prepare"] if first else []), *_CODE_STAGES), start=len(ctx.results) + 1):
+                text = texts[stage]
+                (folder / f"{k:03}_{stage}.txt").write_text(text if isinstance(text, str) else text(), encoding="utf-8")
+        return Compiled(
+            run=program,
+            prepare=prepare,
+            prepare_key="" if first is None else first.fingerprint(),
+            texts=texts,
+            passes=tuple(_record(r) for r in ctx.results),
+        )
+
+    def _dump_folder(self, sizes: Mapping[str, int]) -> Path | None:
+        if not self.now.dump:
+            return None
+        name = re.sub(r"\W+", "_", "_".join([self.graph.name, *(f"{n}{size}" for n, size in sorted(sizes.items()))]))
+        folder = Path(self.now.dump) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _regenerated(again: Callable[[], Mapping[str, Text]], stage: str) -> str:
+    text = again()[stage]
+    return text if isinstance(text, str) else text()
+
+
+def _record(result: PassResult) -> PassRecord:
+    return PassRecord(result.name, result.kind, result.nodes_before, result.nodes_after, result.ms, result.changed)
+
+
+def _stage_names(passes: Sequence[str]) -> list[str]:
+    """A name per pass; the second of a name gets '.2'."""
+    seen: dict[str, int] = {}
+    names = []
+    for p in passes:
+        seen[p] = seen.get(p, 0) + 1
+        names.append(p if seen[p] == 1 else f"{p}.{seen[p]}")
+    return names
+
+
+def _code_text(stage: str, run: Program, prepare: Program | None) -> str:
+    if prepare is None:
+        return run.texts[stage]
+    mark = "; " if stage != "asm" else "# "
+    return f"{mark}---- prepare: once per set of weights\n{prepare.texts[stage]}\n{mark}---- run\n{run.texts[stage]}"

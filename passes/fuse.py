@@ -1,0 +1,398 @@
+"""Groups nodes into regions that become one kernel each, from what their records say of their lowering.
+
+    contraction   one contraction and the elementwise chain on its result (bias, residual, activation)
+    rows          reductions over trailing axes, with the maps around them over the same rows (softmax, norms, gradients)
+    reduce        other reductions over the same axes, with the maps that feed them and those on their results
+    map           everything elementwise that is left, with several outputs where they have one shape
+
+What a region may not do: wait for itself through another region (checked against the reachability between groups);
+recompute anything that is not cheap; read, at other places than its own index, a value that is computed in the region
+(only rows may read their reductions back). Broadcasts, plain slices and index ranges are no work: every region that
+reads them has its own copy, and nobody stores them. What weights alone determine never joins what data determine, so
+that the split into prepare and run graph finds it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..ir.dims import Dim, product
+from ..ir.graph import Graph
+from ..ir.lowering import Contract, Reduce
+from .contract import Context, Pass
+from .facts import Facts, IndexMap, Term
+from .partition import Partition
+from .regions import Region, Regions, build
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Options: which kinds of region to make, how large they may become, and whether weights stay apart from data.
+
+    max_nodes    ops in a region                     max_operands   tensors that a region reads
+    max_columns  longest row of a 'rows' region      prepare        False for training, where weights change
+    """
+
+    kind: ClassVar[str] = "exact"
+    requires: ClassVar[frozenset[str]] = frozenset({"no_gradient", "decomposed"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"fused"})
+    kinds: tuple[str, ...] = ("contraction", "rows", "reduce", "map")
+    max_nodes: int = 96
+    max_operands: int = 24
+    max_columns: int = 32768
+    prepare: bool = True
+
+    def run(self, graph: Graph, ctx: Context) -> Graph:
+        """The graph with regions as `fused` nodes; nodes in no region stay as they are."""
+        return build(graph, _Grower(self, graph, ctx).grow(), ctx.facts)
+
+
+class _Grower:
+    """Grows regions greedily, kind by kind; each join of nodes was checked to close no circle."""
+
+    def __init__(self, options: Fuse, graph: Graph, ctx: Context) -> None:
+        self.options, self.ctx = options, ctx
+        self.facts: Facts = ctx.facts
+        self.regions = Regions(graph, ctx.facts, options.prepare)
+        self.nodes = self.regions.nodes
+        self.partition: Partition = self.regions.partition
+        self.taken: set[int] = set()
+
+    def grow(self) -> Regions:
+        """All regions of the graph."""
+        steps = {"contraction": self._contractions, "rows": self._rows, "reduce": self._reduces, "map": self._maps}
+        for kind, step in steps.items():
+            if kind in self.options.kinds:
+                step()
+        return self.regions
+
+    # Common to all kinds.
+
+    def _start(self, kind: str, nodes: Iterable[int]) -> Region:
+        region = Region(kind, set(nodes))
+        self.taken |= region.members
+        return region
+
+    def _free(self, i: int) -> bool:
+        """Whether a node may still join a region: it has code, and is in none."""
+        return i not in self.taken and self.regions.real[i] and self.regions.form[i] in ("map", "reduce", "contract")
+
+    def _fits(self, region: Region, extra: set[int]) -> bool:
+        """Limits, and weights apart from data."""
+        members = region.members | extra
+        if len(members) > self.options.max_nodes:
+            return False
+        fixed = self.regions.fixed
+        if len({m in fixed for m in members}) > 1:
+            return False
+        operands = {s for m in members for s in self.regions.sources[m]} - members
+        return len(operands) <= self.options.max_operands
+
+    def _join(self, region: Region, extra: int) -> bool:
+        """Adds a node to a region if no circle comes of it."""
+        p = self.partition
+        first = p.group[next(iter(region.members))]
+        if not p.can_merge(first, p.group[extra]):
+            return False
+        p.merge(first, p.group[extra])
+        region.members.add(extra)
+        self.taken.add(extra)
+        return True
+
+    def _finish(self, region: Region) -> None:
+        """Keeps a region that is more than one plain node; takes one unit of fuel."""
+        root = max(region.members)
+        if len(region.members) == 1 and not self.regions.clones(region):
+            return
+        if self.ctx.spend(f"fuse_{region.kind}", self.nodes[root]):
+            self.regions.chosen.append(region)
+
+    def _elementwise(self, i: int) -> bool:
+        return self.regions.form[i] == "map" and self.facts.elementwise(self.nodes[i])
+
+    def _plain(self, reader: int, source: int) -> bool:
+        """Whether `reader` reads `source` at its own index exactly."""
+        node = self.nodes[reader]
+        return self.facts.elementwise(node) and self.regions.reads(reader, source) == [None]
+
+    # contraction
+
+    def _contractions(self) -> None:
+        for i, node in enumerate(self.nodes):
+            if self.regions.real[i] and isinstance(self.facts.lowering(node), Contract):
+                chain = self._epilogue(i)
+                if not chain:
+                    continue
+                region = self._start("contraction", [i])
+                for j in sorted(chain, reverse=True):
+                    # in reverse order: each one feeds nothing but the ones after it
+                    region.members.add(j)
+                    self.taken.add(j)
+                last = max(chain)
+                for j in sorted(region.members - {last}, reverse=True):
+                    self.partition.merge(self.partition.group[last], self.partition.group[j])
+                self._side_inputs(region, self.nodes[i].shape, i)
+                self._finish(region)
+
+    def _side_inputs(self, region: Region, shape: tuple[Dim, ...], core: int) -> None:
+        """Takes in elementwise work of the region's shape that only the region needs, such as a gradient's other factor."""
+        progress = True
+        while progress:
+            progress = False
+            outside = {s for m in region.members if m != core for s in self.regions.sources[m]} - region.members
+            for j in sorted(outside, reverse=True):
+                if not self._free(j) or not self._elementwise(j) or self.nodes[j].shape != shape or j in self.regions.results:
+                    continue
+                users = self.partition.users[j]
+                if users <= region.members and core not in users and all(self._plain(u, j) for u in users):
+                    progress |= self._fits(region, {j}) and self._join(region, j)
+
+    def _epilogue(self, core: int) -> set[int]:
+        """The largest set of elementwise nodes on the result whose values leave it through its last node alone."""
+        regions, shape = self.regions, self.nodes[core].shape
+        region, best = {core}, {core}
+        heads = sorted(self.partition.users[core])
+        seen = set(heads)
+        while heads:
+            j = heads.pop(0)
+            inside = [s for s in regions.sources[j] if s in region]
+            if not (
+                self._free(j)
+                and self._elementwise(j)
+                and self.nodes[j].shape == shape
+                and all(self._plain(j, s) for s in inside)
+                and self._fits(Region("contraction", set(region)), {j})
+            ):
+                continue
+            region = region | {j}
+            leaving = {m for m in region if m in regions.results or not self.partition.users[m] <= region}
+            if leaving == {j}:
+                best = set(region)
+            for u in sorted(self.partition.users[j]):
+                if u not in seen:
+                    seen.add(u)
+                    heads.append(u)
+            heads.sort()
+        return best - {core}
+
+    # rows
+
+    def _rows(self) -> None:
+        for i, node in enumerate(self.nodes):
+            if not self._free(i) or self.regions.form[i] != "reduce":
+                continue
+            low = self.facts.lowering(node)
+            full = node.inputs[0].shape
+            if not isinstance(low, Reduce) or not low.axes or low.axes != tuple(range(len(full) - len(low.axes), len(full))):
+                continue
+            columns = product(full[low.axes[0] :])
+            rows = product(full[: low.axes[0]])
+            if not isinstance(columns, int) or columns > self.options.max_columns or columns == 0 or rows == 0:
+                continue
+            space = _Space(full, len(low.axes))
+            region = self._start("rows", [i])
+            self._grow_rows(region, space)
+            if space.lead == 0 and not any(self.nodes[m].shape == full and m != i for m in region.members):
+                region.kind = "reduce"
+            self._finish(region)
+
+    def _grow_rows(self, region: Region, space: _Space) -> None:
+        regions = self.regions
+        rejected: set[int] = set()
+        progress = True
+        while progress:
+            progress = False
+            around = {s for m in region.members for s in regions.sources[m]} | {
+                u for m in region.members for u in self.partition.users[m]
+            }
+            for j in sorted(around - region.members - rejected, reverse=True):
+                if not self._free(j) or not self._row_member(j, region, space) or not self._fits(region, {j}):
+                    continue
+                if self._join(region, j):
+                    progress = True
+
+    def _row_member(self, j: int, region: Region, space: _Space) -> bool:
+        """Whether a node may stand in the region: its shape, its form, and how it and the members read each other."""
+        node, form = self.nodes[j], self.regions.form[j]
+        if form == "reduce":
+            low = self.facts.lowering(node)
+            if not isinstance(low, Reduce) or node.inputs[0].shape != space.full or low.axes != space.axes:
+                return False
+        elif form != "map" or node.shape not in space.shapes:
+            return False
+        elif not self.facts.elementwise(node):
+            # a gather, a pad, ...: may only read what is not in the region
+            if node.shape != space.full or any(s in region.members for s in self.regions.sources[j]):
+                return False
+        for s in self.regions.sources[j]:
+            if s in region.members and not all(self._row_read(j, s, r, space) for r in self.regions.reads(j, s)):
+                return False
+        for m in region.members & self.partition.users[j]:
+            if not self.facts.elementwise(self.nodes[m]) and self.regions.form[m] != "reduce":
+                return False
+            if not all(self._row_read(m, j, r, space) for r in self.regions.reads(m, j)):
+                return False
+        return True
+
+    def _row_read(self, reader: int, source: int, read: IndexMap | None, space: _Space) -> bool:
+        """Whether `reader` reads `source` in its own row only, and at its own column if the source has columns."""
+        target = self.nodes[source]
+        if self.regions.form[reader] == "reduce":
+            return read is None and target.shape == space.full
+        if read is None:
+            return target.shape == self.nodes[reader].shape
+        shape = self.nodes[reader].shape
+        if space.full == target.shape:
+            return False
+        if shape == space.full:
+            wanted = [Term(None, 0, 0) if size == 1 else Term(k) for k, size in enumerate(target.shape)]
+            return target.shape in space.shapes and list(read) == wanted
+        # Row values, with or without the axes of size 1.
+        kept = [t for t, size in zip(read, target.shape, strict=True) if size != 1]
+        return kept == [Term(k) for k, size in enumerate(shape) if size != 1]
+
+    # reduce
+
+    def _reduces(self) -> None:
+        for i, node in enumerate(self.nodes):
+            if not self._free(i) or self.regions.form[i] != "reduce":
+                continue
+            low = self.facts.lowering(node)
+            if not isinstance(low, Reduce) or low.axes is None:
+                continue
+            region = self._start("reduce", [i])
+            full = node.inputs[0].shape
+            self._prologue(region, full)
+            for j in range(i + 1, len(self.nodes)):
+                other = self.nodes[j]
+                if not self._free(j) or self.regions.form[j] != "reduce" or other.inputs[0].shape != full:
+                    continue
+                low_j = self.facts.lowering(other)
+                if not isinstance(low_j, Reduce) or low_j.axes != low.axes:
+                    continue
+                related = self._shares(region, j) and self._independent(region, j)
+                if related and self._fits(region, {j}) and self._join(region, j):
+                    self._prologue(region, full)
+            reduces = {m for m in region.members if self.regions.form[m] == "reduce"}
+            self._after_reduce(region, reduces)
+            self._reduced_side(region, reduces)
+            self._finish(region)
+
+    def _shares(self, region: Region, j: int) -> bool:
+        """Whether a reduction reads, at most two steps up, something that the region reads or computes."""
+        mine = region.members | {s for m in region.members for s in self.regions.sources[m]}
+        theirs = set(self.regions.sources[j])
+        theirs |= {s for t in theirs for s in self.regions.sources[t]}
+        return bool(mine & theirs)
+
+    def _independent(self, region: Region, j: int) -> bool:
+        """Whether no reduction of the region feeds the other one."""
+        p = self.partition
+        return not p.reach[p.group[next(iter(region.members))]] >> j & 1
+
+    def _prologue(self, region: Region, full: tuple[object, ...]) -> None:
+        """Takes in the maps over the whole space that nothing else needs."""
+        progress = True
+        while progress:
+            progress = False
+            for j in sorted({s for m in region.members for s in self.regions.sources[m]} - region.members, reverse=True):
+                if not self._free(j) or self.regions.form[j] != "map" or self.nodes[j].shape != full:
+                    continue
+                if j in self.regions.results:
+                    continue
+                users = self.partition.users[j]
+                plain = all(
+                    u in region.members
+                    and self.regions.reads(u, j) == [None]
+                    and (self.regions.form[u] == "reduce" or self.facts.elementwise(self.nodes[u]))
+                    for u in users
+                )
+                if plain and self._fits(region, {j}) and self._join(region, j):
+                    progress = True
+
+    def _after_reduce(self, region: Region, reduces: set[int]) -> None:
+        """Takes in elementwise work on the reduced values."""
+        reduced, shape = set(reduces), self.nodes[next(iter(reduces))].shape
+        progress = True
+        while progress:
+            progress = False
+            for j in sorted({u for m in reduced for u in self.partition.users[m]} - region.members):
+                if not self._free(j) or not self._elementwise(j) or self.nodes[j].shape != shape:
+                    continue
+                inside = [s for s in self.regions.sources[j] if s in region.members]
+                if not all(s in reduced and self._plain(j, s) for s in inside):
+                    continue
+                if self._fits(region, {j}) and self._join(region, j):
+                    reduced.add(j)
+                    progress = True
+
+    def _reduced_side(self, region: Region, reduces: set[int]) -> None:
+        """Takes in elementwise work that only the work on reduced values needs."""
+        shape = self.nodes[next(iter(reduces))].shape
+        progress = True
+        while progress:
+            progress = False
+            readers = {m for m in region.members - reduces if self.nodes[m].shape == shape}
+            for j in sorted({s for m in readers for s in self.regions.sources[m]} - region.members, reverse=True):
+                if not self._free(j) or not self._elementwise(j) or self.nodes[j].shape != shape or j in self.regions.results:
+                    continue
+                users = self.partition.users[j]
+                if users <= readers and all(self._plain(u, j) for u in users):
+                    progress |= self._fits(region, {j}) and self._join(region, j)
+
+    # map
+
+    def _maps(self) -> None:
+        for i in range(len(self.nodes) - 1, -1, -1):
+            if not self._free(i) or self.regions.form[i] != "map":
+                continue
+            region = self._start("map", [i])
+            progress = True
+            while progress:
+                progress = False
+                for j in sorted({s for m in region.members for s in self.regions.sources[m]} - region.members, reverse=True):
+                    if self._free(j) and self._map_member(j, region, i) and self._fits(region, {j}) and self._join(region, j):
+                        progress = True
+            self._finish(region)
+
+    def _map_member(self, j: int, region: Region, root: int) -> bool:
+        """Whether a producer may join: computed once per element, or cheap; stored as well if others need it."""
+        if self.regions.form[j] != "map":
+            return False
+        node, users = self.nodes[j], self.partition.users[j]
+        inside = users & region.members
+        outside = bool(users - region.members) or j in self.regions.results
+        if not self.facts.elementwise(node) and any(s in region.members for s in self.regions.sources[j]):
+            return False
+        if all(self._plain(u, j) for u in inside) and node.shape == self.nodes[root].shape:
+            return True
+        # Read elsewhere than at the own index: recomputed for each reader, so it must be cheap, and needed by nobody else.
+        if outside or not self.facts.elementwise(node) or not self.facts.is_cheap(node):
+            return False
+        return (
+            all(self.facts.elementwise(self.nodes[u]) and all(r is not None for r in self.regions.reads(u, j)) for u in inside)
+            and len(self.regions.sources[j]) <= 2
+        )
+
+
+@dataclass(frozen=True)
+class _Space:
+    """The rows and columns that a 'rows' region runs over: `full` shape, of which the last `columns` dimensions are reduced."""
+
+    full: tuple[Dim, ...]
+    columns: int
+
+    @property
+    def lead(self) -> int:
+        return len(self.full) - self.columns
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return tuple(range(self.lead, len(self.full)))
+
+    @property
+    def shapes(self) -> tuple[tuple[Dim, ...], ...]:
+        rows = self.full[: self.lead]
+        return (self.full, rows, rows + (1,) * self.columns)

@@ -1,0 +1,123 @@
+"""Channels last inside: convolutions and pooling in NHWC, the transposes around them moved together and cancelled.
+
+    conv_nchw(x)            -> T'(conv_nhwc(T(x)))          T: NCHW -> NHWC, T' its inverse
+    f(T'(x), T'(y))         -> T'(f(x, y))                  f elementwise, pad, ...: ops whose record says how
+    f(T'(x), broadcast(v))  -> T'(f(x, broadcast'(v)))      a broadcast, a constant or a weight is moved for nothing
+    sum(T'(x), axes)        -> sum(x, axes')                no order of the kept dimensions is lost
+    T(T'(x))                -> x
+
+Transposes so sink towards the outputs until they meet their inverse; those at the inputs and outputs of the graph stay,
+and with them its signature. Types carry no layout: a permuted tensor is a tensor of another shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from ..ir.graph import Graph, Node
+from ..ir.op import Trait, make
+from . import movement
+from .contract import Context, Pass
+from .contract_form import permutation
+from .facts import Facts, derived, weights
+from .rewrite import Miss, Outcome, Rule, apply_rules, rule, smaller
+
+TO_NHWC: Final = (0, 2, 3, 1)
+TO_NCHW: Final = (0, 3, 1, 2)
+
+
+def perm_of(node: Node, facts: Facts) -> tuple[int, ...] | None:
+    """perm where node = transpose(x, perm) moves data; None for everything else."""
+    if not node.inputs or not node.op.has(Trait.MOVEMENT):
+        return None
+    read = facts.read(node)
+    if read is None or len(node.inputs[0].shape) != len(node.shape) or facts.replicates(node) or facts.kind(node) == "view":
+        return None
+    return permutation(read, len(node.shape))
+
+
+@rule
+def channels_last(node: Node, facts: Facts) -> Outcome:
+    """op_nchw(x) -> T'(op_nhwc(T(x))) for every op whose record can compute in another layout."""
+    if node.op.to_layout is None:
+        return Miss("its record knows no other layout", node)
+    new = node.op.to_layout(node, "NHWC")
+    return Miss("it has channels last already", node) if new is node else new
+
+
+def _sink(fixed: Mapping[Node, bool]) -> Rule:
+    """The rule that moves transposes past an op, free for what is `fixed` (weights and constants)."""
+
+    @rule
+    def sink_transpose(node: Node, facts: Facts) -> Outcome:
+        """f(T'(x), ...) -> T'(f(x, ...)) where every other operand is transposed for nothing."""
+        if node.op.transpose is None or not node.inputs or perm_of(node, facts) is not None:
+            return Miss("its record does not say how to transpose it", node)
+        if not any(perm_of(i, facts) == TO_NCHW for i in node.inputs):
+            return Miss("no operand is transposed from channels last", node)
+        if len(node.shape) != 4:
+            return Miss("its result is no image", node)
+        new = node.op.transpose(node, TO_NHWC)
+        if new is None:
+            return Miss("its record cannot transpose it here", node)
+        for i in new.inputs:
+            if perm_of(i, facts) is not None and i not in node.inputs:
+                moved = i.inputs[0]
+                if not (facts.uniform(moved) is not None or facts.replicates(moved) or moved in fixed):
+                    return Miss("another operand would have to be transposed", moved)
+        return make("transpose", new, perm=TO_NCHW)
+
+    return sink_transpose
+
+
+@rule
+def reduce_transposed(node: Node, facts: Facts) -> Outcome:
+    """reduce(T'(x), axes) -> reduce(x, axes') where the kept dimensions stay in order, else T' after it with keepdims."""
+    axes = node.attrs.get("axes")
+    if not node.op.has(Trait.REDUCTION) or axes is None or "keepdims" not in node.attrs:
+        return Miss("not a reduction over axes", node)
+    perm = perm_of(node.inputs[0], facts)
+    if perm is None:
+        return Miss("the operand is not transposed", node.inputs[0])
+    x = node.inputs[0].inputs[0]
+    moved = tuple(sorted(perm[a] for a in axes))
+    if node.attrs["keepdims"]:
+        return make("transpose", node.replace((x,), axes=moved), perm=perm)
+    kept = [perm[d] for d in range(len(perm)) if d not in axes]
+    if kept != sorted(kept):
+        return Miss("the kept dimensions would change places", node)
+    return node.replace((x,), axes=moved)
+
+
+def _progress(before: Node, after: Node, facts: Facts) -> bool:
+    """The order: fewer ops with channels first; then transposes nearer to the outputs; then Knuth-Bendix."""
+    if before.op.to_layout is not None:
+        stack = [after]
+        for n in stack:
+            if n.op is before.op:
+                return n.op.to_layout is not None and n.op.to_layout(n, "NHWC") is n
+            if len(stack) < 64:
+                stack += n.inputs
+        return False
+    if perm_of(after, facts) is not None and perm_of(before, facts) is None:
+        return after.inputs[0].op is before.op or smaller(before, after, facts)
+    return smaller(before, after, facts)
+
+
+@dataclass(frozen=True)
+class Layout(Pass):
+    """NHWC inside the graph, inputs and outputs as they were."""
+
+    kind: ClassVar[str] = "equivalent"
+    requires: ClassVar[frozenset[str]] = frozenset({"no_gradient"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"nhwc"})
+
+    def run(self, graph: Graph, ctx: Context) -> Graph:
+        """The graph with channels last inside."""
+        if not any(n.op.to_layout is not None for n in graph.nodes()):
+            return graph
+        fixed = derived(graph.nodes(), weights(graph))
+        rules = (*movement.RULES, channels_last, _sink(fixed), reduce_transposed)
+        return apply_rules(graph, rules, ctx, _progress)

@@ -1,0 +1,111 @@
+"""Runs a list of passes over a graph, with hooks: dump, time, verify, validate."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..ir.errors import TensorwrightError, VerifyError
+from ..ir.graph import Graph
+from ..ir.verify import verify
+from .contract import Context, Pass, PassResult
+from .facts import Facts
+from .labels import write_atomically
+
+Check = Callable[[Pass, Graph, Graph, Context], None]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens after each pass.
+
+    dump      a folder for NNN_name.txt, one for each pass that changed something, and 000_graph.txt before all
+    verify    whether to run the verifier on every graph that a pass made
+    validate  called with (pass, before, after, context) after a pass that changed something; raises ValidationError
+    after     called with every PassResult (progress, tables)
+    number    the first number of the dumps
+    """
+
+    dump: Path | None = None
+    verify: bool = True
+    validate: Check | None = None
+    after: Callable[[PassResult], None] | None = field(default=None)
+    number: int = 0
+
+
+def run_pipeline(graph: Graph, passes: Sequence[Pass], ctx: Context | None = None, hooks: Hooks | None = None) -> Graph:
+    """The graph after all passes, in order; `ctx.results` tells what each one did.
+
+    An error inside a pass is raised again as the same exception with a note that names the pass and those that ran before.
+    Raises VerifyError if a pass needs a property that no earlier pass ensures, or leaves a graph that does not verify.
+    """
+    ctx, hooks = ctx or Context(), hooks or Hooks()
+    check_order(graph, passes, ctx.facts)
+    if hooks.dump is not None:
+        hooks.dump.mkdir(parents=True, exist_ok=True)
+        write_atomically(hooks.dump / f"{hooks.number:03}_graph.txt", str(graph))
+    done: list[str] = []
+    for number, p in enumerate(passes, start=hooks.number + 1):
+        ctx.current, logged = str(p), len(ctx.log)
+        start = time.perf_counter()
+        try:
+            after = p.run(graph, ctx)
+            ms = (time.perf_counter() - start) * 1e3
+            if after is not graph and after == graph:
+                raise VerifyError(f"pass {p} returned an equal graph as if it had changed; it must return the graph it was given")
+            if hooks.verify and after is not graph:
+                verify(after)
+            if hooks.validate is not None and after is not graph:
+                hooks.validate(p, graph, after, ctx)
+        except TensorwrightError as e:
+            e.add_note(f"in pass {p} (number {number}); before it ran: {', '.join(done) or 'none'}")
+            raise
+        rewrites = Counter(a.rule for a in ctx.log[logged:])
+        result = PassResult(
+            p.name, p.kind, _count(graph), _count(after), ms, after is not graph, dict(rewrites.most_common()), after
+        )
+        ctx.results.append(result)
+        if hooks.after is not None:
+            hooks.after(result)
+        if hooks.dump is not None and after is not graph:
+            write_atomically(hooks.dump / f"{number:03}_{p.name}.txt", str(after))
+        graph = after
+        done.append(str(p))
+    return graph
+
+
+def _count(graph: Graph) -> int:
+    """Nodes that compute something: inputs and constants are not counted."""
+    return sum(1 for n in graph.nodes() if n.inputs)
+
+
+def check_order(graph: Graph, passes: Sequence[Pass], facts: Facts) -> None:
+    """Raises VerifyError where a pass requires a property that neither the graph has nor an earlier pass ensures."""
+    have = properties(graph, facts)
+    before: list[str] = []
+    for p in passes:
+        missing = p.requires - have
+        if missing:
+            raise VerifyError(
+                f"pass {p.name} requires {', '.join(sorted(missing))}, which no pass before it ensures; before it: "
+                f"{', '.join(before) or 'none'}"
+            )
+        have = (have & p.keeps) | p.ensures
+        before.append(p.name)
+
+
+def properties(graph: Graph, facts: Facts) -> set[str]:
+    """The properties that a graph has without any pass having run."""
+    have = {"no_gradient", "no_marks", "decomposed"}
+    for n in graph.nodes():
+        kind = facts.kind(n)
+        if kind == "other":
+            have.discard("no_gradient")
+        elif kind == "decompose":
+            have.discard("decomposed")
+        elif facts.is_marker(n):
+            have.discard("no_marks")
+    return have

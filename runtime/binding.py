@@ -1,0 +1,207 @@
+"""One program bound to its weights: the part of a call that runs every time.
+
+A `Frame` is what one call needs for itself (pointer table, arena, output arrays), so that several threads can be in the
+same program. Frames and output arrays are kept and used again: after the first call, none is allocated. An output
+array is handed out again only when its reference count says that nobody holds it, or a view of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from ..ir.errors import CompileError, TensorwrightError
+from ..ir.program import Program
+from . import threads as threading_limits
+from .buffers import Array, address_of, aligned_copy, block, empty
+from .native import NativeProgram
+
+_RING: Final = 4  # sets of outputs a frame keeps for use again
+_RING_BYTES: Final = 64 * 1024 * 1024  # beyond this much memory it keeps two
+
+_addressof = ctypes.addressof
+_exported: Any = ctypes.c_char.from_buffer  # raises for read-only, non-contiguous and empty arrays: the slow path's business
+_ndarray = np.ndarray
+_getrefcount = sys.getrefcount
+
+
+class _Probe:
+    __slots__ = ()
+
+
+def _counts(arrays: tuple[Any, ...]) -> int:
+    highest = 0
+    for array in arrays:
+        highest = max(highest, _getrefcount(array))
+    return highest
+
+
+_IDLE: Final = _counts((_Probe(),))  # how `_counts` sees an object that only the tuple holds, in this Python
+_COUNTS_HOLD: Final = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock a count is stale when it is read
+
+
+class Frame:
+    """What one running call owns. `outputs` is a ring of (arrays, addresses) that are used again once dropped."""
+
+    __slots__ = ("address", "arena", "keep", "outputs", "pointers")
+
+    def __init__(self, pointers: Any, arena: Any, keep: object) -> None:
+        self.pointers = pointers
+        self.address = ctypes.addressof(pointers)
+        self.arena = arena
+        self.keep = keep
+        self.outputs: list[tuple[tuple[Array, ...], tuple[int, ...]]] = []
+
+
+class Binding:
+    """A Program, loaded, with the arrays of its non-argument inputs in place.
+
+    `fixed` maps input names to C-contiguous arrays of the right type; the remaining inputs are arguments, in the program's
+    order. Outputs aliased to an input share its memory; those whose input is fixed are not returned.
+    """
+
+    def __init__(self, program: Program, fixed: Mapping[str, Array], threads: int, lock: threading.Lock | None = None) -> None:
+        self.program = program
+        self._native = NativeProgram(program.object_code, program.entry)
+        self._constants = tuple(aligned_copy(c) for c in program.constants)
+        self._lock = lock
+        self._parallel = any(k.parallel for k in program.kernels)
+        self.threads = threads if self._parallel else 1
+        self._context = threading_limits.context(self.threads)
+        self._context_address = ctypes.addressof(self._context)
+        names = [a.name for a in program.inputs]
+        self.arguments = tuple(i for i, name in enumerate(names) if name not in fixed)
+        # the outputs a call returns and makes room for; a donated argument comes back as its output
+        n = len(names)
+        self.fresh = tuple(k for k in range(len(program.outputs)) if k not in dict(program.aliases))
+        self._fresh_slots = tuple(n + k for k in self.fresh)
+        self.donated = tuple((k, i) for k, i in program.aliases if i in self.arguments)
+        self._donated_slots = tuple((n + k, i) for k, i in self.donated)
+        self._one = len(self.fresh) == 1 and not self.donated
+        self._slots = self.arguments
+        self._checks = tuple(
+            (slot, program.inputs[slot].type.dtype.numpy, program.inputs[slot].type.static_shape) for slot in self.arguments
+        )
+        self._output_bytes = sum(program.outputs[k].type.nbytes for k in self.fresh)
+        self._ring = _RING if self._output_bytes * _RING <= _RING_BYTES else 2
+        self._free: list[Frame] = []
+        self.bind(fixed)
+
+    def bind(self, fixed: Mapping[str, Array]) -> None:
+        """Puts other arrays in the place of the fixed inputs; calls that are running finish on the old ones."""
+        table: list[int] = [0] * (len(self.program.inputs) + len(self.program.outputs))
+        held: list[Array] = []
+        for i, argument in enumerate(self.program.inputs):
+            if i in self.arguments:
+                continue
+            array = fixed[argument.name]
+            wanted = argument.type
+            if array.dtype != wanted.dtype.numpy or array.shape != wanted.static_shape or not array.flags.c_contiguous:
+                raise CompileError(f"{argument.name}: bound to {array.dtype}{array.shape} where the program takes {wanted}")
+            table[i] = address_of(array)
+            held.append(array)
+        for output, source in self.program.aliases:
+            table[len(self.program.inputs) + output] = table[source]
+        self._table, self._held = table, tuple(held)
+        self._free = []
+
+    def _frame(self) -> Frame:
+        arena, address = block(self.program.arena_bytes, self.program.align)
+        constants = [address_of(c) for c in self._constants]
+        values = [*self._table, *constants, address]
+        # the frame keeps alive what its pointers point to
+        return Frame((ctypes.c_void_p * len(values))(*values), arena, (self._held, self._constants, self._native))
+
+    def _outputs(self, frame: Frame) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+        arrays = tuple(empty(self.program.outputs[k].type.static_shape, self.program.outputs[k].type.dtype) for k in self.fresh)
+        made = (arrays, tuple(map(address_of, arrays)))
+        if len(frame.outputs) >= self._ring:
+            frame.outputs.pop(0)
+        frame.outputs.append(made)
+        return made
+
+    def call(self, inputs: Sequence[Any]) -> Any:
+        """Runs the program on arrays that fit exactly: the result, or None (and nothing done) if one needs a closer look."""
+        addresses = []
+        for x, (_, dtype, shape) in zip(inputs, self._checks, strict=True):
+            if type(x) is not _ndarray or x.dtype != dtype or x.shape != shape:
+                return None
+            try:
+                addresses.append(_addressof(_exported(x)))
+            except (TypeError, ValueError, BufferError):
+                return None
+        return self.run(inputs, addresses)
+
+    def run(self, inputs: Sequence[Array], addresses: Sequence[int], out: Sequence[Array] | None = None) -> Any:
+        """Runs on checked inputs at `addresses`. `out`, if given, holds a checked array per output that is no alias.
+
+        Returns the output, or a tuple of them; outputs that are donated arguments are those argument objects.
+        """
+        home = self._free
+        try:
+            frame = home.pop()
+        except IndexError:
+            frame = self._frame()
+        pointers = frame.pointers
+        for slot, address in zip(self._slots, addresses):  # noqa: B905 (a hot path; both have one entry per argument)
+            pointers[slot] = address
+        if out is not None:
+            arrays: Sequence[Array] = out
+            places: Sequence[int] = [address_of(a) for a in out]
+        else:
+            for arrays, places in frame.outputs:  # noqa: B007
+                if _counts(arrays) <= _IDLE and _COUNTS_HOLD:
+                    break
+            else:
+                arrays, places = self._outputs(frame)
+        for slot, address in zip(self._fresh_slots, places):  # noqa: B905
+            pointers[slot] = address
+        for slot, source in self._donated_slots:
+            pointers[slot] = pointers[source]
+        if self._lock is None:
+            status = self._native.run(frame.address, None, self._context_address)
+        else:
+            with self._lock:
+                status = self._native.run(frame.address, None, self._context_address)
+        if status:
+            self._failed(status)
+        # held by the caller before the frame is free: the ring's tuple alone would look idle to another thread
+        if self._one:
+            result: Any = arrays[0]
+        elif not self._donated_slots:
+            result = (*arrays,)
+        else:
+            position = {slot: k for k, slot in enumerate(self.arguments)}
+            found: dict[int, Array] = dict(zip(self.fresh, arrays, strict=True))
+            found.update({k: inputs[position[i]] for k, i in self.donated})
+            result = tuple(found[k] for k in sorted(found))
+            if len(result) == 1:
+                result = result[0]
+        home.append(frame)
+        return result
+
+    def timed(self, inputs: Sequence[Array], addresses: Sequence[int], ticks: Array) -> None:
+        """One run per row of `ticks` (int64): nanoseconds before each kernel and after the last. Takes no lock."""
+        frame = self._frame()
+        _, places = self._outputs(frame)
+        for slot, address in zip(self._slots, addresses, strict=True):
+            frame.pointers[slot] = address
+        for slot, address in zip(self._fresh_slots, places, strict=True):
+            frame.pointers[slot] = address
+        for slot, source in self._donated_slots:
+            frame.pointers[slot] = frame.pointers[source]
+        for row in ticks:
+            context = threading_limits.Context(self.threads, address_of(row), self._context.fork, threading_limits.clock())
+            status = self._native.run(frame.address, None, ctypes.addressof(context))
+            if status:
+                self._failed(status)
+
+    def _failed(self, status: int) -> None:
+        raise TensorwrightError(
+            f"program {self.program.name!r} stopped with status {status}: a bounds check of its checked build failed"
+        )

@@ -1,0 +1,212 @@
+"""The disk cache of compiled programs: content-addressed, checksummed, shared by processes, bounded.
+
+An entry's key is a hash of everything that decides the machine code: the traced graph (without weights), the target,
+the flags that change code, the compiler's own source, LLVM's version. An entry that is damaged in any way is a miss.
+Machine code is only ever read from a folder that belongs to the user alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..ir.dtypes import as_dtype
+from ..ir.program import Argument, KernelInfo, Program
+from ..ir.target import Target
+from ..ir.types import tensor
+from .compiled import Compiled, PassRecord
+from .container import DamagedError, pack, unpack, write_atomically
+
+MAGIC: Final = b"TWCACHE1"
+DEFAULT_BYTES: Final = 1024**3
+
+
+def default_folder() -> Path:
+    """`$XDG_CACHE_HOME/tensorwright`, or `~/.cache/tensorwright`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "tensorwright"
+
+
+def source_digest(root: Path, folders: Iterable[str]) -> str:
+    """A hash over every Python file of the compiler (names and contents): another compiler, another key."""
+    total = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((root / folder).rglob("*.py")):
+            data = path.read_bytes()
+            total.update(f"{path.relative_to(root)}:{len(data)}\n".encode() + data)
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that decides the machine code, in one place. `flags` are (name, value) pairs."""
+
+    graph: str
+    target: Target
+    flags: tuple[tuple[str, str | int | bool | None], ...]
+    compiler: str
+    llvm: str
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+class DiskCache:
+    """Entries of `folder`, at most `max_bytes` of them: the ones used longest ago go first. Never raises for its own sake."""
+
+    def __init__(self, folder: Path, max_bytes: int = DEFAULT_BYTES) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+
+    def _path(self, key: Key) -> Path:
+        digest = key.digest()
+        return self.folder / digest[:2] / f"{digest}.twc"
+
+    def _trusted(self) -> bool:
+        """Whether nobody else can write here: machine code from elsewhere would run with our rights."""
+        try:
+            found = self.folder.stat()
+        except OSError:
+            return False
+        return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+    def get(self, key: Key) -> Compiled | None:
+        """The entry, or None: not there, damaged, or in a folder that others may write to."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes() if self._trusted() else None
+        except OSError:
+            return None
+        if data is None:
+            return None
+        try:
+            meta, parts = unpack(MAGIC, data)
+            if meta["key"] != key.digest():
+                raise DamagedError("it is filed under another key")
+            found = _decode(meta, parts)
+        except (DamagedError, KeyError, TypeError, ValueError, IndexError, OverflowError):
+            path.unlink(missing_ok=True)  # so that a damaged entry is met once
+            return None
+        with contextlib.suppress(OSError):  # evicted this moment by another process; the entry in hand is good
+            os.utime(path)  # its age is what eviction goes by
+        return found
+
+    def put(self, key: Key, compiled: Compiled) -> bool:
+        """Stores an entry; False when the disk does not let us (full, read-only), which costs only speed."""
+        meta, parts = _encode(compiled)
+        meta["key"] = key.digest()
+        path = self._path(key)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self._trusted():
+                return False
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            write_atomically(path, pack(MAGIC, meta, parts))
+        except OSError:
+            return False
+        self.evict()
+        return True
+
+    def entries(self) -> list[tuple[Path, int, float]]:
+        """(path, bytes, time of last use) of every entry, the oldest first."""
+        found = []
+        for path in self.folder.glob("??/*.twc"):
+            try:
+                status = path.stat()
+            except OSError:
+                continue  # evicted by another process between the listing and the look
+            found.append((path, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda e: e[2])
+
+    def evict(self) -> None:
+        """Removes the entries used longest ago until the rest is within `max_bytes`."""
+        entries = self.entries()
+        total = sum(size for _, size, _ in entries)
+        for path, size, _ in entries:
+            if total <= self.max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+    def clear(self) -> int:
+        """Removes every entry; how many there were."""
+        entries = self.entries()
+        for path, _, _ in entries:
+            path.unlink(missing_ok=True)
+        return len(entries)
+
+
+def _encode(compiled: Compiled) -> tuple[dict[str, Any], dict[str, bytes]]:
+    parts: dict[str, bytes] = {}
+    meta: dict[str, Any] = {
+        "run": _encode_program(compiled.run, "run", parts),
+        "prepare": None if compiled.prepare is None else _encode_program(compiled.prepare, "prepare", parts),
+        "prepare_key": compiled.prepare_key,
+        "passes": [asdict(p) for p in compiled.passes],
+    }
+    return meta, parts
+
+
+def _decode(meta: dict[str, Any], parts: dict[str, memoryview]) -> Compiled:
+    return Compiled(
+        run=_decode_program(meta["run"], "run", parts),
+        prepare=None if meta["prepare"] is None else _decode_program(meta["prepare"], "prepare", parts),
+        prepare_key=str(meta["prepare_key"]),
+        passes=tuple(PassRecord(**p) for p in meta["passes"]),
+        from_cache=True,
+    )
+
+
+def _encode_program(program: Program, prefix: str, parts: dict[str, bytes]) -> dict[str, Any]:
+    parts[f"{prefix}/object"] = program.object_code
+    for k, constant in enumerate(program.constants):
+        parts[f"{prefix}/constant{k}"] = np.ascontiguousarray(constant).tobytes()
+    return {
+        "name": program.name,
+        "target": asdict(program.target),
+        "inputs": [_encode_argument(a) for a in program.inputs],
+        "outputs": [_encode_argument(a) for a in program.outputs],
+        "constants": [[as_dtype(c.dtype).name, list(c.shape)] for c in program.constants],
+        "arena_bytes": program.arena_bytes,
+        "kernels": [asdict(k) for k in program.kernels],
+        "aliases": [list(a) for a in program.aliases],
+        "align": program.align,
+    }
+
+
+def _decode_program(meta: dict[str, Any], prefix: str, parts: dict[str, memoryview]) -> Program:
+    kernels = tuple(KernelInfo(**{**k, "nodes": tuple(k["nodes"])}) for k in meta["kernels"])
+    constants = []
+    for k, (dtype, shape) in enumerate(meta["constants"]):
+        raw = parts[f"{prefix}/constant{k}"]
+        constants.append(np.frombuffer(raw, dtype=as_dtype(dtype).numpy).reshape(shape))
+    return Program(
+        name=meta["name"],
+        target=Target(**{f.name: meta["target"][f.name] for f in fields(Target)}),
+        inputs=tuple(_decode_argument(a) for a in meta["inputs"]),
+        outputs=tuple(_decode_argument(a) for a in meta["outputs"]),
+        constants=tuple(constants),
+        arena_bytes=int(meta["arena_bytes"]),
+        kernels=kernels,
+        object_code=bytes(parts[f"{prefix}/object"]),
+        aliases=tuple((int(o), int(i)) for o, i in meta["aliases"]),
+        align=int(meta["align"]),
+    )
+
+
+def _encode_argument(a: Argument) -> list[Any]:
+    return [a.name, a.type.dtype.name, list(a.type.static_shape), a.role]
+
+
+def _decode_argument(row: list[Any]) -> Argument:
+    name, dtype, shape, role = row
+    return Argument(str(name), tensor(dtype, shape), str(role))

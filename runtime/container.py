@@ -1,0 +1,73 @@
+"""A file of named byte strings with a checksum over all of it: what cache entries and artifacts are made of.
+
+    magic (8 bytes) | length of header (u64) | SHA-256 of the rest (32) | header: JSON | the parts, one after the other
+
+The header is `{"meta": ..., "parts": [[name, length], ...]}`. Reading checks every length against the file's before it
+allocates, so that a hostile file costs no more than its own size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+_HEAD: Final = struct.Struct("<8sQ32s")
+_MAX_HEADER: Final = 64 * 1024 * 1024
+
+
+class DamagedError(Exception):
+    """The bytes are not a container that `pack` made: cut off, changed, or lying about sizes."""
+
+
+def pack(magic: bytes, meta: Any, parts: Mapping[str, bytes]) -> bytes:
+    """The file's bytes. `magic` has 8 bytes; `meta` is anything JSON can hold."""
+    listing = {"meta": meta, "parts": [[name, len(data)] for name, data in parts.items()]}
+    header = json.dumps(listing, separators=(",", ":"), allow_nan=False).encode()
+    body = b"".join((header, *parts.values()))
+    return _HEAD.pack(magic, len(header), hashlib.sha256(body).digest()) + body
+
+
+def unpack(magic: bytes, data: bytes) -> tuple[Any, dict[str, memoryview]]:
+    """(meta, parts) of what `pack` made. Raises DamagedError for anything else."""
+    if len(data) < _HEAD.size:
+        raise DamagedError(f"{len(data)} bytes are shorter than its {_HEAD.size}-byte head")
+    found, length, digest = _HEAD.unpack_from(data)
+    if found != magic:
+        raise DamagedError(f"it starts with {found!r}, not {magic!r}")
+    body = memoryview(data)[_HEAD.size :]
+    if length > min(len(body), _MAX_HEADER):
+        raise DamagedError(f"its header claims {length} bytes; {len(body)} are there, {_MAX_HEADER} are allowed")
+    if hashlib.sha256(body).digest() != digest:
+        raise DamagedError("its checksum does not match: it is cut off or was changed")
+    try:
+        listing = json.loads(bytes(body[:length]))
+        meta, entries = listing["meta"], listing["parts"]
+        at, parts = length, {}
+        for name, size in entries:
+            if not isinstance(name, str) or type(size) is not int or size < 0 or at + size > len(body) or name in parts:
+                raise DamagedError(f"part {name!r} of {size!r} bytes does not fit into the file")
+            parts[name] = body[at : at + size]
+            at += size
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"its header is not what it should be: {error!r}") from error
+    if at != len(body):
+        raise DamagedError(f"{len(body) - at} bytes follow its last part")
+    return meta, parts
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes next to `path` and renames, so that a reader sees the old file or the whole new one. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

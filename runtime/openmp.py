@@ -1,0 +1,119 @@
+"""The OpenMP runtime behind every parallel region: found once per process, reached through one address, `GOMP_parallel`.
+
+LLVM's libomp and GNU's libgomp both export `GOMP_parallel(body, data, threads, flags)`. Two OpenMP runtimes in one
+process each keep their own workers, and two copies of LLVM's abort; so one that is loaded already (by torch, by
+scikit-learn) is used, and the libomp of the `cmeel-libomp` package is loaded only where there is none.
+
+LLVM's runtime keeps its workers spinning for 200 ms after a region. When we are the ones to load it, that is set to 1 ms
+(unless the user set KMP_BLOCKTIME), so that an idle program leaves the processor alone. A runtime that somebody else
+loaded keeps that owner's settings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ..ir.errors import RuntimeUnavailableError
+
+_NAMES = ("libomp", "libiomp5", "libgomp")  # in the order of preference when several are loaded
+
+
+@dataclass(frozen=True)
+class OpenMP:
+    """A loaded OpenMP runtime. `fork` is the address of GOMP_parallel; `ours` says that we loaded it."""
+
+    path: str
+    fork: int
+    ours: bool
+
+    @property
+    def survives_fork(self) -> bool:
+        """Whether a child of os.fork() may open parallel regions: libgomp waits for workers that no longer exist."""
+        return "libgomp" not in Path(os.path.realpath(self.path)).name
+
+
+_lock = threading.Lock()
+
+
+def runtime() -> OpenMP:
+    """The process's OpenMP runtime; loads one at the first call.
+
+    Raises RuntimeUnavailableError when none is loaded and none is installed.
+    """
+    with _lock:
+        return _find()
+
+
+def loaded() -> list[str]:
+    """Paths of the OpenMP runtimes this process has loaded, the preferred one first."""
+    if sys.platform.startswith("linux"):
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+        paths = dict.fromkeys(line.split(None, 5)[5] for line in maps.splitlines() if line.count("/") and ".so" in line)
+    else:
+        import threadpoolctl
+
+        paths = dict.fromkeys(i["filepath"] for i in threadpoolctl.threadpool_info() if i.get("user_api") == "openmp")
+    rank = {p: _rank(p) for p in paths}
+    return sorted((p for p in paths if rank[p] < len(_NAMES)), key=rank.__getitem__)
+
+
+def _rank(path: str) -> int:
+    name = Path(path).name
+    return next((i for i, prefix in enumerate(_NAMES) if name.split(".")[0].split("-")[0] == prefix), len(_NAMES))
+
+
+@functools.cache
+def _find() -> OpenMP:
+    for path in loaded():
+        library = ctypes.CDLL(path)
+        if hasattr(library, "GOMP_parallel"):
+            return OpenMP(path, _address(library), ours=False)
+    path = _packaged()
+    # libomp reads its environment at the first call into it, which the try block makes
+    previous = os.environ.get("KMP_BLOCKTIME")
+    if previous is None:
+        os.environ["KMP_BLOCKTIME"] = "1"
+    try:
+        try:
+            library = ctypes.CDLL(path)
+        except OSError as error:
+            raise RuntimeUnavailableError(f"the OpenMP runtime {path} cannot be loaded: {error}; {_ADVICE}") from error
+        if not hasattr(library, "GOMP_parallel"):
+            raise RuntimeUnavailableError(f"the OpenMP runtime {path} does not export GOMP_parallel; {_ADVICE}")
+        library.omp_get_max_threads()
+    finally:
+        if previous is None:
+            del os.environ["KMP_BLOCKTIME"]
+    return OpenMP(path, _address(library), ours=True)
+
+
+_ADVICE = "reinstall it with 'pip install --force-reinstall cmeel-libomp', or run on one thread (TENSORWRIGHT_THREADS=1)"
+
+
+def _address(library: ctypes.CDLL) -> int:
+    return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+
+
+def _packaged() -> str:
+    """The libomp of the cmeel-libomp package. Raises RuntimeUnavailableError when it is not installed."""
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    try:
+        files = metadata.files("cmeel-libomp") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for entry in files:
+        if entry.name == f"libomp.{suffix}":
+            path = Path(str(entry.locate()))
+            if path.exists():
+                return str(path)
+    raise RuntimeUnavailableError(
+        "no OpenMP runtime: none is loaded in this process and the package cmeel-libomp is not installed (or has no "
+        f"libomp.{suffix}); install it with 'pip install cmeel-libomp', or run on one thread (TENSORWRIGHT_THREADS=1)"
+    )
