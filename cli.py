@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 an error of ours or of a file; 2 a command line that makes
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -34,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     changes = {k: v for k in ("threads", "cache", "checked") if (v := getattr(args, k, None)) is not None}
     try:
-        with config(**changes):
-            result = args.run(args)
         destination = getattr(args, "json", None)
+        # with '-', standard output is for the JSON alone
+        with config(**changes), contextlib.redirect_stdout(sys.stderr if destination == "-" else sys.stdout):
+            result = args.run(args)
         if destination is not None:
             _write_json(destination, result)
         return 0
@@ -217,18 +219,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _natural(text: str, least: int = 0) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, not {text!r}")
+    return int(text)
+
+
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, not {text}")
-    return value
+    return _natural(text, 1)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def report(peaks: bool = True) -> dict[str, dict[str, Any]]:
         "threads": parallel,
         "cache": storage,
         "versions": versions,
-        "flags": {variable: f"{value or '(unset)'}: {meaning}" for _, variable, value, meaning in describe()},
+        "flags": {
+            variable: f"{'(unset)' if value in ('', 'None') else value}: {meaning}" for _, variable, value, meaning in describe()
+        },
         "CUDA": {"driver": "not looked for: this version generates code for CPUs only"},
     }
     if peaks:

@@ -291,6 +291,14 @@ def describe(exe: Executable, compiled: Compiled) -> dict[str, Any]:
     }
 
 
+def console() -> Any:
+    """A rich Console; wide enough for our tables where the output is no terminal."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=150)
+
+
 def passes_table(compiled: Compiled) -> Any:
     """A rich Table: what each pass did to the number of nodes, and how long it took."""
     from rich.table import Table
@@ -308,11 +316,10 @@ def passes_table(compiled: Compiled) -> Any:
 
 def show(exe: Executable, compiled: Compiled) -> None:
     """Prints passes, kernels and memory."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    console.print(passes_table(compiled))
+    output = console()
+    output.print(passes_table(compiled))
     run = compiled.run
     table = Table(title=f"{len(run.kernels)} kernels", title_justify="left")
     for column in ("kernel", "MFLOP", "MB", "parallel", "stands for", "note"):
@@ -320,7 +327,7 @@ def show(exe: Executable, compiled: Compiled) -> None:
     for k in run.kernels:
         nodes = " ".join(k.nodes[:6]) + (f" (+{len(k.nodes) - 6})" if len(k.nodes) > 6 else "")
         table.add_row(k.name, f"{k.flops / 1e6:.3f}", f"{k.bytes / 1e6:.3f}", "yes" if k.parallel else "", nodes, k.note)
-    console.print(table)
+    output.print(table)
     memory = ", ".join(f"{k} {v:,}" for k, v in exe.memory.items())
     source = "from the cache" if compiled.from_cache else "compiled"
     print(f"{source} in {compiled.seconds:.3f} s for {run.target.name}: {len(run.object_code):,} bytes of code")

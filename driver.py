@@ -110,8 +110,12 @@ def build(
     now: Flags | None = None,
     flatten: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     unflatten: Callable[[Sequence[Any]], Any] | None = None,
+    shares: Executable | None = None,
 ) -> Executable:
-    """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`."""
+    """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`.
+
+    `shares` is another Executable whose weights and state (by name) it works on.
+    """
     now = flags() if now is None else now
     chosen = host.resolve(now.target if target is None else target)
     count = threads.resolve(now.threads)
@@ -136,6 +140,7 @@ def build(
         flatten=flatten,
         unflatten=unflatten,
         not_runnable=reason,
+        shares=shares,
     )
 
 

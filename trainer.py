@@ -69,7 +69,7 @@ class Trainer:
         self.seed = seed
         self.history: list[dict[str, float]] = []
         self.step_number = 0
-        self.step: Executable | None = None
+        self.steps: dict[int, Executable] = {}
         self._target = target
         self._now = flags() if threads is None else replace(flags(), threads=threads)
         self._traced: TracedStep | None = None
@@ -115,7 +115,12 @@ class Trainer:
             inputs, targets, count = tuple(a[:kept] for a in inputs), tuple(a[:kept] for a in targets), kept
             if not count:
                 raise InputError(f"validation_split={validation_split} leaves no example to train on")
-        step = self._prepare(inputs, targets, y)
+        types = (*_specs(inputs), *_specs(targets))
+        if self.steps and types != self._types:
+            raise InputError(f"fit was called with other types before: {_show(self._types)}, now {_show(types)}")
+        self._types = types
+        for step in self.steps.values():
+            self._refresh(step)
         batches = _Batches(inputs + targets, batch_size)
         names = ("loss", *self._names)
         with _Progress(epochs, len(batches), verbose) as progress:
@@ -124,7 +129,7 @@ class Trainer:
                 order = self._shuffle.permutation(count) if shuffle else None
                 totals = np.zeros(len(names))
                 for number, (size, batch) in enumerate(batches.epoch(order)):
-                    results = step(np.array(self._rate(), np.float32), *batch)
+                    results = self._step(size, inputs, targets, y)(np.array(self._rate(), np.float32), *batch)
                     values = [float(v) for v in (results if isinstance(results, tuple) else (results,))]
                     if not math.isfinite(values[0]):
                         self._recover()
@@ -187,20 +192,25 @@ class Trainer:
 
     # ------------------------------------------------------------------ state
 
-    def _prepare(self, inputs: Arrays, targets: Arrays, y: Any) -> Executable:
-        types = (*_specs(inputs), *_specs(targets))
-        if self.step is not None:
-            if types != self._types:
-                raise InputError(f"fit was called with other types before: {_show(self._types)}, now {_show(types)}")
-            self._refresh(self.step)
-            return self.step
-        specs = (*_specs(inputs), _target_spec(y, targets))
-        traced = training_step(
-            self.model, self.loss, self.optimizer, *specs, metrics=self.metrics, clip_norm=self.clip_norm, seed=self.seed
-        )
-        self.step = build(traced.graph, traced.state, purpose="training", target=self._target, now=self._now)
-        self._traced, self._types = traced, types
-        return self.step
+    def _step(self, size: int, inputs: Arrays, targets: Arrays, y: Any) -> Executable:
+        """The compiled step for batches of a size. Those for different sizes work on the same state."""
+        found = self.steps.get(size)
+        if found is None:
+            specs = (*_specs(inputs, size), tree.unflatten(tree.flatten(y)[1], _specs(targets, size)))
+            traced = training_step(
+                self.model, self.loss, self.optimizer, *specs, metrics=self.metrics, clip_norm=self.clip_norm, seed=self.seed
+            )
+            first = next(iter(self.steps.values()), None)
+            found = build(traced.graph, traced.state, purpose="training", target=self._target, now=self._now, shares=first)
+            self.steps[size] = found
+            if self._traced is None:
+                self._traced = traced
+        return found
+
+    @property
+    def step(self) -> Executable | None:
+        """The compiled training step for the largest batches so far; None before the first `fit`."""
+        return self.steps[max(self.steps)] if self.steps else None
 
     def _store(self) -> None:
         """Puts the trained weights into the model."""
@@ -211,7 +221,8 @@ class Trainer:
     def _recover(self) -> None:
         """Takes the step's state back to the end of the last epoch."""
         assert self.step is not None and self._traced is not None
-        self.step.set_parameters(getattr(self, "_snapshot", self._traced.state))
+        for step in self.steps.values():
+            step.set_parameters(getattr(self, "_snapshot", self._traced.state))
 
     def _refresh(self, exe: Executable) -> None:
         """Binds the model's weights of this moment, where they are others than those bound."""
@@ -285,8 +296,10 @@ def _count(arrays: Arrays) -> int:
     return int(counts.pop())
 
 
-def _specs(arrays: Arrays) -> tuple[Spec, ...]:
-    return tuple(Spec((symbol("batch"), *a.shape[1:]), as_dtype(a.dtype)) for a in arrays)
+def _specs(arrays: Arrays, size: int | None = None) -> tuple[Spec, ...]:
+    """Types of a batch; its size is symbolic unless given."""
+    batch = symbol("batch") if size is None else size
+    return tuple(Spec((batch, *a.shape[1:]), as_dtype(a.dtype)) for a in arrays)
 
 
 def _target_spec(y: Any, targets: Arrays) -> Any:

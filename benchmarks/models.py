@@ -224,7 +224,13 @@ class BERT(nn.Module):
     """The encoder of Devlin et al. 2018, base size, for one segment."""
 
     def __init__(
-        self, layers: int = 12, width: int = 768, heads: int = 12, inner: int = 3072, vocabulary: int = 30522, positions: int = 512
+        self,
+        layers: int = 12,
+        width: int = 768,
+        heads: int = 12,
+        inner: int = 3072,
+        vocabulary: int = 30522,
+        positions: int = 512,
     ) -> None:
         self.emb, self.pos, self.typ = nn.Embedding(vocabulary, width), nn.Embedding(positions, width), nn.Embedding(2, width)
         for e in (self.emb, self.pos, self.typ):

@@ -55,3 +55,37 @@ def peak(target: Target, dtype: DType = f32, seconds: float = 0.3) -> float:
     quiet()
     (times,) = interleaved([native], seconds)
     return flops / min(times)
+
+
+@functools.cache
+def _rate(target: Target, size: int) -> float:
+    """Bytes per second of one core reading `size` bytes again and again."""
+    lanes, unroll = target.lanes(32), 8
+    count = size // 4 // (lanes * unroll) * lanes * unroll
+    source = Buffer("source", f32, (count,), align=64, writable=False)
+    out = Buffer("out", f32, (lanes,), align=64)
+    acc = Buffer("acc", f32, (unroll, lanes), scope="register", align=64)
+    i = var("i")
+
+    def get(u: int) -> Expr:
+        return load(acc, (const(u), const(0)), f32, None, lanes)
+
+    step = [
+        Store(acc, (const(u), const(0)), binary("add", get(u), load(source, (i + u * lanes,), f32, None, lanes)))
+        for u in range(unroll)
+    ]
+    body: list[Stmt] = [Alloc(acc), *(Store(acc, (const(u), const(0)), const(0, f32, lanes)) for u in range(unroll))]
+    body.append(For(i, const(0), const(count), tuple(step), step=lanes * unroll))
+    total = get(0)
+    for u in range(1, unroll):
+        total = binary("add", total, get(u))
+    body.append(Store(out, (const(0),), total))
+    module = Module((Kernel("read", (source, out), tuple(body)),))
+    arrays = [aligned(np.zeros(count, np.float32)), aligned(np.zeros(lanes, np.float32))]
+    (times,) = interleaved([Native(compiled(module, "read", target), arrays)], 0.1)
+    return count * 4 / min(times)
+
+
+def bandwidth(target: Target, size: int) -> float:
+    """Bytes per second of one core that reads `size` bytes over and over, from the cache level they fit; within a factor of 2."""
+    return _rate(target, 1 << max(14, min(28, (size - 1).bit_length())))

@@ -42,7 +42,9 @@ def compiled(op: str, target: str) -> Callable[[Array, Array], None]:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(emitted.object_code))
     engine.finalize_object()
-    run = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(engine.get_function_address("main_run"))
+    run = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
+        engine.get_function_address("main_run")
+    )
     context = (ctypes.c_uint64 * 4)(1, 0, 0, 0)
 
     def call(a: Array, b: Array) -> None:

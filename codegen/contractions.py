@@ -18,9 +18,13 @@ from .maps import lower_map
 
 
 def _find(body: Body, graph: Graph) -> tuple[Node, Contract]:
-    found = [(n, form) for n in graph.nodes() if n.inputs and n not in body.operand and isinstance(form := body.lowering(n), Contract)]
+    found = [
+        (n, form) for n in graph.nodes() if n.inputs and n not in body.operand and isinstance(form := body.lowering(n), Contract)
+    ]
     if len(found) != 1 or len(graph.outputs) != 1:
-        raise CompileError(f"a contraction region holds one contraction and one output; this one has {len(found)}: {body_name(graph)}")
+        raise CompileError(
+            f"a contraction region holds one contraction and one output; this one has {len(found)}: {body_name(graph)}"
+        )
     return found[0]
 
 
@@ -31,10 +35,12 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     if as_int(form.spec.size("k")) == 0:  # nothing to add up: the epilogue of zeros, which is a map
         zeros = full(0.0, node.tensor)
         return lower_map(graph.map_nodes(lambda n, i: zeros if n is node else n.replace(i)), target, name, aligns)
-    a, b = node.inputs
-    for operand in (a, b):
-        if operand not in body.operand:
-            raise CompileError(f"{node.op.name} {node.type}: its operands must come from outside the region, not from {operand.op.name}")
+    a, b = (_behind_views(body, n) for n in node.inputs)
+    for n in (a, b):
+        if n not in body.operand:
+            raise CompileError(
+                f"{node.op.name} {node.type}: its operands must come from outside the region, not from {n.op.name}"
+            )
     result = graph.outputs[0]
     while result is not node and isinstance(body.lowering(result), View):
         result = result.inputs[0]
@@ -44,14 +50,16 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     # An operand of the contraction that the epilogue reads again is passed a second time.
     extra += [n for n in dict.fromkeys((a, b)) if _read_by_epilogue(node, result, n)]
 
-    def operand(n: Node) -> Operand:
+    def operand(n: Node, shaped: Node | None = None) -> Operand:
         k = body.operand[n]
-        return Operand(n.dtype, row_major(static_shape(n)), aligns[k] if aligns else n.dtype.itemsize)
+        return Operand(n.dtype, row_major(static_shape(shaped or n)), aligns[k] if aligns else n.dtype.itemsize)
 
     out_align = aligns[len(graph.inputs)] if aligns else result.dtype.itemsize
     c = Operand(result.dtype, row_major(static_shape(node)), out_align)
     epilogue = None if result is node else _epilogue(body, node, result, extra, [operand(n) for n in extra])
-    scheduled = schedule(form.spec, operand(a), operand(b), c, epilogue, target, threads=threads, name=name)
+    scheduled = schedule(
+        form.spec, operand(a, node.inputs[0]), operand(b, node.inputs[1]), c, epilogue, target, threads=threads, name=name
+    )
     root = next(k for k in scheduled.kernels if k.name == scheduled.root)
     kernels = (*(k for k in scheduled.kernels if k is not root), root)
     arguments = [("operand", body.operand[a]), ("operand", body.operand[b]), ("output", 0)]
@@ -60,6 +68,13 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     if scheduled.workspace:
         arguments.append(("workspace", 0))
     return Lowered(kernels, tuple(arguments), (), scheduled.workspace, frozenset(), scheduled.parallel, scheduled.note)
+
+
+def _behind_views(body: Body, n: Node) -> Node:
+    """The node whose bytes `n` is: an operand under another shape is the same memory with other strides."""
+    while n not in body.operand and isinstance(body.lowering(n), View):
+        n = n.inputs[0]
+    return n
 
 
 def _read_by_epilogue(node: Node, result: Node, operand: Node) -> bool:
@@ -81,7 +96,9 @@ def _epilogue(body: Body, node: Node, result: Node, extra: Sequence[Node], opera
         def bound(n: Node, at: tuple[Expr, ...]) -> Expr | None:
             if n is node:
                 if at != index:
-                    raise CompileError(f"{node.op.name} {node.type}: its epilogue reads the result at another index than it writes")
+                    raise CompileError(
+                        f"{node.op.name} {node.type}: its epilogue reads the result at another index than it writes"
+                    )
                 return cast(acc, node.dtype)
             return load(number[n], list[ExprLike](at)) if n in number else None
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from ..ir.build import input_node
 from ..ir.cost import node_cost
 from ..ir.dims import DimExpr
-from ..ir.dtypes import DType
 from ..ir.errors import CompileError
 from ..ir.graph import Graph, Literal, Node
 from ..ir.lowering import Contract, Decompose, Lowering, Map, Reduce, Scan, Scatter, Structural, View
@@ -23,6 +20,7 @@ from .contractions import lower_contraction
 from .groups import Lowered, body_name, immediate, is_constant, share_buffers
 from .llvm import Emitted, emit
 from .loop_ir import Kernel, Module
+from .loop_text import print_module
 from .maps import lower_map
 from .memory_plan import Plan, PlannedStep, Problem, Task, check_plan, plan_memory
 from .plan import EntryPlan, Step
@@ -52,6 +50,18 @@ class _Texts(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._makers)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A program before machine code. `entry`'s slots are the inputs, outputs, constants and the arena, in this order."""
+
+    module: Module
+    entry: EntryPlan
+    problem: Problem
+    plan: Plan
+    constants: tuple[Literal, ...]
+    kernels: tuple[KernelInfo, ...]
 
 
 @dataclass
@@ -112,34 +122,37 @@ def generate(
     with its buffer's shape. With `texts`, the program keeps its loop IR, LLVM and assembly texts. Raises CompileError for
     a node that has no code (naming it, its type and what to do).
     """
-    _check_static(graph)
-    b = _Builder(graph, target, threads)
-    groups = _groups(b)
-    problem, number, constants = _problem(b, groups)
-    plan = plan_memory(problem)
+    made = assemble(graph, target, name=name, threads=threads)
     if checked:
-        check_plan(plan, problem)
-    steps, infos = _steps(b, groups, plan, constants, number)
-    module = Module(tuple(b.kernels.values()))
-    entry = EntryPlan(name, tuple(steps))
-    emitted = emit(module, entry, target, checked=checked)
+        check_plan(made.plan, made.problem)
+    emitted = emit(made.module, made.entry, target, checked=checked)
     return Program(
         name=name,
         target=target,
         inputs=tuple(Argument(str(n.attrs["name"]), n.tensor, str(n.attrs["role"])) for n in graph.inputs),
         outputs=tuple(Argument(o, n.tensor) for o, n in zip(graph.output_names, graph.outputs, strict=True)),
-        constants=tuple(c.array for c in constants),
-        arena_bytes=plan.arena_bytes,
-        kernels=tuple(infos),
+        constants=tuple(c.array for c in made.constants),
+        arena_bytes=made.plan.arena_bytes,
+        kernels=made.kernels,
         object_code=emitted.object_code,
         aliases=graph.aliases,
-        texts=_texts(module, emitted) if texts else {},
+        texts=_texts(made.module, emitted) if texts else {},
     )
 
 
-def _texts(module: Module, emitted: Emitted) -> Mapping[str, str]:
-    from .loop_text import print_module
+def assemble(graph: Graph, target: Target, *, name: str = "main", threads: int = 2) -> Assembled:
+    """The loop IR of a graph's program, with its memory plan: all of `generate` but the machine code."""
+    _check_static(graph)
+    b = _Builder(graph, target, threads)
+    groups = _groups(b)
+    problem, number, constants = _problem(b, groups)
+    plan = plan_memory(problem)
+    steps, infos = _steps(b, groups, plan, constants, number)
+    module, entry = Module(tuple(b.kernels.values())), EntryPlan(name, tuple(steps))
+    return Assembled(module, entry, problem, plan, tuple(constants), tuple(infos))
 
+
+def _texts(module: Module, emitted: Emitted) -> Mapping[str, str]:
     return _Texts({"loops": lambda: print_module(module), "llvm": lambda: emitted.llvm, "asm": lambda: emitted.asm})
 
 
@@ -148,7 +161,8 @@ def _check_static(graph: Graph) -> None:
         items = n.type.items if isinstance(n.type, TupleType) else (n.type,)
         for t in items:
             if any(isinstance(d, DimExpr) for d in t.shape):
-                raise CompileError(f"{n.op.name} has the type {t}: code is generated for numbers; give the sizes of {sorted(t.symbols)} first")
+                names = ", ".join(sorted(t.symbols))
+                raise CompileError(f"{n.op.name} has the type {t}: code is generated for given sizes; specialise {names} first")
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------
@@ -267,7 +281,8 @@ def _kind(b: _Builder, node: Node) -> str:
     form = b.form(node)
     if isinstance(form, Decompose):
         raise CompileError(
-            f"{node.op.name} {node.type} stands for other ops and has no code of its own: the decompose pass must run before code generation"
+            f"{node.op.name} {node.type} stands for other ops and has no code of its own: the decompose pass must run before "
+            "code generation"
         )
     kinds: dict[type, str] = {Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Contract: "contraction"}
     kind = kinds.get(type(form))
@@ -341,7 +356,8 @@ def _steps(
         if s.task < 0:
             steps.append(_copy(b, s, kinds[s.reads[0][0]]))
             nbytes = s.reads[0][1].nbytes
-            infos.append(KernelInfo(steps[-1].kernel, 0, 2 * nbytes, (_COPY,), note="an output that is an input, a constant or another output"))
+            note = "an output that is an input, a constant or another output"
+            infos.append(KernelInfo(steps[-1].kernel, 0, 2 * nbytes, (_COPY,), note=note))
             continue
         g = groups[s.task]
         kernel, views = _bind(b, g, s)
@@ -392,16 +408,4 @@ def _copy(b: _Builder, s: PlannedStep, t: TensorType) -> Step:
     return Step(low.root.name, ((source.slot, source.offset), (to.slot, to.offset)))
 
 
-def planned(graph: Graph, target: Target) -> tuple[Problem, Plan]:
-    """The planning problem of a graph and its solution, for tests and for reports."""
-    b = _Builder(graph, target, 1)
-    problem, _, _ = _problem(b, _groups(b))
-    return problem, plan_memory(problem)
-
-
-def used_dtypes(graph: Graph) -> set[DType]:
-    """The dtypes that occur in a graph."""
-    return {t.dtype for n in graph.nodes() for t in (n.type.items if isinstance(n.type, TupleType) else (n.type,))}
-
-
-__all__ = ["generate", "planned"]
+__all__ = ["Assembled", "assemble", "generate"]

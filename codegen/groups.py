@@ -17,7 +17,7 @@ from ..ir.dtypes import DType, bf16, bool_, f16, f32
 from ..ir.errors import CompileError
 from ..ir.expr import Expr, ExprLike, binary, cast, const, lift, load, logical_not, maximum, minimum, postorder, rewrite, select
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Contract, Decompose, Lowering, Map, Reduce, Scan, Scatter, Structural, View
+from ..ir.lowering import Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Structural, View
 from ..ir.target import Target
 from .loop_ir import Buffer, For, If, Kernel, Let, Stmt, Store, expressions, statements
 
@@ -286,8 +286,10 @@ class Body:
         if is_constant(node):
             return self._constant(node, at, mask)
 
-        def operand(k: int, index: Sequence[ExprLike], inner: Expr | None = None) -> Expr:
-            both = mask if inner is None else inner if mask is None else binary("and", mask, inner)
+        outer = mask
+
+        def operand(k: int, index: Sequence[ExprLike], mask: Expr | None = None) -> Expr:
+            both = outer if mask is None else mask if outer is None else binary("and", outer, mask)
             return self.value(node.inputs[k], index, both)
 
         if isinstance(form, Map):
@@ -304,6 +306,14 @@ class Body:
         if result.dtype is not node.dtype:
             raise CompileError(f"{node.op.name}: its lowering gives {result.dtype} where its type is {node.type}")
         return result if mask is None else select(mask, result, const(0, node.dtype))
+
+    def reader(self, node: Node) -> Load:
+        """What a node's lowering calls for the elements of its operands."""
+
+        def operand(k: int, index: Sequence[ExprLike], mask: Expr | None = None) -> Expr:
+            return self.value(node.inputs[k], index, mask)
+
+        return operand
 
     def unsupported(self, node: Node, form: Lowering | None) -> CompileError:
         names = {Contract: "contraction", Scan: "scan", Scatter: "scatter", Structural: "structural"}
@@ -332,8 +342,8 @@ class Body:
         total = int(np.prod(extents, dtype=np.int64))
         if total > limit:
             raise CompileError(
-                f"{node.op.name} {node.type} reduces {total} elements for each result and cannot be inlined into this fused region "
-                f"(the limit is {limit}); leave it outside"
+                f"{node.op.name} {node.type} reduces {total} elements for each result and cannot be inlined into this fused "
+                f"region (the limit is {limit}); leave it outside"
             )
         if form.kind in ("argmax", "argmin"):
             best, where = None, const(0, node.dtype)

@@ -88,7 +88,7 @@ class _Machine:
     def _own(self, frame: _Frame, view: _View, index: Sequence[Expr]) -> bool:
         return view.own or any(e in frame.own for e in postorder(index) if e.op == "var")
 
-    def _touch(self, frame: _Frame, b: Buffer, view: _View, at: Array, own: bool, write: bool) -> None:
+    def _touch(self, frame: _Frame, b: Buffer, view: _View, at: Array, *, own: bool, write: bool) -> None:
         st = view.storage
         if self.iteration < 0 or st.writer is None or st.reader is None:
             return
@@ -115,7 +115,7 @@ class _Machine:
             return out
         if st.ready is not None and not st.ready[live].all():
             self.fail(frame, f"element {live[~st.ready[live]][0]} of {b.name} is read before it is written")
-        self._touch(frame, b, view, live, self._own(frame, view, e.args[:rank]), write=False)
+        self._touch(frame, b, view, live, own=self._own(frame, view, e.args[:rank]), write=False)
         out[mask] = st.data[live]
         return out
 
@@ -129,7 +129,7 @@ class _Machine:
             return
         if s.buffer.scope == "global" and not s.buffer.writable:
             self.fail(frame, f"buffer {s.buffer.name} is read-only")
-        self._touch(frame, s.buffer, view, live, self._own(frame, view, s.index), write=True)
+        self._touch(frame, s.buffer, view, live, own=self._own(frame, view, s.index), write=True)
         view.storage.data[live] = value[mask]
         if view.storage.ready is not None:
             view.storage.ready[live] = True
@@ -217,7 +217,10 @@ class _Machine:
             if first < 0 or first + parameter.span > b.span:
                 self.fail(frame, f"the view of {b.name} from {first} on is smaller than {parameter.name} of {s.kernel}")
             if (first * b.dtype.itemsize) % parameter.align and b.align % parameter.align == 0:
-                self.fail(frame, f"the view of {b.name} from {first} on breaks the alignment of {parameter.name} ({parameter.align} bytes)")
+                self.fail(
+                    frame,
+                    f"the view of {b.name} from {first} on breaks the alignment of {parameter.name} ({parameter.align} bytes)",
+                )
             views[parameter.name] = _View(base.storage, base.offset + first, self._own(frame, base, [offset]))
         values = {v: self.value(frame, x) for v, x in zip(callee.scalars, s.scalars, strict=True)}
         self.block(_Frame(callee, views, values), callee.body)

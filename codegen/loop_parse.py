@@ -95,7 +95,8 @@ class _Parser:
         return Module(tuple(kernels))
 
     def kernel(self) -> Kernel:
-        line, doc = self.tokens[self.at][2] - 1, []
+        line = self.tokens[self.at][2] - 1
+        doc: list[str] = []
         while line in self.comments:
             doc.insert(0, self.comments[line])
             line -= 1
@@ -141,7 +142,8 @@ class _Parser:
     def buffer(self, name: str) -> Buffer:
         """The rest of a declaration, after `name:`."""
         dtype, shape = self.dtype(), self.integers()
-        scope, strides, align, writable = "global", (), 4, True
+        scope, align, writable = "global", 4, True
+        strides: tuple[int, ...] = ()
         while self.kind == "name":
             word = self.text
             if word in SCOPES:
@@ -295,6 +297,8 @@ class _Parser:
                 self.fail("expected a type such as f32 or f32x16")
             self.at += 1
             dtype, lanes = _DTYPES[m.group(1)], int(m.group(2) or 1)
+            if lanes < 1:
+                self.fail("expected at least one lane")
         sign = -1 if negative else 1
         if dtype is bool_:
             return Expr("const", (), dtype, lanes, token == "true")

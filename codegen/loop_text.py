@@ -51,7 +51,11 @@ class _Statement:
         for e in order:
             text, rank = self._one(e)
             depth[e] = 1 + max((depth[a] for a in e.args), default=-1)
-            shared = uses.get(e, 0) > 1 and (len(e.args) > 1 or e.op == "load") and not (e.dtype is i64 and e.lanes == 1 and depth[e] < 2)
+            shared = (
+                uses.get(e, 0) > 1
+                and (len(e.args) > 1 or e.op == "load")
+                and not (e.dtype is i64 and e.lanes == 1 and depth[e] < 2)
+            )
             if shared or depth[e] >= _DEPTH:
                 self.parts.append(f"%{len(self.parts)} = {text}")
                 text, rank, depth[e] = f"%{len(self.parts) - 1}", _ATOM, 0

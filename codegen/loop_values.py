@@ -159,11 +159,13 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
         if op == "bitcast":
             return args[0].view(d.numpy)
         if op == "ramp":
-            return (args[0] + np.arange(e.lanes).astype(d.numpy)).astype(d.numpy)
+            return np.asarray((args[0] + np.arange(e.lanes).astype(d.numpy)).astype(d.numpy))
         if op == "broadcast":
             return np.repeat(args[0], e.lanes)
         if op == "scale":
             return np.ldexp(args[0].astype(np.float64), np.nan_to_num(args[1]).astype(np.int32)).astype(d.numpy)
+        if op == "table":
+            return np.asarray(np.array(e.attr, np.float32)[args[0] & 15])
         if op in REDUCE:
             return reduce_lanes(op.removeprefix("reduce_"), d, args[0])
         if len(args) == 1:

@@ -10,7 +10,23 @@ from ..ir.dtypes import bool_, i64
 from ..ir.errors import VerifyError
 from ..ir.expr import BINARY, COMPARE, MATH, REDUCE, UNARY, Expr, postorder, var
 from .linear import Linear, free_variables, linear
-from .loop_ir import KINDS, SCOPES, Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Module, Stmt, Store, expressions, statements
+from .loop_ir import (
+    KINDS,
+    SCOPES,
+    Alloc,
+    Barrier,
+    Buffer,
+    Call,
+    For,
+    If,
+    Kernel,
+    Let,
+    Module,
+    Stmt,
+    Store,
+    expressions,
+    statements,
+)
 from .loop_text import statement_lines
 
 TID: Final = var("tid")
@@ -82,13 +98,23 @@ class _Verifier:
             return
         if op in REDUCE:
             if len(args) != 1 or e.lanes != 1 or args[0].lanes & (args[0].lanes - 1) or dtypes != {e.dtype}:
-                self.fail(f"{op} takes a vector of 2^k lanes to a scalar of its dtype; it got {args[0].lanes} lanes of {args[0].dtype}")
+                self.fail(
+                    f"{op} takes a vector of 2^k lanes to a scalar of its dtype; it got {args[0].lanes} lanes of {args[0].dtype}"
+                )
         elif op in ("ramp", "broadcast"):
             if len(args) != 1 or lanes != {1} or dtypes != {e.dtype}:
                 self.fail(f"{op} takes a scalar of its dtype")
         elif op == "select":
-            if len(args) != 3 or args[0].dtype is not bool_ or args[1].dtype is not e.dtype or args[2].dtype is not e.dtype or lanes != {e.lanes}:
-                self.fail(f"select takes a bool and two {e.dtype} of {e.lanes} lanes, got {[(a.dtype.name, a.lanes) for a in args]}")
+            if (
+                len(args) != 3
+                or args[0].dtype is not bool_
+                or args[1].dtype is not e.dtype
+                or args[2].dtype is not e.dtype
+                or lanes != {e.lanes}
+            ):
+                self.fail(
+                    f"select takes a bool and two {e.dtype} of {e.lanes} lanes, got {[(a.dtype.name, a.lanes) for a in args]}"
+                )
         elif op in ("cast", "bitcast"):
             if len(args) != 1 or lanes != {e.lanes} or (op == "bitcast" and args[0].dtype.bits != e.dtype.bits):
                 self.fail(f"{op} to {e.dtype} of {[(a.dtype.name, a.lanes) for a in args]}")
@@ -105,20 +131,27 @@ class _Verifier:
             if i.dtype is not i64 or i.lanes not in (1, lanes):
                 self.fail(f"an index of {b.name} is {i.dtype} with {i.lanes} lanes; expected i64 with 1 or {lanes}")
         if mask is not None and (mask.dtype is not bool_ or mask.lanes not in (1, lanes)):
-            self.fail(f"the mask of an access to {b.name} is {mask.dtype} with {mask.lanes} lanes; expected bool with 1 or {lanes}")
+            self.fail(
+                f"the mask of an access to {b.name} is {mask.dtype} with {mask.lanes} lanes; expected bool with 1 or {lanes}"
+            )
 
     def visible(self, b: Buffer, scope: _Scope) -> None:
         if scope.buffers.get(b.name) != b:
-            known = "another buffer has its name" if b.name in scope.buffers else f"visible are {', '.join(scope.buffers) or 'none'}"
+            known = (
+                "another buffer has its name" if b.name in scope.buffers else f"visible are {', '.join(scope.buffers) or 'none'}"
+            )
             self.fail(f"buffer {b.name} is not visible: {known}")
+
+    def constant(self, e: Expr, scope: _Scope) -> bool:
+        """Whether a value is a constant once loops are unrolled."""
+        return free_variables(e, self.free) <= scope.fixed and not any(x.op == "load" for x in postorder([e]))
 
     def place(self, b: Buffer, index: tuple[Expr, ...], lanes: int, masked: bool, scope: _Scope) -> None:
         """Register indices must be constant; an unmasked index whose whole range is known must stay inside."""
         if b.scope == "register":
             for i in index:
-                loose = [v for v in free_variables(i, self.free) if v not in scope.fixed]
-                if loose or i.lanes != 1:
-                    self.fail(f"the index {i} of register buffer {b.name} is not constant once loops are unrolled; scope 'local' allows that")
+                if i.lanes != 1 or not self.constant(i, scope):
+                    self.fail(f"the index {i} of register buffer {b.name} varies once loops are unrolled; use scope 'local'")
         if masked or not scope.certain:
             return
         for dimension, (i, size) in enumerate(zip(index, b.shape, strict=True)):
@@ -147,7 +180,9 @@ class _Verifier:
                 case Store():
                     self.visible(s.buffer, scope)
                     if len(s.index) != len(s.buffer.shape):
-                        self.fail(f"{s.buffer.name} has {len(s.buffer.shape)} dimensions, the store gives it {len(s.index)} indices")
+                        self.fail(
+                            f"{s.buffer.name} has {len(s.buffer.shape)} dimensions, the store gives it {len(s.index)} indices"
+                        )
                     if s.value.dtype is not s.buffer.dtype:
                         self.fail(f"a {s.value.dtype} is stored to {s.buffer.name}, which holds {s.buffer.dtype}")
                     if not s.buffer.writable:
@@ -156,9 +191,9 @@ class _Verifier:
                     self.place(s.buffer, s.index, s.value.lanes, s.mask is not None, scope)
                 case Let():
                     if s.var.op != "var" or s.var.dtype is not s.value.dtype or s.var.lanes != s.value.lanes:
-                        self.fail(f"let {s.var.attr} ({s.var.dtype}, {s.var.lanes} lanes) binds {s.value.dtype} with {s.value.lanes} lanes")
+                        self.fail(f"let {s.var.attr} ({s.var.dtype} x {s.var.lanes}) binds {s.value.dtype} x {s.value.lanes}")
                     self.bind(s.var, scope)
-                    if free_variables(s.value, self.free) <= scope.fixed and not any(e.op == "load" for e in postorder([s.value])):
+                    if self.constant(s.value, scope):
                         scope.fixed |= {s.var}
                 case If():
                     if s.condition.dtype is not bool_ or s.condition.lanes != 1:
@@ -192,7 +227,7 @@ class _Verifier:
         inner = scope.inner()
         self.bind(s.var, inner)
         if s.kind == "unrolled":
-            if not all(free_variables(e, self.free) <= scope.fixed for e in (s.start, s.stop)):
+            if not (self.constant(s.start, scope) and self.constant(s.stop, scope)):
                 self.fail(f"the bounds of unrolled loop {s.var.attr} are not constant")
             inner.fixed |= {s.var}
         if s.kind == "parallel":
@@ -237,7 +272,8 @@ class _Verifier:
             self.fail(f"{s.kernel} is not a kernel that comes before this one")
         if len(s.views) != len(callee.buffers) or len(s.scalars) != len(callee.scalars):
             self.fail(
-                f"{s.kernel} takes {len(callee.buffers)} buffers and {len(callee.scalars)} scalars, got {len(s.views)} and {len(s.scalars)}"
+                f"{s.kernel} takes {len(callee.buffers)} buffers and {len(callee.scalars)} scalars, "
+                f"got {len(s.views)} and {len(s.scalars)}"
             )
         if any(isinstance(t, For) and t.kind == "parallel" for t in statements(callee.body)):
             self.fail(f"{s.kernel} has a parallel loop: only the program may call it")

@@ -226,20 +226,18 @@ def box_nest(box: Box, target: Target, *, nontemporal: bool = False) -> tuple[li
     if partner is None:
         return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
     piece = store_piece(box.stores, axis.var, [stride_along(box, i, axis.var) for _, i, _ in box.stores], False)
-    return _tiled(axis, partner, outer, loop, piece, nanoseconds)
+    return _tiled(axis, partner, outer, loop, piece=piece, nanoseconds=nanoseconds)
 
 
-def hoist(
-    stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr
-) -> tuple[list[Stmt], tuple[tuple[Buffer, Expr, Expr], ...]]:
+def hoist(stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr) -> tuple[list[Stmt], tuple[tuple[Buffer, Expr, Expr], ...]]:
     """Lets for what the values read independently of v, and the stores with the lets' variables in their place."""
     depends: dict[Expr, bool] = {}
     names: dict[Expr, Expr] = {}
     for e in postorder([value for _, _, value in stores]):
         depends[e] = e is v or any(depends[a] for a in e.args)
-    for e in depends:
-        roots = [a for a in e.args if not depends[a]] if depends[e] else []
-        for a in (*roots, *(value for _, _, value in stores if value is e and not depends[e])):
+    for e, moves in depends.items():
+        roots = [a for a in e.args if not depends[a]] if moves else []
+        for a in (*roots, *(value for _, _, value in stores if value is e and not moves)):
             if a.op not in ("const", "var") and a not in names and any(x.op == "load" for x in postorder([a])):
                 names[a] = var(f"h{len(names)}", a.dtype)
     if not names:
@@ -259,7 +257,7 @@ def _tile_partner(box: Box, axis: Axis, outer: Sequence[Axis]) -> Axis | None:
 
 
 def _tiled(
-    axis: Axis, partner: Axis, outer: Sequence[Axis], loop: VectorLoop, piece: Piece, nanoseconds: float
+    axis: Axis, partner: Axis, outer: Sequence[Axis], loop: VectorLoop, *, piece: Piece, nanoseconds: float
 ) -> tuple[list[Stmt], bool]:
     """Blocks of TILE of the partner by 4 * TILE of the vector axis, so that every cache line fetched is used up."""
     width = 4 * TILE

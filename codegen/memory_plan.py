@@ -255,8 +255,8 @@ def _place(s: _State, order: list[int]) -> Plan:
     fixed: dict[int, Place] = {}
     for i in range(p.inputs):
         fixed[i] = Place(i, 0, p.sizes[i])
-    for c in range(p.constants):
-        fixed[p.inputs + c] = Place(p.inputs + n_out + c, 0, p.sizes[p.inputs + c])
+    for j in range(p.constants):
+        fixed[p.inputs + j] = Place(p.inputs + n_out + j, 0, p.sizes[p.inputs + j])
 
     def output_place(k: int) -> Place:
         return Place(alias[k] if k in alias else p.inputs + k, 0, p.sizes[p.outputs[k]])
@@ -319,7 +319,7 @@ def _place(s: _State, order: list[int]) -> Plan:
         total,
         tuple((v, output_place(k)) for k, v in enumerate(p.outputs)),
         tuple((i, fixed[i]) for i in range(p.inputs)),
-        tuple((p.inputs + c, fixed[p.inputs + c]) for c in range(p.constants)),
+        tuple((p.inputs + j, fixed[p.inputs + j]) for j in range(p.constants)),
         arena + 1,
     )
 

@@ -5,8 +5,9 @@ A nest runs over a box of axes. `parallel_nest` cuts it into chunks whose bounds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 from ..ir.dtypes import DType, i32, i64
@@ -163,18 +164,18 @@ def parallel_nest(
     shared = list(axes[: len(axes) if most is None else most])
     if nanoseconds < PARALLEL_NS or not shared:
         return nest(axes, inner), False
-    count, used = 1, 0
+    total, used = 1, 0
     for axis in shared:
-        count *= axis.extent
+        total *= axis.extent
         used += 1
-        if nanoseconds / count <= CHUNK_NS:
+        if nanoseconds / total <= CHUNK_NS:
             break
-    if count < 2:
+    if total < 2:
         return nest(axes, inner), False
-    per = nanoseconds / count
-    group = max(1, min(int(CHUNK_NS / per), (count + 7) // 8))
+    per = nanoseconds / total
+    group = max(1, min(int(CHUNK_NS / per), (total + 7) // 8))
     outer, rest = shared[:used], axes[used:]
-    chunks = (count + group - 1) // group
+    chunks = (total + group - 1) // group
     p = var(f"{outer[0].var.attr}_chunk")
     body = nest(rest, inner)
     if used == 1:
@@ -190,7 +191,7 @@ def parallel_nest(
     else:
         q = p if group == 1 else var(f"{outer[0].var.attr}_flat")
         lets: list[Stmt] = []
-        inside = count
+        inside = total
         for axis in outer:
             inside //= axis.extent
             place = binary("floordiv", q, inside)
@@ -200,8 +201,8 @@ def parallel_nest(
         stmts = [*lets, *body]
         if group > 1:
             end: Expr = binary("mul", binary("add", p, 1), group)
-            if count % group:
-                end = minimum(end, const(count))
+            if total % group:
+                end = minimum(end, const(total))
             stmts = [For(q, binary("mul", p, group), end, tuple(stmts))]
     return [For(p, const(0), const(chunks), tuple(stmts), "parallel")], True
 
@@ -229,10 +230,10 @@ def parallel_vector(
     return [For(p, const(0), const(chunks), (*lets, body), "parallel"), *after], True
 
 
-def share(values: Sequence[Expr], tag: str) -> tuple[list[Stmt], list[Expr]]:
+def share(values: Sequence[Expr], numbers: Iterator[int]) -> tuple[list[Stmt], list[Expr]]:
     """Lets for what several of the values have in common, and the values in terms of them.
 
-    All loads that the values share then happen before any of the stores that use them.
+    All loads that the values share then happen before any of the stores that use them. `numbers` make the names unique.
     """
     users: dict[Expr, set[int]] = {}
     for k, root in enumerate(values):
@@ -242,13 +243,13 @@ def share(values: Sequence[Expr], tag: str) -> tuple[list[Stmt], list[Expr]]:
     if not common:
         return [], list(values)
     tops = dict.fromkeys(e for e in values if e in common)
-    for e, k in users.items():
-        tops.update((a, None) for a in e.args if a in common and (e not in common or users[a] != k))
+    for e, ks in users.items():
+        tops.update((a, None) for a in e.args if a in common and (e not in common or users[a] != ks))
     names: dict[Expr, Expr] = {}
     lets: list[Stmt] = []
     for e in postorder(values):
         if e in tops and e.dtype is not i64:
-            name = vector_variable(f"{tag}{len(names)}", e.dtype, e.lanes)
+            name = vector_variable(f"t{next(numbers)}", e.dtype, e.lanes)
             lets.append(Let(name, substitute(e, names)))
             names[e] = name
     return lets, [substitute(v, names) for v in values]
@@ -256,10 +257,11 @@ def share(values: Sequence[Expr], tag: str) -> tuple[list[Stmt], list[Expr]]:
 
 def store_piece(stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr, strides: Sequence[int | None], nontemporal: bool) -> Piece:
     """A piece that stores each (buffer, flat index, value) along v; `strides` are those of the indices along v."""
+    numbers = count()
 
     def piece(spot: Spot) -> list[Stmt]:
         wides = [broadcast(widen(value, v, spot), spot.lanes) for _, _, value in stores]
-        done, wides = share(wides, f"t{spot.unit}_") if len(wides) > 1 else ([], wides)
+        done, wides = share(wides, numbers) if len(wides) > 1 else ([], wides)
         for (buffer, index, _), wide, stride in zip(stores, wides, strides, strict=True):
             if stride == 1 or spot.lanes == 1:
                 at = substitute(index, {v: spot.position})

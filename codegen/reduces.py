@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from ..ir.dims import as_int
 from ..ir.dtypes import DType, i32
 from ..ir.errors import CompileError
-from ..ir.expr import Expr, ExprLike, binary, broadcast, cast, const, eq, load, postorder, select, substitute, var
+from ..ir.expr import Expr, binary, broadcast, cast, const, eq, load, postorder, select, substitute, var
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Reduce
 from ..ir.target import Target
@@ -91,8 +92,9 @@ def lower_reduce(graph: Graph, target: Target, name: str, aligns: Sequence[int] 
     for n, form in forms.items():
         if (form.extents, form.axes) != (shape.extents, shape.axes) or _kept_shape(n, form) != _kept_shape(first, shape):
             raise CompileError(
-                f"a reduction region reduces one space over one set of axes; {n.op.name} {n.type} over {form.axes or form.extents} does "
-                f"not fit {first.op.name} {first.type} over {shape.axes or shape.extents}; leave it outside the region"
+                f"a reduction region reduces one space over one set of axes; {n.op.name} {n.type} over "
+                f"{form.axes or form.extents} does not fit {first.op.name} {first.type} over {shape.axes or shape.extents}; "
+                "leave it outside the region"
             )
     level: dict[Node, int] = {}
     for n in graph.nodes():
@@ -177,11 +179,8 @@ def _level(body: Body, forms: dict[Node, Reduce], group: Sequence[Node], homes: 
         if f.axes is not None and f.keepdims:
             for axis in f.axes:
                 index.insert(axis, const(0))
-
-        def operand(k: int, where: Sequence[ExprLike], mask: Expr | None = None, n: Node = n) -> Expr:
-            return body.value(n.inputs[k], where, mask)
-
-        stores.append((homes[n], flat_index(at, kept_shape), f.value(tuple(index), r, operand)))
+        value = f.value(tuple(index), r, body.reader(n))
+        stores.append((homes[n], flat_index(at, kept_shape), value))
     # The position rides along as a store of its own, so that merging keeps it linear too.
     positions = any(forms[n].kind in POSITIONS for n in group)
     if positions:
@@ -193,9 +192,7 @@ def _level(body: Body, forms: dict[Node, Reduce], group: Sequence[Node], homes: 
         Result(f"{name}_{k}", forms[n].kind, v, place, n.dtype, b, i)
         for k, (n, (b, i, v)) in enumerate(zip(group, box.stores, strict=False))
     )
-    return Level(
-        tuple(a for a in box.axes if a.var not in inside), tuple(a for a in box.axes if a.var in inside), results, box
-    )
+    return Level(tuple(a for a in box.axes if a.var not in inside), tuple(a for a in box.axes if a.var in inside), results, box)
 
 
 def _epilogue(body: Body, node: Node, out: Buffer, target: Target) -> tuple[list[Stmt], bool]:
@@ -216,6 +213,17 @@ def _epilogue(body: Body, node: Node, out: Buffer, target: Target) -> tuple[list
     return statements, parallel
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """How long rows are added up: `sums` are a block's sums in L1, `together` rows are taken in at a time."""
+
+    reduced: tuple[Axis, ...]
+    sums: tuple[Buffer, ...]
+    together: int
+    loop: VectorLoop
+    part: Expr | None
+
+
 class _Emitter:
     """Loops for one level."""
 
@@ -233,6 +241,7 @@ class _Emitter:
         self.nanoseconds = total * max(unit / BYTES_PER_NS, self.work * 0.5 * CYCLE_NS / self.lanes)
         self.parts: dict[str, tuple[Buffer, Buffer | None]] = {}
         self.spaces: list[Buffer] = []
+        self.numbers = count()  # for names: each accumulator its own
 
     def emit(self) -> tuple[list[Stmt], bool, list[Buffer], str]:
         """Statements, whether they are parallel, workspace arrays, and a note on the scheme."""
@@ -246,9 +255,9 @@ class _Emitter:
         sequential = level.count if across else level.count // (self.lanes * self.most)
         few = self.nanoseconds >= PARALLEL_NS and tiles < 8
         if level.reduced and (few or (across and sequential > LONGEST)):
-            statements, parallel, count = self._in_parts(axis, across)
-            if count > 1:
-                return statements, parallel, self.spaces, f"{scheme}, {count} parts"
+            statements, parallel, parts = self._in_parts(axis, across)
+            if parts > 1:
+                return statements, parallel, self.spaces, f"{scheme}, {parts} parts"
         inner = self._tile(axis, across, level.reduced, None)
         outer = [a for a in level.kept if a is not axis]
         statements, parallel = parallel_nest(outer, inner, self.nanoseconds)
@@ -290,13 +299,13 @@ class _Emitter:
         size = -(-first.extent // wanted)
         size = max(step, -(-size // step) * step)
         whole, left = divmod(first.extent, size)
-        count = whole + (left > 0)
-        if count < 2:
-            return [], False, count
+        parts = whole + (left > 0)
+        if parts < 2:
+            return [], False, parts
         for r in level.results:
             held = Accumulator(r.name, r.kind, r.value, r.dtype, 1, 1).held
-            best = Buffer(f"{r.name}_parts", held, (count * level.size,), align=64)
-            where = Buffer(f"{r.name}_places", i32, (count * level.size,), align=64) if r.kind in POSITIONS else None
+            best = Buffer(f"{r.name}_parts", held, (parts * level.size,), align=64)
+            where = Buffer(f"{r.name}_places", i32, (parts * level.size,), align=64) if r.kind in POSITIONS else None
             self.parts[r.name] = (best, where)
             self.spaces += [best] if where is None else [best, where]
         outer = [a for a in level.kept if a is not axis]
@@ -313,9 +322,9 @@ class _Emitter:
         done: list[Stmt] = [For(p, const(0), const(whole), tuple(body), kind)]
         if left:
             done += one(const(whole), const(first.start + whole * size), left)
-        return done + self._combine(count), kind == "parallel", count
+        return done + self._combine(parts), kind == "parallel", parts
 
-    def _combine(self, count: int) -> list[Stmt]:
+    def _combine(self, parts: int) -> list[Stmt]:
         """The parts of every result, taken in order."""
         size = self.level.size
         done: list[Stmt] = []
@@ -327,16 +336,19 @@ class _Emitter:
             while lanes > 1 and lanes // 2 >= size:
                 lanes //= 2
 
-            def piece(spot: Spot, r: Result = r, best: Buffer = best, where: Buffer | None = where, held: DType = held) -> list[Stmt]:
+            def piece(
+                spot: Spot, r: Result = r, best: Buffer = best, where: Buffer | None = where, held: DType = held
+            ) -> list[Stmt]:
                 n = spot.lanes
-                acc = Buffer(f"{r.name}_all", held, (n,), scope="register", align=64)
+                tag = f"{r.name}_{next(self.numbers)}"
+                acc = Buffer(f"{tag}_all", held, (n,), scope="register", align=64)
                 at = (const(0),)
                 index = binary("add", binary("mul", p, size), spot.position)
                 new, old = load(best, (index,), held, spot.mask, n), load(acc, at, held, lanes=n)
                 steps: list[Stmt] = []
                 head: list[Stmt] = [Alloc(acc), Store(acc, at, identity(r.kind, held, n))]
                 if where is not None:
-                    spots = Buffer(f"{r.name}_at", i32, (n,), scope="register", align=64)
+                    spots = Buffer(f"{tag}_at", i32, (n,), scope="register", align=64)
                     head += [Alloc(spots), Store(spots, at, const(0, i32, n))]
                     wins = better(r.kind, new, old)
                     was = load(spots, at, i32, lanes=n)
@@ -346,7 +358,7 @@ class _Emitter:
                 else:
                     steps = [Store(acc, at, combine(r.kind, old, new))]
                     final = cast(old, r.dtype)
-                loop = For(p, const(0), const(count), tuple(steps))
+                loop = For(p, const(0), const(parts), tuple(steps))
                 return [*head, loop, Store(r.buffer, (spot.position,), final, spot.mask)]
 
             loop = VectorLoop(lanes, 1, "mask" if self.masks else "overlap", shrink=False)
@@ -359,7 +371,9 @@ class _Emitter:
         """The code inside the outer kept loops; `part` is the number of the part, where there are parts."""
         return self._across(axis, reduced, part) if across else self._along(axis, reduced, part)
 
-    def _store(self, r: Result, value: Expr, spot: Spot | None, v: Expr, part: Expr | None, places: Expr | None = None) -> list[Stmt]:
+    def _store(
+        self, r: Result, value: Expr, spot: Spot | None, v: Expr, *, part: Expr | None, places: Expr | None = None
+    ) -> list[Stmt]:
         """Writes a result (or a part of one): `value` is the reduced value, `places` its position."""
         lanes = 1 if spot is None else spot.lanes
         mask = None if spot is None else spot.mask
@@ -387,7 +401,10 @@ class _Emitter:
             lanes //= 2
         units = max(1, (self.most if self.work <= 12 * len(self.level.results) else 4) // len(self.level.results))
         units = min(units, max(1, axis.extent // lanes))
-        accs = [Accumulator(r.name, r.kind, r.value, r.dtype, lanes, units, r.place) for r in self.level.results]
+        accs = [
+            Accumulator(f"{r.name}_{next(self.numbers)}", r.kind, r.value, r.dtype, lanes, units, r.place)
+            for r in self.level.results
+        ]
         loop = VectorLoop(lanes, units, "mask" if self.masks else "overlap", shrink=False)
 
         def piece(spot: Spot) -> list[Stmt]:
@@ -398,9 +415,9 @@ class _Emitter:
         for r, a in zip(self.level.results, accs, strict=True):
             if r.kind in POSITIONS:
                 lets, best, found = a.position()
-                body += [*lets, *self._store(r, cast(best, a.held), None, axis.var, part, found)]
+                body += [*lets, *self._store(r, best, None, axis.var, part=part, places=found)]
             else:
-                body += self._store(r, a.total(), None, axis.var, part)
+                body += self._store(r, a.total(), None, axis.var, part=part)
         return body
 
     def _across(self, axis: Axis, reduced: Sequence[Axis], part: Expr | None) -> list[Stmt]:
@@ -441,7 +458,7 @@ class _Emitter:
         budget = self.most // (len(spots) * len(self.level.results))
         rows = 1 if positions or inner is None else max(1, min(budget, inner.extent, 8))
         accs = [
-            [Accumulator(f"{r.name}_{k}", r.kind, r.value, r.dtype, s.lanes, rows, r.place) for k, s in enumerate(spots)]
+            [Accumulator(f"{r.name}_{next(self.numbers)}", r.kind, r.value, r.dtype, s.lanes, rows, r.place) for s in spots]
             for r in self.level.results
         ]
 
@@ -450,7 +467,9 @@ class _Emitter:
             done: list[Stmt] = []
             for group in accs:
                 for s, a in zip(spots, group, strict=True):
-                    here = replace(a, value=substitute(a.value, moved), place=None if a.place is None else substitute(a.place, moved))
+                    here = replace(
+                        a, value=substitute(a.value, moved), place=None if a.place is None else substitute(a.place, moved)
+                    )
                     done += here.step(replace(s, live=None), axis.var, row)
             return done
 
@@ -473,9 +492,9 @@ class _Emitter:
                     found = load(a.where, (const(0), const(0)), i32, lanes=s.lanes)
                     best = load(a.best, (const(0), const(0)), a.held, lanes=s.lanes)
                     found = select(eq(found, const(NOWHERE, i32, s.lanes)), const(0, i32, s.lanes), found)
-                    body += self._store(r, best, s, axis.var, part, found)
+                    body += self._store(r, best, s, axis.var, part=part, places=found)
                 else:
-                    body += self._store(r, a.vector(), s, axis.var, part)
+                    body += self._store(r, a.vector(), s, axis.var, part=part)
         return body
 
     def _rows(self, axis: Axis, reduced: Sequence[Axis], part: Expr | None, lanes: int) -> list[Stmt]:
@@ -483,7 +502,6 @@ class _Emitter:
         held = [Accumulator(r.name, r.kind, r.value, r.dtype, 1, 1).held for r in self.level.results]
         width = max(BLOCK_BYTES // max(d.itemsize for d in held), lanes)
         inner = reduced[-1]
-        rows = min(4, inner.extent)
         loop = VectorLoop(lanes, 2, "mask" if self.masks else "narrow")
         body: list[Stmt] = []
         blocks = [(axis.start + k, min(width, axis.extent - k)) for k in range(0, axis.extent, width)]
@@ -491,22 +509,24 @@ class _Emitter:
             full, last = blocks[:-1], blocks[-1:]
         else:
             full, last = (blocks, []) if len({n for _, n in blocks}) == 1 else (blocks[:-1], blocks[-1:])
-        sums = [Buffer(f"{r.name}_sums", d, (width,), scope="local", align=64) for r, d in zip(self.level.results, held, strict=True)]
+        sums = [
+            Buffer(f"{r.name}_sums", d, (width,), scope="local", align=64) for r, d in zip(self.level.results, held, strict=True)
+        ]
         body += [Alloc(b) for b in sums]
+        rows = _Rows(tuple(reduced), tuple(sums), min(4, inner.extent), loop, part)
         block = var(f"{axis.var.attr}_block")
         if len(full) == 1:
-            body += self._row_block(axis, const(full[0][0]), full[0][1], sums, inner, reduced, rows, loop, part)
+            body += self._row_block(axis, const(full[0][0]), full[0][1], rows)
         elif full:
-            inside = self._row_block(axis, block, width, sums, inner, reduced, rows, loop, part)
+            inside = self._row_block(axis, block, width, rows)
             body.append(For(block, const(full[0][0]), const(full[0][0] + width * len(full)), tuple(inside), "serial", width))
         for at, n in last:
-            body += self._row_block(axis, const(at), n, sums, inner, reduced, rows, loop, part)
+            body += self._row_block(axis, const(at), n, rows)
         return body
 
-    def _row_block(
-        self, axis: Axis, first: Expr, extent: int, sums: Sequence[Buffer], inner: Axis, reduced: Sequence[Axis], rows: int,
-        loop: VectorLoop, part: Expr | None,
-    ) -> list[Stmt]:  # fmt: skip
+    def _row_block(self, axis: Axis, first: Expr, extent: int, rows: _Rows) -> list[Stmt]:
+        """The sums of columns first .. first + extent."""
+        sums, inner, loop = rows.sums, rows.reduced[-1], rows.loop
         c = var(f"{axis.var.attr}_in")
         column = Axis(c, extent)
         moved = {axis.var: binary("add", first, c)}
@@ -514,7 +534,8 @@ class _Emitter:
 
         def clear(spot: Spot) -> list[Stmt]:
             return [
-                Store(b, (spot.position,), identity(r.kind, b.dtype, spot.lanes), spot.mask) for r, b in zip(results, sums, strict=True)
+                Store(b, (spot.position,), identity(r.kind, b.dtype, spot.lanes), spot.mask)
+                for r, b in zip(results, sums, strict=True)
             ]
 
         def taking(count: int) -> list[Stmt]:
@@ -535,10 +556,10 @@ class _Emitter:
 
             return loop.over(column, piece)
 
-        start, main = inner.first, inner.extent // rows * rows
+        start, main = inner.first, inner.extent // rows.together * rows.together
         loops: list[Stmt] = []
         if main:
-            loops.append(For(inner.var, start, binary("add", start, main), tuple(taking(rows)), "serial", rows))
+            loops.append(For(inner.var, start, binary("add", start, main), tuple(taking(rows.together)), "serial", rows.together))
         if inner.extent > main:
             loops.append(For(inner.var, binary("add", start, main), binary("add", start, inner.extent), tuple(taking(1))))
 
@@ -547,10 +568,10 @@ class _Emitter:
             for r, b in zip(results, sums, strict=True):
                 value = load(b, (spot.position,), b.dtype, spot.mask, spot.lanes)
                 there = replace(spot, position=binary("add", first, spot.position))
-                done += self._store(r, value, there, axis.var, part)
+                done += self._store(r, value, there, axis.var, part=rows.part)
             return done
 
-        return [*loop.over(column, clear), *nest(reduced[:-1], loops), *loop.over(column, write)]
+        return [*loop.over(column, clear), *nest(rows.reduced[:-1], loops), *loop.over(column, write)]
 
 
 __all__ = ["lower_reduce"]

@@ -6,15 +6,15 @@ later pass needs again is computed anew where that is cheap and kept in a scratc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Final
 
 import numpy as np
 
-from ..ir.dims import as_int
 from ..ir.errors import CompileError
-from ..ir.expr import Expr, ExprLike, binary, broadcast, cast, const, load, postorder, rewrite, substitute, unary, var
+from ..ir.expr import Expr, binary, broadcast, cast, const, load, postorder, rewrite, substitute, unary, var
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Reduce
 from ..ir.target import Target
@@ -27,6 +27,11 @@ from .simplify_index import Simplifier
 
 KEEP_COST: Final = 8  # instructions above which a value is kept rather than computed again
 SCRATCH_BYTES: Final = 128 * 1024
+
+
+Item = tuple[Buffer, Expr, Expr]  # what is stored: buffer, flat index, value
+# The code of one pass: scalars of the row to compute before it, stores per column, reductions, stores per row after it.
+Code = tuple[list[tuple[Expr, Expr]], list[Item], list[Accumulator], list[Item]]
 
 
 @dataclass
@@ -55,8 +60,8 @@ class RowBody:
         for n, form in self.reduces.items():
             if static_shape(n.inputs[0]) != self.full or form.axes != tuple(range(self.split, len(self.full))):
                 raise CompileError(
-                    f"{n.op.name} {n.type} in a row region reduces axes {form.axes} of {n.inputs[0].type}, where the region's rows are "
-                    f"the last {len(axes)} axes of {self.full}; leave it outside the region"
+                    f"{n.op.name} {n.type} in a row region reduces axes {form.axes} of {n.inputs[0].type}, where the region's "
+                    f"rows are the last {len(axes)} axes of {self.full}; leave it outside the region"
                 )
         self.rows, self.columns = self.full[: self.split], self.full[self.split :]
         self.level: dict[Node, int] = {}
@@ -128,9 +133,9 @@ class _Lowering:
 
 def plan_passes(r: RowBody, target: Target) -> list[Pass]:
     """The passes over a row, in order."""
-    count = max(r.level.values()) + 1
-    passes = [Pass() for _ in range(count)]
-    roots: list[list[Node]] = [[] for _ in range(count)]
+    levels = max(r.level.values()) + 1
+    passes = [Pass() for _ in range(levels)]
+    roots: list[list[Node]] = [[] for _ in range(levels)]
     for n in r.reduces:
         passes[r.level[n] - 1].reduces.append(n)
         roots[r.level[n] - 1].append(n.inputs[0])
@@ -139,10 +144,10 @@ def plan_passes(r: RowBody, target: Target) -> list[Pass]:
         if not r.is_row(n):
             roots[r.level[n]].append(n)
     prices = _prices(r)
-    needed: list[set[Node]] = [set() for _ in range(count)]
+    needed: list[set[Node]] = [set() for _ in range(levels)]
     room = SCRATCH_BYTES
     saved: dict[Node, int] = {}
-    for p in range(count):
+    for p in range(levels):
         stack = list(roots[p])
         while stack:
             n = stack.pop()
@@ -188,7 +193,7 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
         for n in p.saves:
             state.scratch[n] = Buffer(f"kept{len(state.scratch)}", n.dtype, (columns,), scope="local", align=64)
     # Expressions first, so that all indices can be merged together; then the statements.
-    plans: list[tuple[list[tuple[Expr, Expr]], list[tuple[Buffer, Expr, Expr]], list[Accumulator], list[tuple[Buffer, Expr, Expr]]]] = []
+    plans: list[Code] = []
     dtypes = [n.dtype for n in graph.nodes() if static_shape(n) == r.full]
     lanes = lanes_for(target, dtypes)
     while lanes > 1 and lanes // 2 >= columns:
@@ -197,10 +202,10 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     position = 0
     for p in passes:
         body.forget()
-        stores: list[tuple[Buffer, Expr, Expr]] = []
+        stores: list[Item] = []
         for n in p.saves:
             stores.append((state.scratch[n], place, body.value(n, state.full_index())))
-        scalar_stores: list[tuple[Buffer, Expr, Expr]] = []
+        scalar_stores: list[Item] = []
         for k in p.outputs:
             n = graph.outputs[k]
             at = r.row_index(n, state.row_at) if r.is_row(n) else state.full_index()
@@ -225,16 +230,12 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
 def _reduced_value(state: _Lowering, node: Node) -> Expr:
     """What a reduction of the region adds up at the row and column variables."""
     body, form = state.r.body, state.r.reduces[node]
-
-    def operand(k: int, index: Sequence[ExprLike], mask: Expr | None = None) -> Expr:
-        return body.value(node.inputs[k], index, mask)
-
-    return state.simplifier.simplify(form.value(state.r.row_index(node, state.row_at), state.column_at, operand))
+    return state.simplifier.simplify(form.value(state.r.row_index(node, state.row_at), state.column_at, body.reader(node)))
 
 
 def _emit(
     state: _Lowering,
-    plans: list[tuple[list[tuple[Expr, Expr]], list[tuple[Buffer, Expr, Expr]], list[Accumulator], list[tuple[Buffer, Expr, Expr]]]],
+    plans: list[Code],
     name: str,
     lanes: int,
     columns: int,
@@ -246,10 +247,11 @@ def _emit(
     row_vars = {a.var for a in state.row_axes}
     rows = [a for a in merged.axes if a.var in row_vars]
     inner = [a for a in merged.axes if a.var not in row_vars] or [Axis(var("c"), 1)]
-    axis = inner[-1]
     used = {e.attr[0] for e in _loads(everything)} | set(body.outputs) | set(state.scratch.values())
     masks = has_masks(target, [b.dtype for b in used])
     far = sum(b.span * b.dtype.itemsize for b in body.outputs) >= 2 * target.l3
+    numbers = count()
+    how = _Columns(merged, tuple(inner), lanes, "mask" if masks else "overlap", far)
     statements: list[Stmt] = [Alloc(b) for b in state.scratch.values()]
     work = 0.0
     for lets, stores, accs, ends in plans:
@@ -263,11 +265,11 @@ def _emit(
             statements += a.start()
         if done or accs:
             quick, quick_accs, guard, lets_of = _reciprocals(done, accs, {a.var for a in inner})
-            walked = _walk(merged, inner, axis, quick, quick_accs, lanes, target, masks, far)
+            walked = _walk(how, quick, quick_accs, numbers)
             if guard is None:
                 statements += walked
             else:
-                slow = _walk(merged, inner, axis, done, accs, lanes, target, masks, far)
+                slow = _walk(how, done, accs, numbers, 1)
                 statements += [*lets_of, If(guard, tuple(walked), tuple(slow))]
             work += cost([v for _, _, v in done] + [a.value for a in accs]) + 2 * len(accs) + 2 * len(done)
         for a in accs:
@@ -277,9 +279,9 @@ def _emit(
             else:
                 statements.append(Let(var(a.name, a.dtype), cast(a.total(), a.dtype)))
         statements += [Store(b, (put(i),), put(v)) for b, i, v in ends]
-    count = int(np.prod([a.extent for a in rows], dtype=np.int64))
+    total = int(np.prod([a.extent for a in rows], dtype=np.int64))
     moved = sum(b.span * b.dtype.itemsize for b in (*body.buffers, *body.outputs))
-    nanoseconds = max(moved / BYTES_PER_NS, count * columns * work * 0.5 * CYCLE_NS / lanes) + count * 20.0
+    nanoseconds = max(moved / BYTES_PER_NS, total * columns * work * 0.5 * CYCLE_NS / lanes) + total * 20.0
     nested, parallel = parallel_nest(rows, statements, nanoseconds)
     graph = state.r.graph
     doc = f"rows: {body_name(graph)}, {len(plans)} passes"
@@ -289,8 +291,8 @@ def _emit(
 
 
 def _reciprocals(
-    stores: Sequence[tuple[Buffer, Expr, Expr]], accs: Sequence[Accumulator], columns: set[Expr]
-) -> tuple[Sequence[tuple[Buffer, Expr, Expr]], Sequence[Accumulator], Expr | None, list[Stmt]]:
+    stores: Sequence[Item], accs: Sequence[Accumulator], columns: set[Expr]
+) -> tuple[Sequence[Item], Sequence[Accumulator], Expr | None, list[Stmt]]:
     """Divisions by a value of the row as products with its reciprocal, under the condition that this is harmless.
 
     A division takes as long as an exp. x * (1 / s) is within 1.5 units of the last place of x / s as long as neither s nor
@@ -301,7 +303,13 @@ def _reciprocals(
     divisors: dict[Expr, Expr] = {}
     for e in postorder(roots):
         depends[e] = e in columns or any(depends[a] for a in e.args)
-        if e.op == "div" and depends[e.args[0]] and not depends[e.args[1]] and not e.args[1].is_const and e.args[1] not in divisors:
+        if (
+            e.op == "div"
+            and depends[e.args[0]]
+            and not depends[e.args[1]]
+            and not e.args[1].is_const
+            and e.args[1] not in divisors
+        ):
             divisors[e.args[1]] = var(f"inv{len(divisors)}_{len(roots)}", e.dtype)
     if not divisors or any(a.kind in POSITIONS for a in accs):
         return stores, accs, None, []
@@ -326,9 +334,9 @@ def _reciprocals(
 
 def _expressions(
     lets: Iterable[tuple[Expr, Expr]],
-    stores: Iterable[tuple[Buffer, Expr, Expr]],
+    stores: Iterable[Item],
     accs: Iterable[Accumulator],
-    ends: Iterable[tuple[Buffer, Expr, Expr]],
+    ends: Iterable[Item],
 ) -> list[Expr]:
     found = [e for _, e in lets]
     for _, i, v in (*stores, *ends):
@@ -360,7 +368,8 @@ def _merge(state: _Lowering, everything: Sequence[Expr], sink: Buffer) -> tuple[
     columns = {a.var for a in state.column_axes}
     fixed = unit_axes([*state.row_axes, *state.column_axes])[1]
     parts = [
-        merge_axes(Box(tuple(a for a in state.kept if (a.var in columns) is side), stores, state.simplifier)) for side in (False, True)
+        merge_axes(Box(tuple(a for a in state.kept if (a.var in columns) is side), stores, state.simplifier))
+        for side in (False, True)
     ]
     axes = (*parts[0].axes, *parts[1].axes)
     left = {a.var for a in axes}
@@ -370,48 +379,48 @@ def _merge(state: _Lowering, everything: Sequence[Expr], sink: Buffer) -> tuple[
     return Box(axes, tuple((sink, const(0), put(e)) for e in everything), simplifier), put
 
 
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """How a row is walked: the axes of its columns (the last in vectors), and what the target allows."""
+
+    box: Box
+    axes: tuple[Axis, ...]
+    lanes: int
+    tail: str
+    nontemporal: bool
+
+
 def _walk(
-    box: Box,
-    inner: Sequence[Axis],
-    axis: Axis,
-    stores: Sequence[tuple[Buffer, Expr, Expr]],
-    accs: Sequence[Accumulator],
-    lanes: int,
-    target: Target,
-    masks: bool,
-    far: bool,
+    how: _Columns, stores: Sequence[Item], accs: Sequence[Accumulator], numbers: Iterator[int], most: int = 4
 ) -> list[Stmt]:
     """One pass: the loops over the columns."""
-    units = accs[0].units if accs else 4 if cost([v for _, _, v in stores]) <= 12 else 2
-    strides = [stride_along(box, i, axis.var) for _, i, _ in stores]
+    axis = how.axes[-1]
+    units = accs[0].units if accs else min(most, 4 if cost([v for _, _, v in stores]) <= 12 else 2)
+    strides = [stride_along(how.box, i, axis.var) for _, i, _ in stores]
 
     def piece(spot: Spot) -> list[Stmt]:
         values = [a.taken(spot, axis.var) for a in accs]
         values += [broadcast(widen(v, axis.var, spot), spot.lanes) for _, _, v in stores]
-        done, values = share(values, f"t{spot.unit}_") if len(values) > 1 else ([], values)
+        done, values = share(values, numbers) if len(values) > 1 else ([], values)
         for a, v in zip(accs, values, strict=False):
             done += a.step(spot, axis.var, spot.unit % a.units, v)
         for (b, i, _), v, stride in zip(stores, values[len(accs) :], strides, strict=True):
             at = substitute(i, {axis.var: spot.position}) if stride == 1 or spot.lanes == 1 else widen(i, axis.var, spot)
-            done.append(Store(b, (at,), v, spot.mask, far and b.scope == "global" and stride == 1))
+            done.append(Store(b, (at,), v, spot.mask, how.nontemporal and b.scope == "global" and stride == 1))
         return done
 
-    loop = VectorLoop(lanes, units, "mask" if masks else "overlap", shrink=False)
-    return nest(inner[:-1], loop.over(axis, piece))
+    loop = VectorLoop(how.lanes, units, how.tail, shrink=False)
+    return nest(how.axes[:-1], loop.over(axis, piece))
 
 
-def _in_place(
-    state: _Lowering,
-    plans: Sequence[tuple[list[tuple[Expr, Expr]], list[tuple[Buffer, Expr, Expr]], list[Accumulator], list[tuple[Buffer, Expr, Expr]]]],
-) -> frozenset[tuple[int, int]]:
-    """(output, operand): the last pass overwrites, element by element, an operand that only it reads there and others read before."""
+def _in_place(state: _Lowering, plans: Sequence[Code]) -> frozenset[tuple[int, int]]:
+    """(output, operand): the last pass may overwrite, element by element, what the passes of the same row read."""
     body = state.r.body
-    lets, stores, accs, ends = plans[-1]
-    if len(stores) != 1 or accs or ends or any(s for _, s, _, _ in plans[:-1] for s in s if s[0].scope == "global"):
+    _, stores, accs, ends = plans[-1]
+    if len(stores) != 1 or accs or ends or any(b.scope == "global" for _, group, _, _ in plans[:-1] for b, _, _ in group):
         return frozenset()
     buffer, index, value = stores[0]
     pairs = set()
-    row_vars = {a.var for a in state.row_axes}
     whole = [e for lets_, stores_, accs_, ends_ in plans for e in _expressions(lets_, stores_, accs_, ends_)]
     for i, b in enumerate(body.buffers):
         if b.shape != buffer.shape or b.dtype is not buffer.dtype:
@@ -421,5 +430,4 @@ def _in_place(
         if here <= {index} and all_ <= {index}:
             pairs.add((body.outputs.index(buffer), i))
             break
-    del row_vars, lets
     return frozenset(pairs)

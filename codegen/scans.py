@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 from ..ir.errors import CompileError
 from ..ir.expr import Expr, binary, cast, const, load, substitute, var
@@ -42,9 +43,11 @@ def lower_scan(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
         lanes //= 2
     v = inner.var if inner is not None else t
 
+    numbers = count()
+
     def column(spot: Spot) -> list[Stmt]:
         n = spot.lanes
-        total = Buffer("total", held, (n,), scope="register", align=64)
+        total = Buffer(f"total{next(numbers)}", held, (n,), scope="register", align=64)
         at = (const(0),)
         old = load(total, at, held, lanes=n)
         new = combine(form.kind, old, cast(widen(value, v, spot) if inner is not None else value, held))
@@ -64,7 +67,9 @@ def lower_scan(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
         tail = "mask" if has_masks(target, dtypes) else "overlap"
         loop = VectorLoop(lanes, 1, tail, shrink=True)
         nested, parallel = parallel_nest(kept[:-1], loop.over(inner, column), nanoseconds)
-    return lowered(body, name, nested, doc=f"scan ({form.kind}) along axis {form.axis}", parallel=parallel, note=f"serial over {length}")
+    return lowered(
+        body, name, nested, doc=f"scan ({form.kind}) along axis {form.axis}", parallel=parallel, note=f"serial over {length}"
+    )
 
 
 __all__ = ["lower_scan"]

@@ -9,7 +9,7 @@ import numpy as np
 from ..ir.dims import as_int
 from ..ir.dtypes import i64
 from ..ir.errors import CompileError
-from ..ir.expr import Expr, ExprLike, binary, broadcast, const, load, postorder, substitute, var
+from ..ir.expr import Expr, binary, broadcast, const, load, postorder, substitute, var
 from ..ir.graph import Graph
 from ..ir.lowering import Scatter
 from ..ir.target import Target
@@ -38,9 +38,7 @@ def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int]
     simplifier = Simplifier(ranges_of(kept))
     body.normal = simplifier.simplify
 
-    def operand(k: int, index: Sequence[ExprLike], mask: Expr | None = None) -> Expr:
-        return body.value(node.inputs[k], index, mask)
-
+    operand = body.reader(node)
     where = tuple(simplifier.simplify(i) for i in form.index(u, operand))
     value = simplifier.simplify(form.value(u, operand))
     serial = {a.var for a in axes[: form.serial_dims]}
@@ -73,7 +71,7 @@ def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int]
             in_place=frozenset({(0, 0)}) if _separate(graph) else frozenset(), parallel=shared, note="serial",
         )  # fmt: skip
     rest = merge_axes(Box(rest.axes, rest.stores, rest.simplifier))
-    statements, parallel = _vector_updates(rest, loops, lets, inside, target, nanoseconds)
+    statements, parallel = _vector_updates(rest, loops, lets, inside, target=target, nanoseconds=nanoseconds)
     return lowered(
         body, name, [*copied, *statements], doc=f"scatter, serial over {form.serial_dims} dimensions",
         in_place=frozenset({(0, 0)}) if _separate(graph) else frozenset(), parallel=parallel or shared,
@@ -102,7 +100,7 @@ def _copy(body: Body, graph: Graph, target: Target) -> tuple[list[Stmt], bool]:
 
 
 def _vector_updates(
-    rest: Box, loops: Sequence[Axis], lets: Sequence[Stmt], inside: Expr | None, target: Target, nanoseconds: float
+    rest: Box, loops: Sequence[Axis], lets: Sequence[Stmt], inside: Expr | None, *, target: Target, nanoseconds: float
 ) -> tuple[list[Stmt], bool]:
     """Update rows one after another; a row in vectors. Threads share blocks of columns, each going through all rows."""
     out, flat, value = rest.stores[0]

@@ -300,10 +300,11 @@ class Simplifier:
             ends = [a * b for a in self.range(e.args[0]) for b in self.range(e.args[1])]
             return max(min(ends), -HUGE), min(max(ends), HUGE)
         if e.op == "cast" and (e.args[0].dtype.is_integer or e.args[0].dtype is bool_) and e.args[0].dtype.bits < 64:
-            d = e.args[0].dtype
-            if d is bool_:
+            source = e.args[0].dtype
+            if source is bool_:
                 return 0, 1
-            return (-(1 << (d.bits - 1)), (1 << (d.bits - 1)) - 1) if d.kind == "int" else (0, (1 << d.bits) - 1)
+            half = 1 << (source.bits - 1)
+            return (-half, half - 1) if source.kind == "int" else (0, 2 * half - 1)
         return -HUGE, HUGE
 
     def breakpoints(self, roots: Iterable[Expr]) -> dict[Expr, set[int]]:

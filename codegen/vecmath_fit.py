@@ -34,10 +34,10 @@ def lawson(x: Array, target: Array, weight: Array, powers: list[int]) -> Array:
             best, error = c, e.max()
         u *= e / e.max() + 1e-6
         u /= u.sum()
-    return best / np.array([float(scale) ** p for p in powers])
+    return np.asarray(best / np.array([float(scale) ** p for p in powers]))
 
 
-def fit(f: Function, weight: Function, low: float, high: float, degree: int, single: bool = True) -> tuple[list[float], float]:
+def fit(f: Function, weight: Function, low: float, high: float, degree: int, *, single: bool = True) -> tuple[list[float], float]:
     """Coefficients (lowest power first) of a polynomial for f, and its greatest weighted error."""
     x = nodes(low, high)
     w, rest, powers, out = weight(x), f(x), list(range(degree + 1)), []
@@ -51,7 +51,6 @@ def fit(f: Function, weight: Function, low: float, high: float, degree: int, sin
 
 
 def main() -> None:
-    erf, erfc = np.vectorize(math.erf), np.vectorize(math.erfc)
     half = math.log(2) / 2 * 1.001
     low, high = math.sqrt(0.5) - 1.0001, math.sqrt(2) - 0.9999
     quarter = math.pi / 4 * 1.001
@@ -65,18 +64,49 @@ def main() -> None:
 
     edge = (math.sqrt(2) - 1) / (math.sqrt(2) + 1) * 1.001
     cases = {
-        "EXP": (lambda r: (np.expm1(r) - r) / r**2, lambda r: r**2 / np.minimum(np.exp(r), np.abs(np.expm1(r))), -half, half, 4, True),
+        "EXP": (
+            lambda r: (np.expm1(r) - r) / r**2,
+            lambda r: r**2 / np.minimum(np.exp(r), np.abs(np.expm1(r))),
+            -half,
+            half,
+            4,
+            True,
+        ),
         "LOG": (lambda f: (np.log1p(f) - f + f * f / 2) / f**3, lambda f: f**3 / np.log1p(f), low, high, 8, True),
-        "ERF": (positive(lambda x: erf(x) / x - 1), positive(lambda x: x / erf(x)), 1e-8, 0.93**2, 6, True),
-        "LOG_ERFC": (lambda t: np.log(erfc(t)), lambda t: erfc(t) / erf(t), 0.92, 4.1, 8, True),
         "SIN": (positive(lambda r: (np.sin(r) - r) / r**3), positive(lambda r: r**3 / np.sin(r)), 1e-6, quarter**2, 3, True),
-        "COS": (positive(lambda r: (np.cos(r) - 1 + r * r / 2) / r**4), positive(lambda r: r**4 / np.cos(r)), 1e-2, quarter**2, 3, True),
+        "COS": (
+            positive(lambda r: (np.cos(r) - 1 + r * r / 2) / r**4),
+            positive(lambda r: r**4 / np.cos(r)),
+            1e-2,
+            quarter**2,
+            3,
+            True,
+        ),
         "LOG2": (log2_series, lambda z: 1 / log2_series(z), 1e-9, edge**2, 7, False),
         "EXP2": (np.exp2, lambda f: np.exp2(-f), -0.5001, 0.5001, 8, False),
     }
     for name, case in cases.items():
-        c, error = fit(*case)  # type: ignore[arg-type]
+        *arguments, single = case
+        c, error = fit(*arguments, single=single)  # type: ignore[arg-type]
         print(f"_{name} = ({', '.join(map(repr, c))})  # error {error:.1e}")
+    segments(np.vectorize(math.erf), 17 / 64)
+
+
+def segments(erf: Function, width: float) -> None:
+    """Sixteen polynomials of degree 5 for erf(k * width + r), |r| <= width / 2; the first is 0 at 0."""
+    half, worst, rows = width / 2 * 1.001, 0.0, []
+    for k in range(16):
+        if k == 0:
+            c, error = fit(lambda r: erf(r) / r, lambda r: r / erf(r), 1e-9, half, 4)
+            c = [0.0, *c]
+        else:
+            c, error = fit(lambda r, k=k: erf(k * width + r), lambda r, k=k: 1 / erf(k * width + r), -half, half, 5)  # type: ignore[misc]
+        rows.append(c)
+        worst = max(worst, error)
+    print(f"_ERF = (  # error {worst:.1e}")
+    for column in zip(*rows, strict=True):
+        print(f"    ({', '.join(map(repr, column))}),")
+    print(")")
 
 
 if __name__ == "__main__":

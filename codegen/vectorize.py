@@ -32,7 +32,7 @@ def vectorize(e: Expr, v: Expr, lanes: int, mask: Expr | None = None, bound: dic
         elif x.lanes != 1 or x.op in REDUCE or x.op in ("ramp", "broadcast"):
             raise CompileError(f"cannot vectorise {x}: it is a vector already")
         elif x.op == "load":
-            done[x] = _load(x, v, lanes, mask, done, free, wide)
+            done[x] = _load(x, v, mask, done, free, wide=wide, lanes=lanes)
         else:
             args = tuple(done[a] for a in x.args)
             n = max(a.lanes for a in args)
@@ -49,7 +49,7 @@ def _widened(x: Expr, args: tuple[Expr, ...], n: int) -> Expr:
 
 
 def _load(
-    x: Expr, v: Expr, lanes: int, mask: Expr | None, done: dict[Expr, Expr], free: dict[Expr, frozenset[Expr]], wide: set[Expr]
+    x: Expr, v: Expr, mask: Expr | None, done: dict[Expr, Expr], free: dict[Expr, frozenset[Expr]], *, wide: set[Expr], lanes: int
 ) -> Expr:
     buffer, rank = x.attr
     if not isinstance(buffer, Buffer):
@@ -139,7 +139,9 @@ def _store(s: Store, i: Expr, lanes: int, mask: Expr | None, bound: dict[Expr, E
     wide = {i, *bound}
     dependent = [bool(free_variables(x, free) & wide) for x in s.index]
     if not any(dependent):
-        raise CompileError(f"cannot vectorise a store to {s.buffer.name}[{', '.join(map(repr, s.index))}]: it does not depend on {i.attr}")
+        raise CompileError(
+            f"cannot vectorise a store to {s.buffer.name}[{', '.join(map(repr, s.index))}]: it does not depend on {i.attr}"
+        )
     own = None if s.mask is None else broadcast(vectorize(s.mask, i, lanes, mask, bound), lanes)
     both = own if mask is None else mask if own is None else binary("and", mask, own)
     value = broadcast(vectorize(s.value, i, lanes, mask, bound), lanes)
@@ -150,5 +152,3 @@ def _store(s: Store, i: Expr, lanes: int, mask: Expr | None, bound: dict[Expr, E
     if any(dependent[:-1]) or not straight or s.buffer.strides[-1] != 1:
         index = tuple(vectorize(x, i, lanes, mask, bound) for x in index)
     return Store(s.buffer, index, value, both, s.nontemporal)
-
-

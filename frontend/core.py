@@ -103,14 +103,23 @@ def constant(array: np.ndarray[Any, Any], dtype: DType | None = None) -> Tensor:
 
 
 def is_weak(value: object) -> bool:
-    """Whether a value is a Python number, which takes its dtype from what it meets."""
-    return isinstance(value, (bool, int, float)) and not isinstance(value, np.bool_)
+    """Whether a value is a Python number (or a symbolic size), which takes its dtype from what it meets."""
+    return isinstance(value, (bool, int, float, DimExpr)) and not isinstance(value, np.bool_)
+
+
+def _size(value: DimExpr, dtype: DType) -> Tensor:
+    # The last of 0, 1, ..., value: there is no op for a size, and this is one element of an index expression.
+    numbers = apply("iota", shape=(value + 1,), axis=0, dtype=i64)
+    last = apply("slice", numbers, starts=(value,), stops=(value + 1,), steps=(1,))
+    return cast(apply("reshape", last, shape=()), dtype)
 
 
 def as_tensor(value: object, dtype: DType | None = None, what: str = "operand") -> Tensor:
     """A Tensor as it is; an array or number as a constant (Python float: f32, int: i64). Raises TraceError for others."""
     if isinstance(value, Value):
         return wrap(value.node) if dtype is None else cast(value, dtype)
+    if isinstance(value, DimExpr):
+        return _size(value, dtype or i64)
     if is_weak(value):
         chosen = dtype or (bool_ if isinstance(value, bool) else i64 if isinstance(value, int) else f32)
         return constant(_weak_array(value, chosen))
@@ -126,12 +135,6 @@ def as_tensor(value: object, dtype: DType | None = None, what: str = "operand") 
             small = f32 if parts.dtype == np.float64 else None
             return constant(parts, dtype or small)
         raise error(TraceError, f"{what} is a list of Tensors; make one Tensor of them with tw.stack", given=value)
-    if isinstance(value, DimExpr):
-        raise error(
-            TraceError,
-            f"the symbolic dimension {value} cannot be used as a number in a computation; its value is known only at run time. "
-            "tw.mean divides by a symbolic size; shapes take it as it is",
-        )
     raise error(
         TraceError,
         f"{what} is a {type(value).__name__}; expected a Tensor, a numpy array or a number",
@@ -165,7 +168,7 @@ def promote(*values: object) -> DType:
     for v in weak:
         if isinstance(v, float) and not result.is_float:
             result = f32
-        elif isinstance(v, int) and not isinstance(v, bool) and result is bool_:
+        elif isinstance(v, (int, DimExpr)) and not isinstance(v, bool) and result is bool_:
             result = i64
     return result
 

@@ -139,21 +139,14 @@ def _gather(t: Tensor, tensors: list[tuple[int, Tensor]]) -> Tensor:
     for a, index in tensors:
         i = _broadcast_to(wrap_negative(index, t.shape[a]).astype("i64"), shape)
         i = _clip_index(i, t.shape[a])
-        linear = i if linear is None else linear * as_dimension(t.shape[a], t) + i
+        linear = i if linear is None else linear * t.shape[a] + i
         size = size * t.shape[a]
     flat = reshape(moved, (*moved.shape[:front], size, *moved.shape[front + len(axes) :]))
     return apply("gather", flat, linear, axis=front)
 
 
-def as_dimension(size: Dim, t: Tensor) -> int:
-    """A size as a number. Raises ShapeError when it is symbolic."""
-    if isinstance(size, int):
-        return size
-    raise error(ShapeError, f"several index Tensors over a symbolic dimension ({size}); index one dimension at a time", operand=t)
-
-
 def _clip_index(index: Tensor, size: Dim) -> Tensor:
-    last: TensorLike = as_dimension(size, index) - 1
+    last = size - 1
     low = _broadcast_to(as_tensor(0, index.dtype), index.shape)
     high = _broadcast_to(as_tensor(last, index.dtype), index.shape)
     return apply("minimum", apply("maximum", index, low), high)

@@ -176,8 +176,7 @@ class Module(Owner):
 
     def written_call(self) -> Callable[..., Any]:
         """The bound method whose signature names the arguments: __call__ where a subclass wrote one, else forward."""
-        wrote = any("__call__" in vars(c) for c in type(self).__mro__ if c not in (Module, object))
-        return self.__call__ if wrote else self.forward
+        return self.forward if type(self).__call__ is Module.__call__ else self.__call__
 
     def summary(self, *specs: Any) -> Summary:
         """A table of layers with output shapes, parameters and FLOPs for arguments like `specs`; print it."""

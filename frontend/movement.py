@@ -380,11 +380,7 @@ def wrap_negative(indices: Tensor, size: Dim) -> Tensor:
     """Indices with those below 0 counted from the end."""
     if indices.dtype.kind == "uint":
         return indices
-    if isinstance(size, DimExpr):
-        length: Any = reshape(slice_axis(iota((size + 1,), 0, indices.dtype), 0, size, size + 1), ())
-    else:
-        length = size
-    return apply("where", indices < 0, indices + length, indices)
+    return apply("where", indices < 0, indices + size, indices)
 
 
 def take(x: TensorLike, indices: TensorLike, axis: int | None = None) -> Tensor:
@@ -408,19 +404,16 @@ def take_along_axis(x: TensorLike, indices: TensorLike, axis: int) -> Tensor:
     thin = tuple(1 if d == a else s for d, s in enumerate(t.shape))
     shape = broadcast_shapes("take_along_axis", index, _broadcast_to(as_tensor(0), thin), names=("indices", "x without the axis"))
     full_shape = tuple(size if d == a else s for d, s in enumerate(shape))
-    known = [d for d in full_shape if isinstance(d, int)]
-    if len(known) < len(full_shape):
-        raise error(ShapeError, f"take_along_axis with symbolic dimensions ({show(full_shape)}); give their sizes", x=t)
     t = _broadcast_to(t, full_shape)
     index = _broadcast_to(cast(wrap_negative(index, size), i64), shape)
-    flat = apply("maximum", apply("minimum", index, full(shape, known[a] - 1, i64)), zeros_like(index))
+    flat = apply("maximum", apply("minimum", index, full(shape, size - 1, i64)), zeros_like(index))
     position: Tensor | None = None
-    stride = 1
+    stride: Dim = 1
     for d in reversed(range(t.ndim)):
         part = flat if d == a else iota(shape, d)
         part = part if stride == 1 else part * stride
         position = part if position is None else position + part
-        stride *= known[d]
+        stride = stride * full_shape[d]
     assert position is not None
     return apply("gather", ravel(t), position, axis=0)
 

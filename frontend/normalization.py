@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..ir.dims import Dim, product
+from ..ir.dtypes import f32
 from ..ir.errors import ShapeError
 from .context import error
 from .core import TensorLike, as_tensor, show
@@ -75,17 +76,13 @@ def batch_norm_training(
     y = y if weight is None else y * _per_channel(weight, t, "weight")
     y = y if bias is None else y + _per_channel(bias, t, "bias")
     count = product([t.shape[a] for a in axes])
-    if not isinstance(count, int):
-        message = (
-            f"batch_norm in training needs to know the number of values per channel ({count} is symbolic); give the batch size"
-        )
-        raise error(ShapeError, message, x=t)
-    if count < 2:
+    if isinstance(count, int) and count < 2:
         raise error(ShapeError, "batch_norm in training needs two values per channel or more; use a larger batch or eval()", x=t)
+    unbiased = count / (count - 1) if isinstance(count, int) else as_tensor(count, f32) / (count - 1)
     old_mean, old_var = as_tensor(running_mean, what="running_mean"), as_tensor(running_var, what="running_var")
     flat_mean, flat_var = stop_gradient(reshape(m, (-1,))), stop_gradient(reshape(v, (-1,)))
     new_mean = old_mean * (1 - momentum) + flat_mean * momentum
-    new_var = old_var * (1 - momentum) + flat_var * (momentum * count / (count - 1))
+    new_var = old_var * (1 - momentum) + flat_var * (momentum * unbiased)
     return y, new_mean.astype(old_mean.dtype), new_var.astype(old_var.dtype)
 
 

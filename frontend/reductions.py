@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..ir.dims import product
 from ..ir.dtypes import DType, bool_, f32, i32, i64, u64
 from ..ir.errors import DTypeError, ShapeError
 from .context import error
@@ -56,17 +57,10 @@ def var(x: TensorLike, axis: Axes = None, *, ddof: int = 0, keepdims: bool = Fal
     result = mean(multiply(centred, centred), axis, keepdims=keepdims)
     if ddof == 0:
         return result
-    count = 1
-    for a in normalize_axes(axis, t.ndim, "var"):
-        size = t.shape[a]
-        if not isinstance(size, int):
-            raise error(
-                ShapeError, f"var with ddof={ddof} over a symbolic dimension ({size}); use ddof=0 or a fixed size", operand=t
-            )
-        count *= size
-    if count <= ddof:
+    count = product([t.shape[a] for a in normalize_axes(axis, t.ndim, "var")])
+    if isinstance(count, int) and count <= ddof:
         raise error(ShapeError, f"var with ddof={ddof} of {count} elements is undefined; it needs more than {ddof}", operand=t)
-    return multiply(result, count / (count - ddof))
+    return multiply(result, count / (count - ddof) if isinstance(count, int) else true_divide(as_tensor(count, f32), count - ddof))
 
 
 def std(x: TensorLike, axis: Axes = None, *, ddof: int = 0, keepdims: bool = False) -> Tensor:

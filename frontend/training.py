@@ -84,7 +84,7 @@ def training_step(
 
     metrics      names or functions (prediction, target) -> scalar; computed before the update
     clip_norm    the greatest global norm of the gradients
-    seed         the first key of random draws (dropout)
+    seed         where the random draws (dropout) start
     predictions  whether the model's results are outputs too
 
     Raises TraceError, ShapeError, DTypeError as `trace`; TraceError for a model without trainable parameters.
@@ -105,7 +105,8 @@ def training_step(
         leaves, structure = tree.flatten(before)
         opt_nodes = [_state(t, path, leaf) for path, leaf in zip(tree.paths(structure, "optimizer"), leaves, strict=True)]
         initial |= {str(n.attrs["name"]): np.asarray(leaf) for n, leaf in zip(opt_nodes, leaves, strict=True)}
-        t.key = _state(t, "rng", np.asarray(seed, np.uint64))
+        key = first_key(seed)
+        t.key = _state(t, "rng", key)
         rate = t.input("learning_rate", TensorType(f32, ()), "data")
         arguments, target, batch = _batch(t, module, specs)
 
@@ -130,7 +131,7 @@ def training_step(
         changed |= {n: wrap(v) for n, v in t.updates.items()}
         if t.drew_random:
             changed["rng"] = wrap(t.key) + np.uint64(1)
-            initial["rng"] = np.asarray(seed, np.uint64)
+            initial["rng"] = key
         results = {"loss": value, **{n: as_tensor(fn(prediction, target)) for n, fn in measured}}
         outputs, prediction_structure, names = collect_outputs(prediction, "prediction")
         if not predictions:
@@ -148,6 +149,11 @@ def training_step(
         dict(t.parameters),
         prediction_structure,
     )
+
+
+def first_key(seed: int) -> Array:
+    """The key of the first step. Keys count up from step to step, so seeds are spread out first: 3 and 4 share no draws."""
+    return np.asarray(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
 
 
 def _state(t: Trace, name: str, value: Any) -> Node:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Union
 
 from .dtypes import ALL
@@ -57,6 +58,8 @@ class DimExpr:
     terms: tuple[tuple[_Monomial, int], ...]
 
     def __add__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         total = dict(_terms(self))
         for monomial, coefficient in _terms(other):
             total[monomial] = total.get(monomial, 0) + coefficient
@@ -68,12 +71,18 @@ class DimExpr:
         return self * -1
 
     def __sub__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         return self + other * -1
 
     def __rsub__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         return -self + other
 
     def __mul__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         total: dict[_Monomial, int] = {}
         for left, a in _terms(self):
             for right, b in _terms(other):
@@ -84,15 +93,23 @@ class DimExpr:
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         return floordiv(self, other)
 
     def __rfloordiv__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         return floordiv(other, self)
 
     def __mod__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         return mod(self, other)
 
     def __rmod__(self, other: Dim) -> Dim:
+        if not isinstance(other, _DIMENSIONS):
+            return NotImplemented
         return mod(other, self)
 
     def __str__(self) -> str:
@@ -108,6 +125,10 @@ class DimExpr:
         return "".join(parts)
 
     __repr__ = __str__
+
+
+# Beside anything else (a Tensor, say), arithmetic is the other operand's business.
+_DIMENSIONS = (Integral, DimExpr)
 
 
 def _nested(value: Dim) -> str:

@@ -138,7 +138,10 @@ class _Printer:
             self.lines[-1] += "," if k + 1 < len(bodies) else f"}} : {node.type}{comment}"
 
     def comment(self, graph: Graph, node: Node) -> str:
-        return _comment(graph.labels.get(node)) if self.labels else ""
+        label = graph.labels.get(node) if self.labels else None
+        if label is not None and label.name is not None and label.name == node.attrs.get("name"):
+            label = Label(None, label.location)  # an input's name is there already
+        return _comment(label)
 
 
 def _line(node: Node, names: dict[Node, str], attrs: str) -> str:

@@ -12,7 +12,6 @@ from .lowering import Contract, Lowering, Map, Reduce, Structural, View
 from .op import REGISTRY, Trait, make
 from .ops.structural import FUSED, INPUT
 from .text import format_attribute, print_node, value_names
-from .textparse import MAX_NESTING
 from .types import TupleType
 
 LEVELS: Final = ("basic", "types", "full")
@@ -31,12 +30,9 @@ def verify(graph: Graph, level: str = "full") -> None:
     """
     if level not in LEVELS:
         raise VerifyError(f"unknown level {level!r}; the levels are {', '.join(LEVELS)}")
-    pending = [(graph, 0)]
+    pending = [graph]
     while pending:
-        current, depth = pending.pop()
-        if depth > MAX_NESTING:
-            raise VerifyError(f"graph {graph.name!r}: bodies are nested deeper than {MAX_NESTING} levels")
-        check = _Check(current)
+        check = _Check(pending.pop())
         check.signature()
         for node in check.order:
             check.basic(node)
@@ -44,7 +40,7 @@ def verify(graph: Graph, level: str = "full") -> None:
                 check.types(node)
         if level == "full":
             check.full()
-            pending += [(v, depth + 1) for n in check.order for v in n.attrs.values() if isinstance(v, Graph)]
+            pending += [v for n in check.order for v in n.attrs.values() if isinstance(v, Graph)]
 
 
 def neighbourhood(graph: Graph, node: Node, before: int = 3, after: int = 2) -> str:

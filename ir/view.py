@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import TensorwrightError
-from .graph import Graph, Node
+from .graph import Graph, Literal, Node
 from .op import Trait
 from .text import print_node, value_names
 
@@ -67,12 +68,14 @@ def to_dot(graph: Graph) -> str:
 def to_svg(graph: Graph) -> str:
     """A picture of the graph, inputs at the top: boxes coloured by trait; hovering shows a node's line of text.
 
+    Scalar constants have no box of their own: they stand in the title of what uses them.
     Raises TensorwrightError for more than SVG_LIMIT nodes.
     """
     names = value_names(graph)
     if len(names) > SVG_LIMIT:
         raise TensorwrightError(f"graph {graph.name!r} has {len(names)} nodes, a picture {SVG_LIMIT} at most: use to_dot")
-    layout = _Layout(graph)
+    scalars = _scalars(graph)
+    layout = _Layout(graph, set(scalars))
     edges, boxes = [], []
     for path in layout.paths:
         points = [layout.centre(v) for v in path]
@@ -86,9 +89,9 @@ def to_svg(graph: Graph) -> str:
             x, y = to_x, to_y
         edges.append(f'<path d="{d}"/>')
     returned = set(graph.outputs)
-    for node in names:
+    for node in layout.layer:
         x, y = layout.centre(node)
-        caption = _caption(graph, node, names)
+        caption = _caption(graph, node, names, scalars)
         stroke = ' stroke="#a03030" stroke-width="2"' if node in returned else ""
         text = "".join(
             f'<text x="{x:.0f}" y="{y - 3 + 13 * k:.0f}" font-size="{11 - 2 * k}">{escape(_fit(t, 24 + 4 * k))}</text>'
@@ -126,11 +129,28 @@ def _fit(text: str, width: int) -> str:
     return "…" + text[1 - width :] if text.startswith("%") else text[: width - 1] + "…"
 
 
-def _caption(graph: Graph, node: Node, names: dict[Node, str]) -> list[str]:
-    """A title and the type; the names of outputs go with the title."""
+def _scalars(graph: Graph) -> dict[Node, str]:
+    """The constants of one element, and what only moves such (a broadcast), with their value as text; not outputs."""
+    found: dict[Node, str] = {}
+    for node in graph.nodes():
+        value = node.attrs.get("value")
+        if isinstance(value, Literal) and value.array.size == 1:
+            found[node] = f"{value.array.item():.6g}"
+        elif node.op.has(Trait.MOVEMENT) and len(node.inputs) == 1 and node.inputs[0] in found:
+            found[node] = found[node.inputs[0]]
+    for node in graph.outputs:
+        found.pop(node, None)
+    users = graph.users()
+    return {n: text for n, text in found.items() if users[n]}
+
+
+def _caption(graph: Graph, node: Node, names: dict[Node, str], scalars: Mapping[Node, str] = MappingProxyType({})) -> list[str]:
+    """A title and the type; scalar operands and the names of outputs go with the title."""
     role = node.attrs.get("role") if not node.inputs else None
     label = graph.labels.get(node)
     title = f"{names[node]} {role}" if role == "data" else names[node] if role else node.op.name
+    if any(i in scalars for i in node.inputs):
+        title += f"({', '.join(scalars.get(i, '·') for i in node.inputs)})"
     if label is not None and label.name and not role:
         title = f"{title} · {label.name}"
     kind, body = node.attrs.get("kind"), node.attrs.get("body")
@@ -159,12 +179,14 @@ _Vertex = Any  # a Node, or (Node, layer): where the edges from a node pass a la
 class _Layout:
     """Layers by longest path, order within a layer by barycentres, positions close to the mean of the neighbours."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, hidden: set[Node]) -> None:
+        self.nodes = [n for n in graph.nodes() if n not in hidden]
+        self.hidden = hidden
         self.weight: dict[_Vertex, float] = {}
-        for node in graph.nodes():  # what depends on data is the trunk, kept straight; the rest stands beside it
-            trunk = node.attrs.get("role") == "data" or any(self.weight[i] == 1.0 for i in node.inputs)
+        for node in self.nodes:  # what depends on data is the trunk, kept straight; the rest stands beside it
+            trunk = node.attrs.get("role") == "data" or any(self.weight[i] == 1.0 for i in self._operands(node))
             self.weight[node] = 1.0 if trunk else 0.02
-        self.layer = self._layers(graph)
+        self.layer = self._layers()
         self.paths: list[list[_Vertex]] = []
         up: dict[_Vertex, list[_Vertex]] = {}
         down: dict[_Vertex, list[_Vertex]] = {}
@@ -172,7 +194,7 @@ class _Layout:
         for node, level in self.layer.items():
             rows[level].append(node)
         for node in list(self.layer):
-            for operand in dict.fromkeys(node.inputs):
+            for operand in self._operands(node):
                 path: list[_Vertex] = [operand]
                 for level in range(self.layer[operand] + 1, self.layer[node]):
                     passing = (operand, level)
@@ -197,16 +219,22 @@ class _Layout:
                 rank.update((v, k) for k, v in enumerate(row))
         self._place(up, down)
 
-    def _layers(self, graph: Graph) -> dict[Node, int]:
+    def _operands(self, node: Node) -> list[Node]:
+        return [i for i in dict.fromkeys(node.inputs) if i not in self.hidden]
+
+    def _layers(self) -> dict[Node, int]:
         import networkx as nx
 
         view = nx.DiGraph()
-        nodes = graph.nodes()
+        nodes = self.nodes
         view.add_nodes_from(range(len(nodes)))
         number = {n: k for k, n in enumerate(nodes)}
-        view.add_edges_from((number[i], number[n]) for n in nodes for i in n.inputs)
+        view.add_edges_from((number[i], number[n]) for n in nodes for i in self._operands(n))
         layer = {nodes[k]: level for level, ks in enumerate(nx.topological_generations(view)) for k in ks}
-        users = graph.users()
+        users: dict[Node, list[Node]] = {n: [] for n in nodes}
+        for n in nodes:
+            for i in self._operands(n):
+                users[i].append(n)
         for n in reversed(nodes):  # parameters, constants and what is made of them stand next to their first use
             if users[n] and (not n.inputs or self.weight[n] < 1.0):
                 layer[n] = min(layer[u] for u in users[n]) - 1

@@ -236,7 +236,9 @@ def fold_constants(node: Node, facts: Facts) -> Outcome:
     if facts.elementwise(node) and node.shape:
         scalars = [facts.uniform(i) for i in node.inputs]
         if all(s is not None for s in scalars):
-            return _broadcast(node.replace(tuple(s for s in scalars if s is not None)), node)
+            small = node.replace(tuple(s for s in scalars if s is not None))
+            value = constant(evaluate(small, [s.attrs["value"].array for s in scalars if s is not None]), node.dtype)
+            return make("broadcast_to", value, shape=node.shape)
     arrays = []
     for i in node.inputs:
         value = i.attrs.get("value") if i.op.has(Trait.STRUCTURAL) and not i.inputs else None
@@ -250,10 +252,6 @@ def fold_constants(node: Node, facts: Facts) -> Outcome:
         return Miss("a scalar, broadcast, is the better form", node)
     result = evaluate(node, arrays)
     return constant(result, node.dtype)
-
-
-def _broadcast(scalar: Node, like: Node) -> Node:
-    return make("broadcast_to", scalar, shape=like.shape)
 
 
 RULES: Final = (

@@ -79,16 +79,18 @@ def to_contract(node: Node, facts: Facts) -> Outcome:
     return Miss("already in the generic form", node) if new is node else new
 
 
-def permutation(read: Read | None, rank: int) -> tuple[int, ...] | None:
-    """perm where out = transpose(x, perm), of a read that is one; None otherwise."""
-    if read is None or len(read.index) != rank:
+def permutation(node: Node, facts: Facts) -> tuple[int, ...] | None:
+    """perm where node = transpose(x, perm); None where it is no such movement."""
+    read = facts.read(node) if node.inputs else None
+    if read is None:
         return None
+    x, rank = node.inputs[read.operand], len(node.shape)
     axes = [t.axis for t in read.index]
     free = [k for k in range(rank) if k not in axes]
-    if any(t.coefficient != 1 or t.constant for t in read.index if t.axis is not None):
+    if len(axes) != rank or any(t.coefficient != 1 or t.constant for t in read.index if t.axis is not None):
         return None
     source = [free.pop(0) if k is None else k for k in axes if k is not None or free]
-    if sorted(source) != list(range(rank)):
+    if sorted(source) != list(range(rank)) or any(x.shape[d] != node.shape[k] for d, k in enumerate(source)):
         return None
     return tuple(source.index(k) for k in range(rank))
 
@@ -167,7 +169,7 @@ def move_c(uses: Counter[Node]) -> Rule:
         spec = spec_of(inner, facts) if read is not None else None
         if read is None or spec is None or "spec" not in inner.attrs or spec.panel:
             return Miss("not a moved product", node)
-        perm = permutation(read, len(inner.shape)) if len(node.shape) == len(inner.shape) else None
+        perm = permutation(node, facts)
         if perm is None:
             return Miss("not a transpose", node)
         if uses[inner] != 1:

@@ -32,10 +32,7 @@ def perm_of(node: Node, facts: Facts) -> tuple[int, ...] | None:
     """perm where node = transpose(x, perm) moves data; None for everything else."""
     if not node.inputs or not node.op.has(Trait.MOVEMENT):
         return None
-    read = facts.read(node)
-    if read is None or len(node.inputs[0].shape) != len(node.shape) or facts.replicates(node) or facts.kind(node) == "view":
-        return None
-    return permutation(read, len(node.shape))
+    return None if facts.kind(node) == "view" else permutation(node, facts)
 
 
 @rule

@@ -20,7 +20,7 @@ def synthesise(x: Node, index: IndexMap, shape: tuple[Dim, ...]) -> Node | None:
     """The simplest movement with out[i] = x[index(i)] and this shape; None where a single plain one does not do."""
     used = [(d, t) for d, t in enumerate(index) if x.shape[d] != 1]
     if any(t.axis is None for _, t in used):
-        return None
+        return _slice(x, index, shape)
     axes = [t.axis for _, t in used if t.axis is not None]
     if len(set(axes)) != len(axes):
         return None
@@ -57,7 +57,7 @@ def _slice(x: Node, index: IndexMap, shape: tuple[Dim, ...]) -> Node | None:
             return None
         if t.axis is None and n != 1:
             return None
-        if t.coefficient < 1:
+        if t.axis is not None and t.coefficient < 1:
             return None
         starts.append(t.constant)
         steps.append(t.coefficient if t.axis is not None else 1)

@@ -91,8 +91,8 @@ def close_difference(
         if not finite.any():
             continue
         scale = float(np.abs(r[finite]).max()) or 1.0
-        error = float(np.abs(b - r)[finite].max()) / scale
-        was = float(np.abs(a - r)[finite].max()) / scale
+        error = float(np.abs(b[finite] - r[finite]).max()) / scale
+        was = float(np.abs(a[finite] - r[finite]).max()) / scale
         if error > budget and error > 8 * was:
             return Difference(
                 k, f"relative error {error:.2g} against the f64 oracle; before it was {was:.2g}, allowed is {budget:.2g}"

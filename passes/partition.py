@@ -25,15 +25,10 @@ class Partition:
                 bits |= self.reach[u] | 1 << u
             self.reach[i] = bits
 
-    def alone(self, node: int) -> bool:
-        """Whether the node is still a group of its own."""
-        return len(self.members[self.group[node]]) == 1
-
-    def feeds_only(self, node: int, group: int) -> bool:
-        """Whether every user of the node's group is in `group`."""
-        own = self.group[node]
-        inside = self.members[group]
-        return all(u in inside or self.group[u] == own for m in self.members[own] for u in self.users[m])
+    def _feeds_only(self, a: int, b: int) -> bool:
+        """Whether group a has users, and all of them are in group b: what reaches a then reaches b already."""
+        outside = {self.group[u] for m in self.members[a] for u in self.users[m]} - {a}
+        return outside == {b}
 
     def can_merge(self, a: int, b: int) -> bool:
         """Whether two groups may become one: no path between them runs through a third."""
@@ -55,7 +50,7 @@ class Partition:
         """Makes one group of two (which may be merged) and returns its number."""
         if a == b:
             return a
-        dominated = self.feeds_only(next(iter(self.members[b])), a) or self.feeds_only(next(iter(self.members[a])), b)
+        dominated = self._feeds_only(a, b) or self._feeds_only(b, a)
         self.members[a] |= self.members.pop(b)
         for m in self.members[a]:
             self.group[m] = a

@@ -43,6 +43,7 @@ class Regions:
         self._readers = graph.users()
         self._ends = set(graph.outputs)
         self._depth: dict[int, int] = {}
+        self._fixed = fixed
         self.real: list[bool] = []
         self.sources: list[tuple[int, ...]] = []
         self._through: list[dict[int, list[IndexMap | None]]] = []
@@ -104,7 +105,7 @@ class Regions:
         """Whether computing n again in each reader beats storing it: it is a few cheap ops on one tensor that is stored
         anyway, with small operands otherwise, and all its readers are regions."""
         readers = self._readers[n]
-        if n in self._ends or len(readers) < 2 or not all(self._can_inline(r) for r in readers):
+        if n in self._fixed or n in self._ends or len(readers) < 2 or not all(self._can_inline(r) for r in readers):
             return False
         depth = 1 + max((self._depth.get(j, 0) for j in inner), default=0)
         through = {s for j in inner for s in ([j] if self.real[j] else self._through[j])}
@@ -142,12 +143,15 @@ class Regions:
         return self._through[reader].get(source, [])
 
     def clones(self, region: Region) -> list[int]:
-        """The free nodes that the region's members read, directly or through one another."""
+        """The free nodes that the region's members read, directly or through one another. The operands of a contraction are
+        not among them: it reads memory."""
         found: set[int] = set()
-        stack = [self.number[i] for m in region.members for i in self.nodes[m].inputs]
+        cores = {m for m in region.members if self.form[m] == "contract"}
+        memory = {self.number[i] for m in cores for i in self.nodes[m].inputs}
+        stack = [self.number[i] for m in region.members - cores for i in self.nodes[m].inputs]
         while stack:
             j = stack.pop()
-            if not self.real[j] and j not in found:
+            if not self.real[j] and j not in found and j not in memory:
                 found.add(j)
                 stack += [self.number[i] for i in self.nodes[j].inputs]
         return sorted(found)

@@ -95,6 +95,14 @@ def _near(node: Node, depth: int) -> set[Node]:
     return found
 
 
+def _uniform_weight(node: Node) -> int:
+    """A scalar constant is as good as one movement of it, which is better than several."""
+    steps = 0
+    while node.inputs:
+        node, steps = node.inputs[0], steps + 1
+    return max(1, steps)
+
+
 def _term(node: Node, variables: set[Node], facts: Facts) -> tuple[int, Counter[Node]] | None:
     """Total operator weight above the variables and how often each occurs, as a tree; None if it grows too large to tell."""
     weight, count = 0, Counter[Node]()
@@ -105,6 +113,8 @@ def _term(node: Node, variables: set[Node], facts: Facts) -> tuple[int, Counter[
         if n in variables and not first:
             count[n] += 1
             weight += 1
+        elif facts.uniform(n) is not None:
+            weight += _uniform_weight(n)
         else:
             weight += operator_weight(n, facts)
             stack += n.inputs
@@ -124,15 +134,14 @@ def smaller(before: Node, after: Node, facts: Facts, depth: int = 5) -> bool:
     while stack:
         n = stack.pop()
         for i in n.inputs:
-            if i in near and i.inputs:
+            if i in near and facts.uniform(i) is None:
                 variables.add(i)
-            elif i in near or not i.inputs:
-                continue
-            elif i not in seen:
+            elif i.inputs and i not in seen:
                 seen.add(i)
                 stack.append(i)
         if len(seen) > 1000:
             return False
+    variables = _apart(variables, facts, depth)
     old, new = _term(before, variables, facts), _term(after, variables, facts)
     if old is None or new is None or any(new[1][v] > old[1][v] for v in variables):
         return False
@@ -142,6 +151,17 @@ def smaller(before: Node, after: Node, facts: Facts, depth: int = 5) -> bool:
     if before_rank != after_rank:
         return after_rank < before_rank
     return _disorder(after, facts) < _disorder(before, facts)
+
+
+def _apart(variables: set[Node], facts: Facts, depth: int) -> set[Node]:
+    """Variables none of which contains another: one that does is replaced by its operands."""
+    for _ in range(2 * depth):
+        nested = {v for v in variables if not _near(v, depth).isdisjoint(variables - {v})}
+        if not nested:
+            break
+        variables = variables - nested
+        variables |= {i for v in nested for i in v.inputs if facts.uniform(i) is None}
+    return variables
 
 
 class Rewriter:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from ..ir.errors import CompileError, TensorwrightError
 from ..ir.program import Program
 from . import threads as threading_limits
+from .adaptive import ThreadChoice
 from .buffers import Array, address_of, aligned_copy, block, empty
 from .native import NativeProgram
 
@@ -72,8 +74,9 @@ class Binding:
         self._lock = lock
         self._parallel = any(k.parallel for k in program.kernels)
         self.threads = threads if self._parallel else 1
-        self._context = threading_limits.context(self.threads)
-        self._context_address = ctypes.addressof(self._context)
+        self._contexts = tuple(threading_limits.context(n) for n in (1, self.threads))
+        self._context_addresses = tuple(map(ctypes.addressof, self._contexts))
+        self._choice = ThreadChoice() if self.threads > 1 else None
         names = [a.name for a in program.inputs]
         self.arguments = tuple(i for i, name in enumerate(names) if name not in fixed)
         # the outputs a call returns and makes room for; a donated argument comes back as its output
@@ -87,6 +90,11 @@ class Binding:
         self._checks = tuple(
             (slot, program.inputs[slot].type.dtype.numpy, program.inputs[slot].type.static_shape) for slot in self.arguments
         )
+        if self._choice is None:
+            run, context = self._native.run, self._context_addresses[0]
+            self._run: Callable[[int], int] = lambda frame: run(frame, None, context)
+        else:
+            self._run = self._adaptively
         self._output_bytes = sum(program.outputs[k].type.nbytes for k in self.fresh)
         self._ring = _RING if self._output_bytes * _RING <= _RING_BYTES else 2
         self._free: list[Frame] = []
@@ -164,10 +172,10 @@ class Binding:
         for slot, source in self._donated_slots:
             pointers[slot] = pointers[source]
         if self._lock is None:
-            status = self._native.run(frame.address, None, self._context_address)
+            status = self._run(frame.address)
         else:
             with self._lock:
-                status = self._native.run(frame.address, None, self._context_address)
+                status = self._run(frame.address)
         if status:
             self._failed(status)
         # held by the caller before the frame is free: the ring's tuple alone would look idle to another thread
@@ -185,6 +193,19 @@ class Binding:
         home.append(frame)
         return result
 
+    def _adaptively(self, frame: int) -> int:
+        """Runs on one thread or on all, whichever has been faster of late."""
+        choice: ThreadChoice = self._choice  # type: ignore[assignment]
+        start = perf_counter()
+        status = self._native.run(frame, None, self._context_addresses[choice.index])
+        choice.record(perf_counter() - start)
+        return status
+
+    @property
+    def threads_now(self) -> int:
+        """How many threads the next call will use."""
+        return self._contexts[1 if self._choice is None else self._choice.index].threads
+
     def timed(self, inputs: Sequence[Array], addresses: Sequence[int], ticks: Array) -> None:
         """One run per row of `ticks` (int64): nanoseconds before each kernel and after the last. Takes no lock."""
         frame = self._frame()
@@ -196,7 +217,9 @@ class Binding:
         for slot, source in self._donated_slots:
             frame.pointers[slot] = frame.pointers[source]
         for row in ticks:
-            context = threading_limits.Context(self.threads, address_of(row), self._context.fork, threading_limits.clock())
+            context = threading_limits.Context(
+                self.threads_now, address_of(row), self._contexts[1].fork, threading_limits.clock()
+            )
             status = self._native.run(frame.address, None, ctypes.addressof(context))
             if status:
                 self._failed(status)

@@ -55,11 +55,13 @@ class Executable:
         flatten: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
         unflatten: Callable[[Sequence[Any]], Any] | None = None,
         not_runnable: str = "",
+        shares: Executable | None = None,
     ) -> None:
         """`build` compiles the graph for given sizes. Inputs named in `parameters` are bound; the others are arguments.
 
         `flatten` takes a call's arguments to arrays in the order of the inputs, `unflatten` a tuple of all outputs to what
-        the call returns; None where both are plain. With `not_runnable` (why), there is text to read and nothing to call.
+        the call returns; None where both are plain. With `not_runnable` (why), there is text to read and nothing to call. With
+        `shares`, weights and state are those of another Executable, by name: what one updates, the other sees.
         """
         self.graph = graph
         self.threads = threads
@@ -85,11 +87,18 @@ class Executable:
         self._lock = threading.RLock()
         self._parameters: dict[str, Array] = {}
         self._owned_names: set[str] = set()
+        if shares is not None:
+            different = sorted(n for n in given if n not in shares._parameters or shares._types[n] != self._types[n])
+            if different or given.keys() != shares._parameters.keys():
+                raise CompileError(f"{graph.name}: its state is not that of {shares.graph.name}: {different[:5]}")
+            self._state_lock, self._lock = shares._state_lock, shares._lock
+            self._parameters, self._owned_names = shares._parameters, shares._owned_names
         self._prepared: dict[str, dict[str, Array]] = {}
         self._specialisations: dict[tuple[tuple[int, ...], ...], _Specialisation] = {}
         self._latest: _Specialisation | None = None
         self._fast: Callable[[Sequence[Any]], Any] | None = None
-        self._take(given)
+        if shares is None:
+            self._take(given)
         self.symbols: tuple[str, ...] = tuple(sorted(frozenset().union(*(t.symbols for t in self._types.values()))))
         if not self.symbols:
             self._latest = self._specialise(tuple(t.static_shape for _, t in self.arguments), {})

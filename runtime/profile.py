@@ -89,23 +89,23 @@ class Profile:
 
         console = Console(width=140, file=io.StringIO())
         console.print(self.table())
-        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def measure(binding: Binding, inputs: Sequence[Array], repeats: int, peak: Peak | None) -> Profile:
     """The profile of a binding on contiguous inputs; one run first, unmeasured, warms caches and threads."""
-    infos = binding.program.kernels
+    infos, threads = binding.program.kernels, binding.threads_now
     ticks = np.zeros((repeats + 1, len(infos) + 1), np.int64)
     addresses = [address_of(a) for a in inputs]
     binding.timed(inputs, addresses, ticks)
     spans = np.diff(ticks[1:], axis=1)
     seconds = np.median(spans, axis=0) * 1e-9
     total = float(np.median(spans.sum(axis=1))) * 1e-9
-    peaks = {} if peak is None else {n: peak(n) for n in {1, binding.threads}}
+    peaks = {} if peak is None else {n: peak(n) for n in {1, threads}}
     rows = []
     for info, s in zip(infos, seconds.tolist(), strict=True):
         rate = 1e-9 / s if s > 0 else 0.0
-        best = peaks.get(binding.threads if info.parallel else 1)
+        best = peaks.get(threads if info.parallel else 1)
         gflops = info.flops * rate
         rows.append(
             KernelTime(
@@ -120,4 +120,4 @@ def measure(binding: Binding, inputs: Sequence[Array], repeats: int, peak: Peak 
                 note=info.note,
             )
         )
-    return Profile(binding.program.name, binding.threads, repeats, total * 1e3, peaks.get(binding.threads), tuple(rows))
+    return Profile(binding.program.name, threads, repeats, total * 1e3, peaks.get(threads), tuple(rows))

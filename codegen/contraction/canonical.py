@@ -16,7 +16,7 @@ from ...ir.contraction import Affine, Contraction
 from ...ir.dims import as_int
 from ...ir.dtypes import DType
 from ...ir.errors import CompileError
-from ...ir.expr import Expr, cast, const, load, postorder, substitute, var
+from ...ir.expr import Expr, ExprLike, cast, const, load, postorder, substitute, var
 from ..simplify_index import Simplifier
 from .types import Epilogue, Operand
 
@@ -128,8 +128,10 @@ class _Streams:
         return len(self.base) - 1
 
     def span(self, stream: int) -> int:
-        """One more than the largest value; raises CompileError if it gets below zero."""
+        """One more than the largest value, 0 if there is none; raises CompileError if it gets below zero."""
         terms, low = self.terms[stream], self.base[stream]
+        if any(self.extents[name] == 0 for name in terms):
+            return 0
         high = low
         for name, c in terms.items():
             reach = c * (self.extents[name] - 1)
@@ -144,15 +146,15 @@ def _epilogue(
 ) -> tuple[Expr, tuple[Read, ...], tuple[tuple[Expr, int], ...], dict[int, int]]:
     """Evaluates the epilogue once, with variables for the index, and sorts its loads into streams and general ones."""
     acc = var(ACC, dtype)
-    index = tuple(var(f"c{d}") for d in range(len(spec.c)))
+    c_index = tuple(var(f"c{d}") for d in range(len(spec.c)))
     if epilogue is None:
         return cast(acc, out), (), (), {}
     operands = epilogue.operands
 
-    def load_operand(k: int, at: Sequence[object], mask: Expr | None = None) -> Expr:
-        return load(k, at, operands[k].dtype, mask)  # type: ignore[arg-type]
+    def load_operand(k: int, index: Sequence[ExprLike], mask: Expr | None = None) -> Expr:
+        return load(k, index, operands[k].dtype, mask)
 
-    value = cast(epilogue.value(acc, index, load_operand), out)
+    value = cast(epilogue.value(acc, c_index, load_operand), out)
     axis_vars = {var(f"axis.{name}"): name for name in streams.extents}
     to_axes = {name: v for v, name in axis_vars.items()}
     as_axes: dict[Expr, Expr] = {}
@@ -164,8 +166,8 @@ def _epilogue(
             total = total + to_axes[name] * c
             reach = c * (streams.extents[name] - 1)
             low, high = low + min(0, reach), high + max(0, reach)
-        as_axes[index[d]] = total
-        ranges[index[d]] = (low, high)
+        as_axes[c_index[d]] = total
+        ranges[c_index[d]] = (low, high)
     axis_ranges = {v: (0, streams.extents[n] - 1) for v, n in axis_vars.items()}
     by_axis, by_dim = Simplifier(axis_ranges), Simplifier(ranges)
     reads: list[Read] = []
@@ -201,15 +203,13 @@ def _epilogue(
     used.update((e, None) for e in postorder(roots) if e in as_axes)
     dims = []
     for e in used:
-        d = index.index(e)
+        d = c_index.index(e)
         m = spec.c[d]
         dims.append((e, streams.add(dict(m.terms), m.constant)))
     return value, tuple(reads), tuple(dims), spans
 
 
-def canonical(
-    spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: Epilogue | None
-) -> Nest:
+def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: Epilogue | None) -> Nest:
     """The normal form of a contraction of operands that lie in memory as given.
 
     Raises CompileError where an index map leaves an operand at its start, or where B is packed in a way that the

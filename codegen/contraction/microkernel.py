@@ -184,7 +184,9 @@ class _Builder:
             return broadcast(cast(load(window.buffer, window.at(offset), window.buffer.dtype), t.dtype), t.lanes)
         at = window.at(offset, j * t.lanes)
         if window.reversed:
-            value = vectorize(load(window.buffer, window.at(offset, LANE + j * t.lanes), window.buffer.dtype), LANE, t.lanes, mask)
+            value = vectorize(
+                load(window.buffer, window.at(offset, LANE + j * t.lanes), window.buffer.dtype), LANE, t.lanes, mask
+            )
             value = substitute(value, {LANE: const(0)})
         else:
             value = load(window.buffer, at, window.buffer.dtype, mask, t.lanes)
@@ -385,7 +387,9 @@ class _Builder:
                 views.append((r.stream, read.low))
                 buffers.append(read.buffer)
             else:
-                self.whole[k] = Buffer(f"e{k}", r.dtype, (self.nest.read_spans[r.operand],), align=r.dtype.itemsize, writable=False)
+                self.whole[k] = Buffer(
+                    f"e{k}", r.dtype, (self.nest.read_spans[r.operand],), align=r.dtype.itemsize, writable=False
+                )
                 views.append((-1 - r.operand, 0))
                 buffers.append(self.whole[k])
         scalars = [STEPS] if t.variable else []
@@ -398,9 +402,7 @@ class _Builder:
         body += self._combine()
         finish = self._finish()
         if t.partial:
-            save = [
-                Store(self.part, (const(i), const(j * t.lanes)), self._get(0, i, j)) for i, j in self._cells()
-            ]
+            save = [Store(self.part, (const(i), const(j * t.lanes)), self._get(0, i, j)) for i, j in self._cells()]
             body.append(If(eq(LAST, 1), tuple(finish), tuple(save)))
         else:
             body += finish

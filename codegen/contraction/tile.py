@@ -7,10 +7,9 @@ that fall on each other in L1's sets cost more. To that come a tile's prologue a
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from ...ir.dtypes import DType, bf16, f16, f32
@@ -71,6 +70,11 @@ class Plan:
     why: str
 
     @property
+    def parallel(self) -> bool:
+        """Whether the work is worth waking threads for."""
+        return max(self.cycles, self.memory) >= PARALLEL_FROM
+
+    @property
     def row_tiles(self) -> int:
         """Tiles along all loops of the row operand."""
         return math.prod(x.extent for x in self.row_others) * math.prod(-(-x.extent // n) for x, n in self.rows)
@@ -96,7 +100,8 @@ class Plan:
         if self.pack_col:
             text += f", {names[self.col]} packed in panels"
         if self.cut >= 0:
-            text += f", reduction {'split' if self.split else 'cut'} in blocks of {self.block * math.prod(x.extent for x in self.reduce[self.cut + 1:])}"
+            inside = self.block * math.prod(x.extent for x in self.reduce[self.cut + 1 :])
+            text += f", reduction {'split' if self.split else 'cut'} in blocks of {inside}"
         return f"{text}; model: {100 * self.ideal / self.cycles:.0f}% of peak{'; ' + self.why if self.why else ''}"
 
 
@@ -178,7 +183,9 @@ def _sides(nest: Nest) -> Iterator[_Side]:
     if nest.panel:
         columns = [x for x in free if x.strides[A] == 0 and x.strides[B] != 0]
         if len(columns) > 1:
-            raise CompileError("B is packed in panels over several column axes that do not follow each other in C: leave it unpacked")
+            raise CompileError(
+                "B is packed in panels over several column axes that do not follow each other in C: leave it unpacked"
+            )
         lane = columns[0] if columns else unit
         yield _Side(A, B, False, lane, *split(A, B, [x for x in free if x is not lane]))
         return
@@ -370,7 +377,13 @@ def _plan(
     elif side.along_k or not reused:
         cut, block = -1, 0
     else:
-        per_row = size if unit_k else size if pack_row else min(target.line, max([size, *(abs(x.strides[0]) * size for x in reduce[-1:])]))
+        per_row = (
+            size
+            if unit_k
+            else size
+            if pack_row
+            else min(target.line, max([size, *(abs(x.strides[0]) * size for x in reduce[-1:])]))
+        )
         contiguous_rows = bool(rows) and rows[-1][0].strides[side.row] == 1
         row_bytes = max(tile_rows * size, target.line) if contiguous_rows and not pack_row else tile_rows * per_row
         per_step = columns * size + row_bytes
@@ -420,7 +433,10 @@ def _plan(
             why.append("column panel beyond L1")
     if not side.along_k and _footprint(reduce, rows, side.row, pack_row, inside) * size > 0.5 * target.l1:
         penalty += 0.5 * max(0, tile_rows - 12)  # more streams than are prefetched
-    if side.along_k and tile_rows * inside * size > 0.5 * target.l1:
+    if side.along_k and (tile_rows + columns) * inside * size > 0.5 * target.l1:
+        # nothing is reused from registers but rows x columns: the vectors themselves come from L2
+        moved = tile_rows + (columns if columns * inside * size > 0.5 * target.l1 else 0)
+        penalty = max(0.0, moved * lanes * size / (2 * L2_BYTES) - model.step(tile_rows, columns, parts, 1))
         penalty += 0.5 * max(0, tile_rows + columns - 8)
     pitch_col = min((abs(x.strides[1]) for x in reduce[-1:]), default=0) * size
     if not side.along_k and not nest.panel and not pack_col and pitch_col > columns * size and inside > 16:
@@ -466,7 +482,11 @@ def _plan(
         cycles += amount * (0.4 if unit else 1.2) + 400
     if pack_row:
         amount = math.prod(x.extent for x in side.rows) * both * steps
-        unit_from = any(x.strides[0] == 1 for x in source[-1:]) if pack_row == "k" else (bool(rows) and rows[-1][0].strides[side.row] == 1)
+        unit_from = (
+            any(x.strides[0] == 1 for x in source[-1:])
+            if pack_row == "k"
+            else (bool(rows) and rows[-1][0].strides[side.row] == 1)
+        )
         cycles += amount * (0.5 if unit_from else 1.5) + 400
     traffic = sum(nest.spans) * size
     memory = traffic / 20.0 if traffic > target.l2 // 2 else 0.0

@@ -5,6 +5,8 @@ No fast-math flag is ever set and a multiply-add is fused only where the express
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...ir.dtypes import DType, bool_, f16, f32, f64
 from ...ir.errors import CompileError
 from .builder import FunctionText
@@ -36,11 +38,15 @@ class Arithmetic(FunctionText):
         text = str(value)
         return text if n == 1 else f"splat ({kind} {text})"
 
+    def _words(self, n: int) -> Callable[[int], str]:
+        """Literals of n lanes of i32."""
+        return lambda value: self._constant(value, "i32", n)
+
     # -- narrow floats ------------------------------------------------------------------------------------------------
 
     def _f16_bits(self, x: str, n: int) -> str:
         """float -> i16 bits of the nearest half, ties to even (for targets without an instruction)."""
-        i, fl, c = vector("i32", n), vector("float", n), lambda k: self._constant(k, "i32", n)
+        i, fl, c = vector("i32", n), vector("float", n), self._words(n)
         u = self.t(f"bitcast {fl} {x} to {i}")
         sign = self.t(f"and {i} {u}, {c(-0x80000000)}")
         u = self.t(f"xor {i} {u}, {sign}")
@@ -59,7 +65,7 @@ class Arithmetic(FunctionText):
 
     def _f16_value(self, x: str, n: int) -> str:
         """i16 bits of a half -> float, exactly."""
-        i, c, fl = vector("i32", n), lambda k: self._constant(k, "i32", n), vector("float", n)
+        i, fl, c = vector("i32", n), vector("float", n), self._words(n)
         h = self.t(f"zext {vector('i16', n)} {x} to {i}")
         o = self.t(f"shl {i} {self.t(f'and {i} {h}, {c(0x7FFF)}')}, {c(13)}")
         exponent = self.t(f"and {i} {o}, {c(0x0F800000)}")
@@ -79,7 +85,7 @@ class Arithmetic(FunctionText):
             if self.module.target.fma:  # every row with FMA converts halves in hardware (F16C, NEON)
                 return self.t(f"bitcast {h} {self.t(f'fptrunc {fl} {x} to {h}')} to {short}")
             return self._f16_bits(x, n)
-        c = lambda k: self._constant(k, "i32", n)  # noqa: E731
+        c = self._words(n)
         u = self.t(f"bitcast {fl} {x} to {i}")
         odd = self.t(f"and {i} {self.t(f'lshr {i} {u}, {c(16)}')}, {c(1)}")
         rounded = self.t(f"add {i} {self.t(f'add {i} {u}, {c(0x7FFF)}')}, {odd}")
@@ -155,7 +161,9 @@ class Arithmetic(FunctionText):
 
     # -- the operations -----------------------------------------------------------------------------------------------
 
-    def binary(self, op: str, d: DType, n: int, a: str, b: str, first_const: bool = False, second_const: int | None = None) -> str:
+    def binary(
+        self, op: str, d: DType, n: int, a: str, b: str, *, first_const: bool = False, second_const: int | None = None
+    ) -> str:
         """`second_const` is b's value where it is an integer literal; `first_const` says that a is a literal."""
         kind = element(d)
         v = vector(kind, n)
@@ -181,10 +189,10 @@ class Arithmetic(FunctionText):
             inside = self.compare("icmp ult", kind, n, b, literal(d.bits, d, n))
             return self.choose(inside, kind, n, self.t(f"{word} {v} {a}, {b}"), literal(0, d, n))
         elif op in ("floordiv", "mod") and d is not bool_:
-            return self._divide(op, d, n, a, b, second_const)
+            return self._divide(op, d, n, a, b, known=second_const)
         raise CompileError(f"{op} is not defined on {d} values")
 
-    def _divide(self, op: str, d: DType, n: int, a: str, b: str, known: int | None) -> str:
+    def _divide(self, op: str, d: DType, n: int, a: str, b: str, *, known: int | None) -> str:
         kind = element(d)
         v, zero, one = vector(kind, n), literal(0, d, n), literal(1, d, n)
         if known == 0:
@@ -192,17 +200,18 @@ class Arithmetic(FunctionText):
         if d.kind == "uint":
             if known is not None:
                 return self.t(f"{'udiv' if op == 'floordiv' else 'urem'} {v} {a}, {b}")
-            empty = self.compare("icmp eq", kind, n, b, zero)
-            safe = self.choose(empty, kind, n, one, b)
-            return self.choose(empty, kind, n, zero, self.t(f"{'udiv' if op == 'floordiv' else 'urem'} {v} {a}, {safe}"))
+            none = self.compare("icmp eq", kind, n, b, zero)
+            safe = self.choose(none, kind, n, one, b)
+            return self.choose(none, kind, n, zero, self.t(f"{'udiv' if op == 'floordiv' else 'urem'} {v} {a}, {safe}"))
         if known is not None and known > 0 and known & (known - 1) == 0:
             if op == "floordiv":
                 return self.t(f"ashr {v} {a}, {literal(known.bit_length() - 1, d, n)}")
             return self.t(f"and {v} {a}, {literal(known - 1, d, n)}")
         if known == -1:
             return self.t(f"sub {v} {zero}, {a}") if op == "floordiv" else zero
+        empty = minus = None
         if known is not None:
-            safe, empty, minus = b, None, None
+            safe = b
         else:
             empty = self.compare("icmp eq", kind, n, b, zero)
             minus = self.compare("icmp eq", kind, n, b, literal(-1, d, n))

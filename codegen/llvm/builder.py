@@ -16,10 +16,15 @@ class ModuleText:
     declarations: dict[str, str] = field(default_factory=dict)
     functions: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
+    constants: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_x86(self) -> bool:
         return self.target.triple.startswith("x86_64")
+
+    def constant(self, value: str) -> str:
+        """The name of a global that holds a constant ('[16 x float] [...]')."""
+        return self.constants.setdefault(value, f"@tw.constant.{len(self.constants)}")
 
     def declare(self, name: str, result: str, args: str, attributes: str = "") -> None:
         self.declarations.setdefault(name, f"declare {result} @{name}({args}){attributes}")

@@ -12,7 +12,7 @@ from .kernel import emit_kernel
 _ZEROS = "@tw.zeros = internal constant [64 x i8] zeroinitializer, align 64"
 
 # The first violation wins; the context of a checked run has the slot after the four fields that the runtime fills in.
-_REPORT = """define internal void @tw.report(ptr %ctx, i1 %wrong, i32 %code) #2 {
+_REPORT = """define internal void @tw.report(ptr %ctx, i1 %wrong, i32 %code) #0 {
 entry:
   br i1 %wrong, label %bad, label %done
 bad:
@@ -24,7 +24,7 @@ done:
   ret void
 }"""
 
-_STAMP = """define internal void @tw.stamp(ptr %ctx, i64 %k) #2 {{
+_STAMP = """define internal void @tw.stamp(ptr %ctx, i64 %k) #0 {{
 entry:
   %time = alloca [2 x i64]
   %ticks.at = getelementptr i64, ptr %ctx, i64 1
@@ -64,13 +64,13 @@ def module_text(module: Module, entry: EntryPlan, target: Target, layout: str, c
     clock = 6 if "darwin" in target.triple else 1  # CLOCK_MONOTONIC
     parts = [
         f'target datalayout = "{layout}"\ntarget triple = "{target.triple}"',
-        _ZEROS,
+        "\n".join([_ZEROS, *(f"{name} = internal constant {value}, align 64" for value, name in text.constants.items())]),
         *([_REPORT] if checked else []),
         _STAMP.format(clock=clock),
         *text.functions,
         run,
         *sorted(text.declarations.values()),
-        f"attributes #0 = {{ noinline {_COMMON} }}\nattributes #1 = {{ alwaysinline {_COMMON} }}\nattributes #2 = {{ noinline {_COMMON} }}",
+        f"attributes #0 = {{ noinline {_COMMON} }}\nattributes #1 = {{ alwaysinline {_COMMON} }}",
         "!0 = !{i32 1}",
     ]
     return "\n\n".join(parts) + "\n", tuple(text.checks)
@@ -100,7 +100,9 @@ def _entry(text: ModuleText, kernels: dict[str, Kernel], entry: EntryPlan) -> st
         args = []
         for (slot_number, offset), b in zip(step.views, kernel.buffers, strict=True):
             if offset % max(b.align, 1):
-                raise CompileError(f"step {number} of {entry.name}: offset {offset} of {b.name} breaks its alignment of {b.align} bytes")
+                raise CompileError(
+                    f"step {number} of {entry.name}: offset {offset} of {b.name} breaks its alignment of {b.align} bytes"
+                )
             if slot_number not in slots:
                 slots[slot_number] = f.t(f"load ptr, ptr {f.t(f'getelementptr ptr, ptr %buffers, i64 {slot_number}')}")
             p = slots[slot_number]

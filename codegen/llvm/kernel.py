@@ -42,7 +42,9 @@ def register_widths(kernel: Kernel) -> dict[str, int]:
 class KernelText(Values):
     """Emits the body of one kernel, or of a parallel region outlined from it."""
 
-    def __init__(self, module: ModuleText, header: str, kernel: Kernel, callees: dict[str, Kernel], widths: dict[str, int]) -> None:
+    def __init__(
+        self, module: ModuleText, header: str, kernel: Kernel, callees: dict[str, Kernel], widths: dict[str, int]
+    ) -> None:
         super().__init__(module, header, kernel.name)
         self.source = kernel
         self.callees = callees
@@ -71,9 +73,13 @@ class KernelText(Values):
             case Let():
                 x = self.value(s.value)
                 if s.value.lanes != s.var.lanes or s.value.dtype is not s.var.dtype:
-                    raise CompileError(f"kernel {self.kernel}: let {s.var.attr} binds {s.value.lanes} x {s.value.dtype} to another type")
+                    raise CompileError(
+                        f"kernel {self.kernel}: let {s.var.attr} binds {s.value.lanes} x {s.value.dtype} to another type"
+                    )
                 if s.var.dtype is i64 and s.var.lanes == 1:
-                    self.bind(s.var, x, known=self.known(s.value), divisor=self.divides(s.value), natural=self.is_natural(s.value))
+                    self.bind(
+                        s.var, x, known=self.known(s.value), divisor=self.divides(s.value), natural=self.is_natural(s.value)
+                    )
                 else:
                     self.bind(s.var, x)
             case If():
@@ -155,7 +161,9 @@ class KernelText(Values):
         elif s.kind == "unrolled":
             start, stop = self.known(s.start), self.known(s.stop)
             if start is None or stop is None:
-                raise CompileError(f"kernel {self.kernel}: the bounds of unrolled loop {s.var.attr} are not constant: {s.start} .. {s.stop}")
+                raise CompileError(
+                    f"kernel {self.kernel}: the bounds of unrolled loop {s.var.attr} are not constant: {s.start} .. {s.stop}"
+                )
             for i in range(start, stop, s.step):
                 self._with_constant(s, i)
         elif s.kind == "vector":
@@ -216,7 +224,7 @@ class KernelText(Values):
         latch, new = self.block, [self.registers[b][k] for b, k in slots]
         self.line(f"br i1 {again}, label %{body}, label %{done}")
         phis = [f"{i} = phi i64 [{first}, %{before}], [{following}, %{latch}]"]
-        for j, (b, k) in enumerate(slots):
+        for j, (b, _k) in enumerate(slots):
             phis.append(f"%{name}.r{j} = phi {self._slot_type(b)} [{old[j]}, %{before}], [{new[j]}, %{latch}]")
         self.fill(place, phis)
         self.label(done)
@@ -273,7 +281,9 @@ class KernelText(Values):
         args, bad = [], None
         for (b, offset), parameter in zip(s.views, callee.buffers, strict=True):
             if b.scope == "register" or b.dtype is not parameter.dtype:
-                raise CompileError(f"kernel {self.kernel}: {b.scope} {b.dtype} buffer {b.name} cannot be passed as {parameter.name} of {s.kernel}")
+                raise CompileError(
+                    f"kernel {self.kernel}: {b.scope} buffer {b.name} of {b.dtype} cannot be {parameter.name} of {s.kernel}"
+                )
             args.append(f"ptr {self.address(b, self.form(offset))}")
             if self.module.checked:
                 out = self.t(f"icmp ugt i64 {self.value(offset)}, {b.span - parameter.span}")
@@ -407,7 +417,9 @@ def emit_kernel(module: ModuleText, kernel: Kernel, callees: dict[str, Kernel], 
     params += [f"i64 noundef %s.{v.attr}" for v in kernel.scalars]
     params.append("ptr noundef %ctx")
     group = "#0" if root or kernel.noinline else "#1"
-    f = KernelText(module, f"define internal void @{kernel.name}({', '.join(params)}) {group} {{", kernel, callees, register_widths(kernel))
+    f = KernelText(
+        module, f"define internal void @{kernel.name}({', '.join(params)}) {group} {{", kernel, callees, register_widths(kernel)
+    )
     f.pointers = {b.name: f"%p.{b.name}" for b in kernel.buffers}
     for v in kernel.scalars:
         f.bind(v, f"%s.{v.attr}")
@@ -427,5 +439,3 @@ def written_buffers(kernel: Kernel, callees: dict[str, Kernel]) -> set[str]:
             inner = written_buffers(callee, callees)
             names |= {b.name for (b, _), p in zip(s.views, callee.buffers, strict=True) if p.name in inner}
     return names
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
-from ...ir.dtypes import DType, bool_, i64
+from ...ir.dtypes import DType, bool_, f32, i64
 from ...ir.errors import CompileError
 from ...ir.expr import COMPARE, REDUCE, UNARY, Expr
 from ..linear import Linear, free_variables, linear
@@ -217,6 +217,8 @@ class Values(Arithmetic):
             return self._rare(e)
         if op == "scale":
             return self._scale(e)
+        if op == "table":
+            return self._table(e)
         args = [self.memo[a] for a in e.args]
         first = e.args[0]
         if op in COMPARE:
@@ -258,6 +260,36 @@ class Values(Arithmetic):
             call = f"call {v} @llvm.x86.avx512.mask.scalef.ps.512({v} {a}, {v} {b}, {v} zeroinitializer, i16 -1, i32 4)"
             parts.append(self.t(call))
         return self._joined("float", 16, parts)
+
+    def _table(self, e: Expr) -> str:
+        """One of sixteen f32 constants: a permutation of registers with AVX-512 and AVX2, else a load."""
+        index, n, entries = self.memo[e.args[0]], e.lanes, [f"float {literal(c, f32)}" for c in e.attr]
+        wide = self.module.target.vector_bits if self.module.is_x86 else 128
+        size = min(wide // 32, 16)
+        if size < 8 or n % size or (n // size) & (n // size - 1):
+            name = self.module.constant(f"[16 x float] [{', '.join(entries)}]")
+            low = self.t(f"and {vector('i32', n)} {index}, {self._constant(15, 'i32', n)}")
+            p = self.t(f"getelementptr float, ptr {name}, {vector('i32', n)} {low}")
+            if n == 1:
+                return self.t(f"load float, ptr {p}")
+            v, ptrs, flag = vector("float", n), f"<{n} x ptr>", vector("i1", n)
+            gather = f"llvm.masked.gather.v{n}f32.v{n}p0"
+            self.module.declare(gather, v, f"{ptrs}, {flag}, {v}")
+            return self.t(f"call {v} @{gather}({ptrs} align 4 {p}, {flag} {literal(True, bool_, n)}, {v} zeroinitializer)")
+        parts, v, iv = [], vector("float", size), vector("i32", size)
+        for first in range(0, n, size):
+            i = self._lanes("i32", n, index, first, size)
+            if size == 16:
+                parts.append(self.call("llvm.x86.avx512.permvar.sf.512", v, [(v, f"<{', '.join(entries)}>"), (iv, i)]))
+                continue
+            halves = [
+                self.call("llvm.x86.avx2.permps", v, [(v, f"<{', '.join(h)}>"), (iv, i)]) for h in (entries[:8], entries[8:])
+            ]
+            high = self.compare(
+                "icmp ne", "i32", size, self.t(f"and {iv} {i}, {self._constant(8, 'i32', size)}"), "zeroinitializer"
+            )
+            parts.append(self.choose(high, "float", size, halves[1], halves[0]))
+        return self._joined("float", size, parts)
 
     def _lanes(self, kind: str, n: int, x: str, first: int, count: int) -> str:
         """Some consecutive lanes of a vector."""
@@ -325,7 +357,18 @@ class Values(Arithmetic):
                 else:
                     self.keep(key, found)
             p = found
-        return p if offset.constant == 0 else self.t(f"getelementptr i8, ptr {p}, i64 {offset.constant * size}")
+        if offset.constant == 0:
+            return p
+        key = (*key, offset.constant)
+        found = self.memo.get(key)
+        if found is None:
+            found = self.t(f"getelementptr i8, ptr {p}, i64 {offset.constant * size}")
+            if impure:
+                self._volatile.append(key)
+                self.memo[key] = found
+            else:
+                self.keep(key, found)
+        return found
 
     def _depth(self, atom: Expr) -> int:
         return max((self.depth.get(v, 0) for v in free_variables(atom, self._free)), default=0)
@@ -342,7 +385,8 @@ class Values(Arithmetic):
         """Scalar offset, and the lanes' offsets from there (None: consecutive)."""
         if len(index) != len(b.shape):
             raise CompileError(f"kernel {self.kernel}: {b.name} has {len(b.shape)} dimensions, the index has {len(index)}")
-        scalar, wide = Linear(0), []
+        scalar = Linear(0)
+        wide: list[tuple[Expr | None, int]] = []
         for i, s in zip(index, b.strides, strict=True):
             if i.lanes == 1:
                 scalar = scalar + self.form(i).scaled(s)
@@ -355,16 +399,16 @@ class Values(Arithmetic):
                 wide.append((i, s))
         if lanes == 1:
             return scalar, None
-        if not wide:
-            wide = [(None, b.strides[-1])]
+        if not wide:  # every lane the same element where an index is a broadcast, consecutive ones where all are scalars
+            wide = [(None, 0 if any(i.lanes > 1 for i in index) else b.strides[-1])]
         if wide == [(None, 1)]:
             return scalar, None
         total, v = None, vector("i64", lanes)
-        for i, s in wide:
-            if i is None:
+        for lane, s in wide:
+            if lane is None:
                 x = "<" + ", ".join(f"i64 {k * s}" for k in range(lanes)) + ">"
             else:
-                x = self.value(i)
+                x = self.value(lane)
                 if s != 1:
                     x = self.t(f"mul {v} {x}, {literal(s, i64, lanes)}")
             total = x if total is None else self.t(f"add {v} {total}, {x}")
@@ -382,7 +426,11 @@ class Values(Arithmetic):
         for dimension, (i, size) in enumerate(zip(index, b.shape, strict=True)):
             x, v = self.value(i), vector("i64", lanes)
             if i.lanes == 1 and lanes > 1:
-                x = self.ramp(i64, lanes, x) if dimension == len(b.shape) - 1 and all(k.lanes == 1 for k in index) else self.splat(x, "i64", lanes)
+                x = (
+                    self.ramp(i64, lanes, x)
+                    if dimension == len(b.shape) - 1 and all(k.lanes == 1 for k in index)
+                    else self.splat(x, "i64", lanes)
+                )
             out = self.t(f"icmp uge {v} {x}, {literal(size, i64, lanes)}")
             bad = out if bad is None else self.t(f"or {flag} {bad}, {out}")
         if bad is None:
@@ -467,8 +515,8 @@ class Values(Arithmetic):
         slot, first = divmod(flat.constant, width)
         if not 0 <= flat.constant < b.span or first + lanes > width:
             raise CompileError(
-                f"kernel {self.kernel}: {lanes} lanes of register buffer {b.name} at element {flat.constant} leave its slot of {width} "
-                f"lanes (shape {b.shape})"
+                f"kernel {self.kernel}: {lanes} lanes of register buffer {b.name} at element {flat.constant} leave its slot of "
+                f"{width} lanes (shape {b.shape})"
             )
         return slot, first
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-
 from tensorwright.codegen.llvm import Emitted, emit
 from tensorwright.codegen.loop_ir import Module
 from tensorwright.codegen.plan import EntryPlan, Step
@@ -83,7 +82,13 @@ def emit_kernel(module: Module, kernel: str, target: Target | str | None = None,
 
 
 def run_kernel(
-    module: Module, kernel: str, arrays: Sequence[Array], target: Target | str | None = None, *, threads: int = 1, checked: bool = False
+    module: Module,
+    kernel: str,
+    arrays: Sequence[Array],
+    target: Target | str | None = None,
+    *,
+    threads: int = 1,
+    checked: bool = False,
 ) -> int:
     """Compiles the module and runs one kernel on numpy arrays, in place (pass `aligned(...)` where buffers claim alignment).
 

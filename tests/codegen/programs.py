@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 import tensorwright.ir.ops  # noqa: F401  (registers the op records)
 from tensorwright.codegen import generate
+from tensorwright.codegen.generate import assemble
+from tensorwright.codegen.loop_interp import run as run_kernel
+from tensorwright.codegen.loop_verify import verify
+from tensorwright.codegen.memory_plan import check_plan
 from tensorwright.ir.dtypes import f64
 from tensorwright.ir.graph import Graph, Node
 from tensorwright.ir.interp import run as interpret
@@ -70,6 +73,32 @@ class Runner:
                 assert a.tobytes() == b.tobytes(), f"input {i} was written"
         assert (arena[p.arena_bytes :] == 0xFF).all(), "written beyond the arena"
         return [o.copy() for o in outputs]
+
+
+def interpreted(graph: Graph, arrays: Sequence[Array], target: Target | str | None = None) -> list[Array]:
+    """The program's loop IR, verified and run by the loop interpreter (bounds, races, uninitialised reads are errors)."""
+    chosen = host() if target is None else row(target) if isinstance(target, str) else target
+    made = assemble(graph, chosen)
+    verify(made.module)
+    check_plan(made.plan, made.problem)
+    alias = dict(graph.aliases)
+    slots = [aligned(np.asarray(a)).reshape(-1).view(np.uint8) for a in arrays]
+    for k, o in enumerate(graph.outputs):
+        slots.append(slots[alias[k]] if k in alias else aligned(np.full(o.tensor.nbytes, 0xFF, np.uint8)))
+    slots += [aligned(c.array).reshape(-1).view(np.uint8) for c in made.constants]
+    slots.append(aligned(np.full(made.plan.arena_bytes, 0xFF, np.uint8)))
+    for step in made.entry.steps:
+        buffers = made.module[step.kernel].buffers
+        views = []
+        for b, (slot, offset) in zip(buffers, step.views, strict=True):
+            nbytes = b.span * b.dtype.itemsize
+            views.append(slots[slot][offset : offset + nbytes].view(b.dtype.numpy))
+        run_kernel(made.module, step.kernel, views)
+    first = len(graph.inputs)
+    return [
+        slots[first + k][: o.tensor.nbytes].view(o.dtype.numpy).reshape(o.tensor.static_shape)
+        for k, o in enumerate(graph.outputs)
+    ]
 
 
 def compiled(graph: Graph, target: Target | str | None = None, *, checked: bool = False) -> Runner:

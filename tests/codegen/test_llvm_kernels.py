@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tensorwright.codegen.loop_interp import run
 from tensorwright.codegen.loop_ir import Module
 from tensorwright.codegen.loop_parse import parse_module
@@ -28,7 +27,9 @@ def agree(text: str, arrays: list[Array], *, kernel: str = "main", exact: bool =
             got = [aligned(a) for a in arrays]
             assert run_kernel(module, kernel, got, name, threads=threads, checked=checked) == 0
             for g, w in zip(got, want, strict=True):
-                np.testing.assert_array_equal(g.view(np.uint8), w.view(np.uint8), err_msg=f"{name}, {threads} threads, checked {checked}")
+                np.testing.assert_array_equal(
+                    g.view(np.uint8), w.view(np.uint8), err_msg=f"{name}, {threads} threads, checked {checked}"
+                )
     return want
 
 
@@ -115,7 +116,10 @@ def test_parallel() -> None:
     for name in host_rows():
         for threads in (1, 2):
             y = np.zeros_like(x)
-            assert run_kernel(module, "main", [x, y, np.zeros((2, 20), np.float32)], name, threads=threads, checked=threads == 1) == 0
+            assert (
+                run_kernel(module, "main", [x, y, np.zeros((2, 20), np.float32)], name, threads=threads, checked=threads == 1)
+                == 0
+            )
             np.testing.assert_array_equal(y, want)
 
 
@@ -177,7 +181,8 @@ def test_narrow_types_in_memory() -> None:
     q, flags = rng.integers(-128, 128, 40).astype(np.int8), rng.integers(0, 2, 40).astype(np.bool_)
     out = agree(
         """
-        kernel main(h: f16[40] align 2, b: bf16[40] align 2, q: i8[40] align 1, flags: bool[40] align 1, o: bf16[40] align 2, p: i8[40] align 1) {
+        kernel main(h: f16[40] align 2, b: bf16[40] align 2, q: i8[40] align 1,
+                    flags: bool[40] align 1, o: bf16[40] align 2, p: i8[40] align 1) {
           for i in 0 .. 40 vector {
             let s = cast(bf16, cast(f32, h[i]) + cast(f32, b[i]))
             store o[i] = select(flags[i], s * b[i], s)

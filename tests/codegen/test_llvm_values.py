@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-
 from tensorwright.codegen.loop_ir import Buffer, For, Kernel, Module, Stmt, Store
 from tensorwright.codegen.loop_values import apply
 from tensorwright.ir.dtypes import DType, as_dtype, bool_, f32, f64
@@ -28,7 +27,26 @@ def samples(d: DType, seed: int) -> Array:
         return rng.integers(0, 2, N).astype(np.bool_)
     if d.is_float:
         x = (rng.standard_normal(N) * 3).astype(d.numpy)
-        special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, 1e-40, 6e-8, 65504.0, 65520.0, 3e9, -3e9, 1e19]
+        special = [
+            0.0,
+            -0.0,
+            np.inf,
+            -np.inf,
+            np.nan,
+            1.0,
+            -1.0,
+            0.5,
+            1.5,
+            2.5,
+            -2.5,
+            1e-40,
+            6e-8,
+            65504.0,
+            65520.0,
+            3e9,
+            -3e9,
+            1e19,
+        ]
         with np.errstate(over="ignore"):
             x[rng.permutation(N)[: len(special)]] = np.array(special).astype(d.numpy)
         return x
@@ -39,7 +57,9 @@ def samples(d: DType, seed: int) -> Array:
     return x
 
 
-def evaluate(builds: Sequence[Build], dtypes: list[DType], arrays: list[Array], row: str, lanes: int) -> list[tuple[Array, Array]]:
+def evaluate(
+    builds: Sequence[Build], dtypes: list[DType], arrays: list[Array], row: str, lanes: int
+) -> list[tuple[Array, Array]]:
     """For each expression the compiled result and the definition's; one kernel computes them all."""
     ins = [Buffer(f"x{k}", d, (N,), align=d.itemsize) for k, d in enumerate(dtypes)]
     i = var("i")

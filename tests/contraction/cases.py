@@ -18,7 +18,9 @@ from ..codegen.helpers import Loaded, aligned, emit_kernel
 Array = np.ndarray[Any, Any]
 
 
-def matmul(m: int, n: int, k: int, *, ta: bool = False, tb: bool = False, batch: Sequence[int] = (), broadcast_b: bool = False) -> Contraction:
+def matmul(
+    m: int, n: int, k: int, *, ta: bool = False, tb: bool = False, batch: Sequence[int] = (), broadcast_b: bool = False
+) -> Contraction:
     """C[..., m, n] = A[..., m, k] B[..., k, n]; ta, tb: the operand lies transposed; broadcast_b: B has no batch axes."""
     names = [f"b{i}" for i in range(len(batch))]
     axes = [Axis(x, e, "batch") for x, e in zip(names, batch, strict=True)]
@@ -30,7 +32,17 @@ def matmul(m: int, n: int, k: int, *, ta: bool = False, tb: bool = False, batch:
 
 
 def conv(
-    n: int, c: int, size: int, o: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1, layout: str = "NHWC", width: int = 0
+    n: int,
+    c: int,
+    size: int,
+    o: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    layout: str = "NHWC",
+    width: int = 0,
 ) -> Contraction:
     """A convolution of an image that is padded already: `size` (and `width`) are those of the output."""
     width = width or size
@@ -122,7 +134,16 @@ class Case:
 
         c = np.zeros(self.c_shape, self.dtype)
         epilogue = None if self.epilogue is None else Epilogue(tuple(operand(x) for x in self.extra), self.epilogue)
-        self.scheduled = schedule(spec, operand(self.a), operand(b), Operand(dtype, operand(c).strides, 64), epilogue, self.target, threads=2, name="root")
+        self.scheduled = schedule(
+            spec,
+            operand(self.a),
+            operand(b),
+            Operand(dtype, operand(c).strides, 64),
+            epilogue,
+            self.target,
+            threads=2,
+            name="root",
+        )
         self.module = Module(self.scheduled.kernels)
 
     def _values(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

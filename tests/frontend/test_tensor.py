@@ -65,12 +65,15 @@ DTYPES = ["bool", "u8", "i8", "i32", "i64", "f16", "f32", "f64"]
 @pytest.mark.parametrize("right", DTYPES)
 def test_arrays_promote_as_in_numpy(left: str, right: str) -> None:
     a, b = np.ones(2, as_dtype(left).numpy), np.ones(2, as_dtype(right).numpy)
-    assert run(operator.add, a, b).dtype == (a + b).dtype
+    chosen = tw.trace(lambda c, x, y: tw.where(c, x, y), tw.spec(2, dtype="bool"), a, b).outputs[0]
+    assert chosen.dtype.numpy == (a + b).dtype
+    if "f16" not in (left, right):  # f16 is stored and cast: no arithmetic
+        assert run(operator.add, a, b).dtype == (a + b).dtype
 
 
 @pytest.mark.parametrize(
     ("dtype", "scalar", "want"),
-    [("f32", 2, "f32"), ("f16", 2.5, "f16"), ("bf16", 2.5, "bf16"), ("i8", 3, "i8"), ("u8", True, "u8"), ("i64", 2.5, "f32"),
+    [("f32", 2, "f32"), ("f64", 2.5, "f64"), ("i32", 2, "i32"), ("i8", 3, "i8"), ("u8", True, "u8"), ("i64", 2.5, "f32"),
      ("bool", 2, "i64"), ("bool", 2.5, "f32"), ("f32", np.float64(2.5), "f32"), ("f32", np.float32(2), "f32")],
 )  # fmt: skip
 def test_python_numbers_are_weak(dtype: str, scalar: Any, want: str) -> None:

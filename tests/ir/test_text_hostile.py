@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from tensorwright.ir import REGISTRY, Graph, Literal, constant, fused, input_node, make, outputs, parse_graph, print_graph, tensor
-from tensorwright.ir.errors import ParseError, TensorwrightError
+from tensorwright.ir.errors import ParseError, TensorwrightError, VerifyError
 from tensorwright.ir.ops import sample_node
 from tensorwright.ir.testing import random_graph
 
@@ -226,3 +226,20 @@ def test_mutated_text_gives_a_graph_or_our_error(which):
             except TensorwrightError as e:
                 pytest.fail(f"{e} for what parsed from\n{text}")
     assert errors > 50, "mutations should mostly break the text"
+
+
+def test_the_cap_on_tokens_fires(monkeypatch):
+    from tensorwright.ir import textparse
+
+    monkeypatch.setattr(textparse, "MAX_TOKENS", 20)
+    with pytest.raises(ParseError, match="more than 20 tokens"):
+        parse_graph(body("neg(%a) : f32[2]"))
+
+
+def test_bodies_nested_deeper_than_the_reader_takes_do_not_print():
+    p = input_node("p0", tensor("f32", (2,)))
+    graph = Graph((p,), (make("exp", p),))
+    for _ in range(17):
+        graph = Graph((p,), (fused(graph, [p], "map"),))
+    with pytest.raises(VerifyError, match="nested deeper than 16"):
+        print_graph(graph)

@@ -1,0 +1,323 @@
+"""How close contractions come to the machine's multiply-add peak: the layers of the main job, and a sweep of random shapes.
+
+Run as `tensorwright bench kernels`, or `python -m tensorwright.benchmarks.kernels --json out.json`. Each kernel is the one
+that the compiler would call, weights packed as it packs them; times are the median of calls, the thread counts in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorwright.codegen.contraction import Operand, Scheduled, preferred_panel, schedule
+from tensorwright.codegen.loop_ir import Module
+from tensorwright.ir import ops as _ops  # noqa: F401  registers the records
+from tensorwright.ir.build import input_node
+from tensorwright.ir.contraction import Contraction, strided_view
+from tensorwright.ir.dims import as_int
+from tensorwright.ir.dtypes import f32
+from tensorwright.ir.graph import Node
+from tensorwright.ir.lowering import Contract
+from tensorwright.ir.op import make
+from tensorwright.ir.target import Target
+from tensorwright.ir.types import TensorType
+from tensorwright.runtime.host import cpu_name, resolve
+
+from .harness import Array, Native, aligned, compiled, interleaved, median, quiet
+from .peak import bandwidth, peak
+
+GOAL = {"x86-64-v4": 0.85, "x86-64-v3": 0.80}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One contraction to measure: its op, the shapes of its operands, and whether B is a weight (packed beforehand)."""
+
+    name: str
+    spec: Contraction
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    weights: bool = False
+
+
+def _kernel(name: str, node: Node, weights: bool) -> Kernel:
+    form = node.op.lower(node)
+    assert isinstance(form, Contract), name
+    shapes = [tuple(as_int(d) for d in x.tensor.shape) for x in node.inputs]
+    return Kernel(name, form.spec, shapes[0], shapes[1], weights)
+
+
+def _input(name: str, *shape: int) -> Node:
+    return input_node(name, TensorType(f32, shape))
+
+
+def matmul(m: int, n: int, k: int, *, weights: bool = False, name: str = "") -> Kernel:
+    """C[m, n] = A[m, k] B[k, n]."""
+    return _kernel(name or f"gemm {m}x{n}x{k}", make("matmul", _input("a", m, k), _input("b", k, n)), weights)
+
+
+def conv(c: int, o: int, size: int, kernel: int, *, stride: int = 1, layout: str = "NHWC", name: str = "") -> Kernel:
+    """A convolution with `size` x `size` outputs, its input padded already; weights packed."""
+    side = (size - 1) * stride + kernel
+    x = _input("x", 1, side, side, c) if layout == "NHWC" else _input("x", 1, c, side, side)
+    node = make("conv2d", x, _input("w", o, c, kernel, kernel), stride=(stride, stride), layout=layout)
+    tag = f"{' /' + str(stride) if stride > 1 else ''}{' NCHW' if layout == 'NCHW' else ''}"
+    return _kernel(name or f"conv {kernel}x{kernel} {c}-{o}@{size}{tag}", node, True)
+
+
+def weight_gradient(c: int, o: int, size: int, kernel: int, *, stride: int = 1) -> Kernel:
+    """dW of a convolution in NHWC."""
+    side = (size - 1) * stride + kernel
+    x, dy = _input("x", 1, side, side, c), _input("dy", 1, size, size, o)
+    node = make("conv2d_weight_grad", x, dy, kernel_shape=(o, c, kernel, kernel), stride=(stride, stride), layout="NHWC")
+    form = node.op.lower(node)
+    while not isinstance(form, Contract):  # a transpose of the contraction: take the contraction
+        built = form.build(node)  # type: ignore[union-attr]
+        node = _contraction_under(built)
+        form = node.op.lower(node)
+    return _kernel(f"dW {kernel}x{kernel} {c}-{o}@{size}{' /' + str(stride) if stride > 1 else ''}", node, False)
+
+
+def _contraction_under(node: Node | tuple[Node, ...]) -> Node:
+    stack = list(node) if isinstance(node, tuple) else [node]
+    while stack:
+        n = stack.pop()
+        if n.inputs and isinstance(n.op.lower(n), Contract):
+            return n
+        stack += n.inputs
+    raise ValueError("no contraction in a decomposition")
+
+
+def layers() -> list[Kernel]:
+    """A square product and the convolutions of ResNet-50."""
+    shapes = [(64, 64, 56, 3), (128, 128, 28, 3), (256, 256, 14, 3), (512, 512, 7, 3)]
+    shapes += [(64, 256, 56, 1), (256, 64, 56, 1), (2048, 512, 7, 1)]
+    return [matmul(1024, 1024, 1024), *(conv(*s) for s in shapes)]
+
+
+def _packed(b: Array, spec: Contraction, panel: int) -> Array:
+    order = tuple(x for kind in ("batch", "n", "k") for x in spec.of_kind(kind))
+    view = strided_view(b, spec.b, order)
+    batch = tuple(as_int(x.extent) for x in spec.of_kind("batch"))
+    n, k = as_int(spec.size("n")), as_int(spec.size("k"))
+    wide = np.zeros((*batch, -(-n // panel) * panel, k), b.dtype)
+    wide[..., :n, :] = view.reshape(*batch, n, k)
+    return np.ascontiguousarray(wide.reshape(*batch, -1, panel, k).swapaxes(-1, -2))
+
+
+def _reference(spec: Contraction, a: Array, b: Array) -> Array:
+    """In f64, by matrix products."""
+    letters = {x.name: chr(97 + i) for i, x in enumerate(spec.axes)}
+    used = [tuple(x for x in spec.axes if any(n == x.name for m in maps for n, _ in m.terms)) for maps in (spec.a, spec.b)]
+    views = [strided_view(v.astype(np.float64), m, axes) for v, m, axes in zip((a, b), (spec.a, spec.b), used, strict=True)]
+    texts = ["".join(letters[x.name] for x in axes) for axes in used]
+    out = "".join(letters[m.terms[0][0]] for m in spec.c)
+    result: Array = np.einsum(f"{texts[0]},{texts[1]}->{out}", *views, optimize=True)
+    return result
+
+
+@dataclass
+class Prepared:
+    """A kernel compiled, with operands in memory."""
+
+    kernel: Kernel
+    scheduled: Scheduled
+    native: Native
+    error: float
+    bytes: int
+
+
+def prepare(kernel: Kernel, target: Target, check: bool = True) -> Prepared:
+    """Compiles a kernel, runs it once and compares it with f64."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal(s, dtype=np.float32) for s in (kernel.a, kernel.b))
+    spec = kernel.spec
+    panel = preferred_panel(spec, target) if kernel.weights else 0
+    operand_b = b
+    if panel:
+        operand_b, spec = _packed(b, spec, panel), spec.packed(panel, b.shape)
+    c = np.zeros([as_int(spec.axis(m.terms[0][0]).extent) for m in spec.c], np.float32)
+
+    def operand(x: Array) -> Operand:
+        return Operand(f32, tuple(s // x.itemsize for s in x.strides), 64)
+
+    scheduled = schedule(spec, operand(a), operand(operand_b), operand(c), None, target, threads=2, name="kernel")
+    module = Module(scheduled.kernels)
+    arrays = [aligned(x) for x in (a, operand_b, c)]
+    if scheduled.workspace:
+        arrays.append(aligned(np.zeros(scheduled.workspace, np.uint8)))
+    native = Native(compiled(module, "kernel", target), arrays)
+    native()
+    error = 0.0
+    if check:
+        ref = _reference(kernel.spec, a, b)
+        error = float(np.abs(arrays[2] - ref).max() / max(float(np.abs(ref).max()), 1e-30))
+    return Prepared(kernel, scheduled, native, error, sum(x.nbytes for x in (a, operand_b, c)))
+
+
+def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target) -> dict[str, Any]:
+    flops = p.kernel.spec.flops
+    return {
+        "name": p.kernel.name,
+        "target": target.name,
+        "threads": threads,
+        "ours_ms": seconds * 1e3,
+        "fastest_ms": best * 1e3,
+        "gflops": flops / seconds / 1e9,
+        "gbps": p.bytes / seconds / 1e9,
+        "fraction_of_peak": flops / seconds / (peak(target) * threads),
+        "max_rel_error": p.error,
+        "note": p.scheduled.note,
+    }
+
+
+def run(
+    threads: Sequence[int] = (1, 2), target: str | Target = "host", *, seconds: float = 0.4, names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """One row per layer and thread count; `names` keeps the layers whose name holds one of them."""
+    t = resolve(target)
+    quiet()
+    rows = []
+    for kernel in layers():
+        if names and not any(n in kernel.name for n in names):
+            continue
+        p = prepare(kernel, t)
+        times = interleaved([lambda n=n, p=p: p.native(n) for n in threads], seconds)  # type: ignore[misc]
+        row = {n: _row(p, n, median(x), min(x), t) for n, x in zip(threads, times, strict=True)}
+        for n in threads:
+            if 1 in row and n != 1:
+                row[n]["speedup"] = row[1]["ours_ms"] / row[n]["ours_ms"]
+        rows += row.values()
+    return rows
+
+
+def random_kernels(count: int, seed: int) -> list[Kernel]:
+    """Products and convolutions with sizes spread evenly over orders of magnitude."""
+    rng = random.Random(seed)
+
+    def size(low: int, high: int) -> int:
+        return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+    found: list[Kernel] = []
+    while len(found) < count:
+        kind = rng.random()
+        if kind < 0.5:
+            found.append(matmul(size(1, 1024), size(1, 1024), size(4, 1024), weights=rng.random() < 0.5))
+            continue
+        c, o, side, k, stride = size(1, 512), size(1, 512), size(4, 64), rng.choice((1, 1, 3, 3, 5)), rng.choice((1, 1, 2))
+        if c * o * side * side * k * k > 5e8:
+            continue
+        if kind < 0.85:
+            found.append(conv(c, o, side, k, stride=stride, layout="NCHW" if rng.random() < 0.2 else "NHWC"))
+        else:
+            found.append(weight_gradient(c, o, side, k, stride=stride))
+    return found
+
+
+def attainable(p: Prepared, target: Target) -> float:
+    """Seconds that peak, memory and the call itself allow: what a shape's fraction is measured against."""
+    slow = bandwidth(target, p.bytes)
+    return max(p.kernel.spec.flops / peak(target), p.bytes / slow, 2e-7)
+
+
+def reason(k: Kernel, target: Target) -> str:
+    """Why a shape cannot come near what larger ones reach; empty if it should."""
+    m, n, steps = (as_int(k.spec.size(x)) for x in ("m", "n", "k"))
+    lanes = target.lanes(32)
+    if m * n * steps < 100_000:
+        return "less than a microsecond of work: the call, the loops around the tile and its prologue weigh more"
+    if min(m, n) < lanes and steps < 16 * lanes:
+        return f"one side of {min(m, n)} leaves lanes of {lanes} empty, and too few steps to let lanes run along them"
+    if min(m, n) < lanes and max(m, n) > 64:
+        return f"one side of {min(m, n)}: lanes along the reduction, whose sums are added at the end, or lanes left empty"
+    if steps < 32:
+        return f"{steps} steps: a tile's prologue and epilogue weigh as much as its sums"
+    if not k.weights and m * n * steps < 60 * (m * steps + n * steps):
+        return "copying an operand into the order of the tiles costs as much as the product itself"
+    return ""
+
+
+def sweep(target: str | Target = "host", *, count: int = 200, seed: int = 5, seconds: float = 0.02) -> list[dict[str, Any]]:
+    """Random shapes, one thread. `fraction` is of what is attainable; `of_neighbours` relates it to the median of the five
+    shapes with the nearest sizes; below one half, `reason` says why.
+    """
+    t = resolve(target)
+    quiet()
+    rows, sizes = [], []
+    for kernel in random_kernels(count, seed):
+        p = prepare(kernel, t)
+        (times,) = interleaved([p.native], seconds)
+        best = min(times)
+        row = _row(p, 1, median(times), best, t)
+        row["fraction"] = attainable(p, t) / best
+        rows.append(row)
+        sizes.append([math.log(max(1, as_int(kernel.spec.size(x)))) for x in ("m", "n", "k")])
+        row["reason"] = reason(kernel, t)
+    for row, at in zip(rows, sizes, strict=True):
+        order = sorted(range(len(rows)), key=lambda i, at=at: sum((x - y) ** 2 for x, y in zip(sizes[i], at, strict=True)))  # type: ignore[misc]
+        near = median([rows[i]["fraction"] for i in order[1:6]])
+        row["of_neighbours"] = row["fraction"] / near
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    target = resolve("host")
+    return {"cpu": cpu_name(), "system": platform.platform(), "python": platform.python_version(), "target": target.name,
+            "peak_gflops": peak(target) / 1e9, "l1": target.l1, "l2": target.l2, "l3": target.l3}  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as text: fraction of peak first."""
+    lines = [f"{'kernel':26} {'target':10} threads   of peak  GFLOP/s      ms  speedup  error"]
+    for r in rows:
+        speedup = f"{r['speedup']:7.2f}" if "speedup" in r else " " * 7
+        lines.append(
+            f"{r['name']:26} {r['target']:10} {r['threads']:7d} {100 * r['fraction_of_peak']:8.1f}% {r['gflops']:8.1f} "
+            f"{r['ours_ms']:7.3f}  {speedup}  {r['max_rel_error']:.0e}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 1 if a layer misses its goal on one thread."""
+    parser = argparse.ArgumentParser(prog="tensorwright bench kernels", description=__doc__)
+    parser.add_argument(
+        "--target", action="append", help="a target row, or 'host' (default: host, then x86-64-v3 if it runs here)"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", nargs="*", default=[], help="parts of layer names")
+    parser.add_argument("--seconds", type=float, default=0.4, help="time for each measurement")
+    parser.add_argument("--sweep", type=int, default=0, metavar="COUNT", help="also measure this many random shapes")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    given = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    targets = given.target or (["host", "x86-64-v3"] if resolve("host").name == "x86-64-v4" else ["host"])
+    for target in targets:
+        t = resolve(target)
+        print(f"{t.name}: peak of one core {peak(t) / 1e9:.1f} GFLOP/s")
+        rows += run(given.threads, t, seconds=given.seconds, names=given.only)
+    print(table(rows))
+    swept: list[dict[str, Any]] = []
+    if given.sweep:
+        swept = sweep(targets[0], count=given.sweep)
+        low = [r for r in swept if r["of_neighbours"] < 0.5]
+        print(f"\n{len(swept)} random shapes: {len(low)} below half of their neighbours")
+        for r in sorted(low, key=lambda r: r["of_neighbours"]):
+            print(f"  {r['name']:28} {r['of_neighbours']:.2f} of its neighbours: {r['reason'] or 'no reason known'}")
+    if given.json:
+        given.json.write_text(json.dumps({"machine": machine(), "rows": rows, "sweep": swept}, indent=1))
+    ones = [r for r in rows if r["threads"] == 1]
+    return int(any(r["fraction_of_peak"] < GOAL.get(r["target"], 0.0) for r in ones))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

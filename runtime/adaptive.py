@@ -1,0 +1,64 @@
+"""One thread or all of them: chosen per program, by what calls take here and now.
+
+A parallel region ends when its last thread has come to the barrier. On a machine with a busy neighbour a thread that has
+lost its core arrives a time slice later (16 ms seen where the work was 50 microseconds), and a small program may lose more
+to waking threads than it gains. Results do not depend on the thread count, so the faster of the two may simply be used.
+
+The estimate for each way is the smaller of its last two calls, so that one hiccup decides nothing. The way that is not in
+use is tried again for two calls once the other has run 20 times as long as that costs: at most 5% is spent on finding out,
+and less and less while trying one thread keeps being slower.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+_PATIENCE: Final = 40.0  # in estimates of the other way; a try takes two of them
+_MOST_PATIENCE: Final = 1000.0
+
+
+class ThreadChoice:
+    """`index` is the way of the next call: 1 for all threads, 0 for one. Racing callers may lose an observation; no harm."""
+
+    __slots__ = ("_calls", "_estimates", "_last", "_patience", "_since", "_trying", "index")
+
+    def __init__(self) -> None:
+        self.index = 1
+        self._last = [math.inf, math.inf]
+        self._estimates = [math.inf, math.inf]
+        self._calls = 0  # in this way, since the last change
+        self._since = 0.0  # seconds in this way, since the other was tried
+        self._patience = _PATIENCE
+        self._trying = True
+
+    def record(self, seconds: float) -> None:
+        """What a call took in the way that `index` named, and with it the choice for the next call."""
+        now, other = self.index, 1 - self.index
+        estimate = min(self._last[now], seconds)
+        self._last[now] = seconds
+        self._calls += 1
+        self._since += estimate if estimate < math.inf else 0.0
+        if self._calls < 2:
+            return
+        self._estimates[now] = estimate
+        if self._estimates[other] == math.inf:
+            self._change(other, trying=True)
+        elif estimate > self._estimates[other]:
+            if self._trying and other == 1:
+                self._patience = min(2 * self._patience, _MOST_PATIENCE)
+            else:
+                self._patience = _PATIENCE
+            self._change(other, trying=False)
+        elif self._trying:
+            self._trying = False  # what was tried is better, and stays
+            self._patience = _PATIENCE
+        elif self._since > (self._patience if now == 1 else _PATIENCE) * self._estimates[other]:
+            self._change(other, trying=True)
+
+    def _change(self, to: int, *, trying: bool) -> None:
+        self.index = to
+        self._trying = trying
+        self._calls = 0
+        self._since = 0.0
+        self._last[to] = math.inf

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from tensorwright.runtime.adaptive import ThreadChoice
+
+
+def spend(choice: ThreadChoice, calls: int, one: float, all_: float) -> tuple[float, list[int]]:
+    """Seconds spent and the ways taken in some calls, when they cost this much each."""
+    total, ways = 0.0, []
+    for _ in range(calls):
+        ways.append(choice.index)
+        cost = (one, all_)[choice.index]
+        total += cost
+        choice.record(cost)
+    return total, ways
+
+
+def test_it_starts_with_all_threads_tries_one_and_keeps_the_faster():
+    assert spend(ThreadChoice(), 8, one=2.0, all_=1.0)[1] == [1, 1, 0, 0, 1, 1, 1, 1]
+    assert spend(ThreadChoice(), 8, one=1.0, all_=2.0)[1] == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_finding_out_costs_little():
+    for one, all_ in ((1.0, 0.5), (0.5, 1.0), (1.0, 100.0), (1e-5, 3e-5)):
+        choice = ThreadChoice()
+        spend(choice, 8, one, all_)
+        best = min(one, all_)
+        assert spend(choice, 20_000, one, all_)[0] < 20_000 * best * 1.06
+    choice = ThreadChoice()
+    spend(choice, 10_000, one=2.0, all_=1.0)
+    assert spend(choice, 10_000, one=2.0, all_=1.0)[0] < 10_000 * 1.003, "trying one thread must become rare"
+
+
+def test_a_neighbour_that_comes_and_goes_is_noticed():
+    choice = ThreadChoice()
+    spend(choice, 1000, one=2.0, all_=1.0)
+    _, ways = spend(choice, 100, one=2.0, all_=30.0)
+    assert ways[:3] == [1, 1, 0] and sum(ways) <= 6
+    calls = 0
+    while choice.index == 0:  # the neighbour has gone
+        choice.record(2.0)
+        calls += 1
+        assert calls < 40 * 30 / 2 + 2
+    assert sum(spend(choice, 100, one=2.0, all_=1.0)[1]) >= 96
+
+
+def test_one_slow_call_decides_nothing():
+    choice = ThreadChoice()
+    spend(choice, 20, one=2.0, all_=1.0)
+    assert choice.index == 1
+    choice.record(500.0)
+    assert choice.index == 1
+    choice.record(1.0)
+    assert sum(spend(choice, 20, one=2.0, all_=1.0)[1]) == 20
