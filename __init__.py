@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .driver import compile as compile
     from .driver import load as load
     from .frontend.functional import *  # noqa: F403
+    from .frontend.gradients import functional_call as functional_call
     from .frontend.gradients import grad as grad
     from .frontend.gradients import value_and_grad as value_and_grad
     from .frontend.nn.init import seed as seed
@@ -43,10 +44,12 @@ _WHERE = {
     "trace": "frontend.tracing",
     "grad": "frontend.gradients",
     "value_and_grad": "frontend.gradients",
+    "functional_call": "frontend.gradients",
     "seed": "frontend.nn.init",
     "nn": "frontend.nn.",
     "losses": "frontend.losses.",
     "optim": "frontend.optim.",
+    "metrics": "frontend.metrics.",
     "random": "frontend.random.",
     "errors": "ir.errors.",
 }

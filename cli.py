@@ -196,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernels.add_argument("--target", metavar="ROW", help="target row to generate for (default: this machine)")
     kernels.add_argument("--threads", type=_count, metavar="N", help="most threads to use")
+    kernels.add_argument("--rowwise", action="store_true", help="softmax, layer norm and gelu against torch instead")
     kernels.add_argument("--quick", action="store_true", help="fewer repetitions")
     inference = add(
         "inference",
@@ -209,6 +210,12 @@ def _parser() -> argparse.ArgumentParser:
     inference.add_argument("--peers", metavar="A,B", help="numpy, torch, torch_compile, onnxruntime (default: what is installed)")
     inference.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
     inference.add_argument("--quick", action="store_true", help="fewer repetitions")
+
+    training = add("training", "whole training steps against torch", "cli_bench:training_command", into=kinds)
+    training.add_argument("--models", metavar="A,B", help="mlp_b64, demo_b64, cifar_b64, resnet18_b32, transformer_b8")
+    training.add_argument("--peers", metavar="A,B", help="which peers (default: what is installed)")
+    training.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
+    training.add_argument("--quick", action="store_true", help="fewer repetitions")
 
     doctor = add(
         "doctor",

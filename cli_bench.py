@@ -7,15 +7,35 @@ import importlib.util
 from typing import Any
 
 from .ir.errors import RuntimeUnavailableError
+from .runtime.threads import available
 
 
 def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Contractions one by one; the figures."""
+    """Contractions one by one, and row-wise kernels against torch if asked; the figures."""
     _there("kernels")
+    count = args.threads or available()
+    if args.rowwise:
+        from .benchmarks import rowwise
+
+        rows = rowwise.run(threads=count, quick=args.quick)
+        print(rowwise.table(rows))
+        return rowwise.report(rows, count)
     from .benchmarks import kernels
 
-    result: dict[str, Any] = kernels.run(args.target, args.threads, args.quick)
-    return result
+    found: list[dict[str, Any]] = kernels.run(sorted({1, count}), args.target or "host", seconds=0.1 if args.quick else 0.4)
+    print(kernels.table(found))
+    return {"machine": kernels.machine(), "rows": found}
+
+
+def training_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Training steps against torch; the figures."""
+    _there("training")
+    from .benchmarks import training
+
+    count = args.threads or available()
+    rows = training.run(args.models, args.peers, count, args.quick)
+    print(training.table(rows))
+    return training.report(rows, count)
 
 
 def inference_command(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Passes, code generator and LLVM's optimiser are imported only where there is som
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import time
@@ -16,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from .ir.errors import CompileError, InputError
 from .ir.graph import Graph
@@ -77,6 +80,7 @@ def compile(
 
         if parameters is not None:
             raise InputError("parameters= belongs to a Graph; a Module brings its own weights")
+        _check_signature(fn, specs)
         traced = trace_model(fn, *specs, name=name)
         graph, bound = traced.graph, traced.values()
         structure, arguments = traced.structure, traced.argument_structure
@@ -85,6 +89,19 @@ def compile(
         if any(c.kind != "leaf" for c in arguments.children):
             flatten = functools.partial(_flatten, graph.name, arguments)
     return build(graph, bound, target=target, now=now, flatten=flatten, unflatten=unflatten)
+
+
+def _check_signature(fn: Callable[..., Any], specs: Sequence[Any]) -> None:
+    """Raises InputError where the function does not take that many arguments."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return  # a callable without a signature to be had, or no callable at all: tracing says what is wrong
+    try:
+        signature.bind(*specs)
+    except TypeError as error:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        raise InputError(f"{name}: {error}; it takes {signature} and was given {len(specs)} specs") from None
 
 
 def _flatten(name: str, expected: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -155,7 +172,7 @@ def load(
     return compile(found.graph, parameters=found.parameters, target=target, threads=threads, cache=cache)
 
 
-def _save(exe: Executable, path: str) -> None:
+def _save(exe: Executable, path: str | Path) -> None:
     from . import __version__
 
     artifact.save(path, exe.graph, exe.parameters, {"tensorwright": __version__})
@@ -184,8 +201,8 @@ def cache_of(now: Flags) -> DiskCache | None:
 
 @functools.cache
 def compiler_digest() -> str:
-    """A hash of the source that decides what code a graph becomes."""
-    return source_digest(_ROOT, ("ir", "passes", "codegen"))
+    """A hash of the source that decides what code a graph becomes, and numpy's version, which folds constants."""
+    return f"{source_digest(_ROOT, ('ir', 'passes', 'codegen', 'driver.py'))} numpy {np.__version__}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from .ir.errors import InputError, TensorwrightError
 from .ir.target import Target
 from .runtime.buffers import Array
 from .runtime.executable import Executable
-from .settings import flags
+from .settings import config, flags
 
 Arrays = tuple[Array, ...]
 Schedule = Callable[[int], float]
@@ -174,7 +174,8 @@ class Trainer:
         count = _count(inputs)
         specs = _specs(inputs)
         if self._predict is None or self._predict[0] != specs:
-            exe = compile_model(self.model, *specs, target=self._target, threads=self._now.threads)
+            with config(**asdict(self._now)):
+                exe = compile_model(self.model, *specs, target=self._target)
             self._predict = (specs, exe)
         exe = self._predict[1]
         self._refresh(exe)

@@ -291,10 +291,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         small = c if args.no_shrink else shrink(c, failure)
         text = print_graph(small.graph, labels=False, constants=True)
-        options = f"{c.purpose}, {'bound' if c.bound else 'free'} weights, {'all loops shared' if c.shared else 'loops as they are'}"
+        options = (
+            f"{c.purpose}, {'bound' if c.bound else 'free'} weights, {'all loops shared' if c.shared else 'loops as they are'}"
+        )
         print(f"seed {seed} fails: {failure.stage} ({options}): {failure.what}\n{text}\n", flush=True)
         failures.append({"seed": seed, "stage": failure.stage, "what": failure.what, "graph": text})
-    print(f"{done} graphs (seeds {args.first} to {args.first + done - 1}) on {', '.join(rows or host.runnable_rows())}: {len(failures)} fail")
+    names = ", ".join(rows or host.runnable_rows())
+    print(f"{done} graphs (seeds {args.first} to {args.first + done - 1}) on {names}: {len(failures)} fail")
     if args.json:
         Path(args.json).write_text(json.dumps({"graphs": done, "failures": failures}, indent=1) + "\n", encoding="utf-8")
     return 1 if failures else 0

@@ -12,27 +12,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import os
 import platform
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from tensorwright.benchmarks import models
+from tensorwright.benchmarks.contest import contestants, geometric_mean, serve, take_turns
 from tensorwright.frontend.nn.init import seed
 
 DEFAULT = ("mlp_b1", "mlp_b64", "lenet_b1", "lenet_b64", "cifar_b1", "cifar_b64", "resnet50_b1", "resnet50_b8")
 PEERS = ("numpy", "torch", "torch_compile", "onnxruntime")
-ROUND_SECONDS = 0.25  # of calls per contestant and round
 
 
 def installed_peers() -> list[str]:
@@ -148,93 +144,13 @@ CONTESTANTS = {
 }
 
 
-def worker(contestant: str, name: str, folder: str, threads: int) -> None:
-    """Answers on standard output: one line when ready, then one line of milliseconds for each line of seconds it reads."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes elsewhere
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    weights = dict(np.load(f"{folder}/weights.npz"))
-    x = np.load(f"{folder}/input.npy")
-    start = time.perf_counter()
-    try:
-        run = CONTESTANTS[contestant](name, weights, x, threads)
-        result = run()
-    except Exception as error:  # a peer's own failure, of whatever type: reported, and it is out
-        print(json.dumps({"error": f"{type(error).__name__}: {str(error)[:300]}"}), file=answers, flush=True)
-        return
-    ready = time.perf_counter() - start
-    np.save(f"{folder}/{contestant}.npy", np.array(result))
-    print(json.dumps({"ready": ready}), file=answers, flush=True)
-    for line in sys.stdin:
-        seconds = float(line)
-        run()
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(times) < 3:
-            begin = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begin)
-        print(json.dumps([t * 1e3 for t in times[-2000:]]), file=answers, flush=True)
-
-
 # ---------------------------------------------------------------------------------------------------- the comparison
 
 
-class _Process:
-    """A contestant's process."""
-
-    def __init__(self, contestant: str, name: str, folder: str, threads: int) -> None:
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "OPENBLAS_NUM_THREADS": str(threads),
-        }
-        command = [sys.executable, "-m", "tensorwright.benchmarks.inference", "--worker", contestant, name, folder, str(threads)]
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in stop)
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env
-        )
-        self.times: list[float] = []
-        self.error = ""
-        self.ready = math.nan
-
-    def start(self) -> None:
-        answer = self._read()
-        self.ready = answer.get("ready", math.nan)
-        self.error = answer.get("error", "")
-
-    def round(self, seconds: float) -> None:
-        stdin: IO[str] = self.process.stdin  # type: ignore[assignment]
-        stdin.write(f"{seconds}\n")
-        stdin.flush()
-        self.times += self._read()
-
-    def _read(self) -> Any:
-        stdout: IO[str] = self.process.stdout  # type: ignore[assignment]
-        line = stdout.readline()
-        if line:
-            return json.loads(line)
-        self.log.seek(0)
-        return {"error": f"its process ended: {self.log.read()[-300:]}"}
-
-    def stop(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self.log.close()
-
-
 def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[str, Any]:
-    """One row: medians of all contestants on one workload."""
+    """One row: medians of all contestants on one workload. Raises RuntimeError if Tensorwright fails."""
     import tensorwright as tw
+    from tensorwright.driver import measured_peak
 
     seed(0)
     workload = models.INFERENCE[name]
@@ -243,35 +159,21 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/weights.npz", **module.state_dict())  # type: ignore[arg-type]
         np.save(f"{folder}/input.npy", x)
-        running = {}
-        for contestant in ("tensorwright", *peers):
-            running[contestant] = _Process(contestant, name, folder, threads)
-            running[contestant].start()  # one after the other: compiling must not disturb the others
-        for contestant in [c for c, p in running.items() if p.error]:
-            print(f"  {name}: {contestant} is out: {running[contestant].error}", file=sys.stderr)
-            running.pop(contestant).stop()
-        if "tensorwright" not in running:
-            for p in running.values():
-                p.stop()
-            raise RuntimeError(f"{name}: Tensorwright itself failed")
-        for _ in range(rounds):
-            for p in running.values():
-                p.round(ROUND_SECONDS)
-        for p in running.values():
-            p.stop()
+        words = {c: (c, name, folder) for c in ("tensorwright", *peers)}
+        with contestants("tensorwright.benchmarks.inference", words, threads, name) as running:
+            if "tensorwright" not in running:
+                raise RuntimeError(f"{name}: Tensorwright itself failed")
+            take_turns(running, rounds)
+            medians = {c: p.median for c, p in running.items()}
+            spread = {c: p.spread for c, p in running.items()}
+            ready = {c: p.facts["ready"] for c, p in running.items()}
         reference = _reference(name, module, x, peers)
-        outputs = {c: np.load(f"{folder}/{c}.npy").astype(np.float64) for c in running}
+        outputs = {c: np.load(f"{folder}/{c}.npy").astype(np.float64) for c in medians}
     errors = {c: float(np.max(np.abs(y - reference)) / np.max(np.abs(reference))) for c, y in outputs.items()}
-    medians = {c: statistics.median(p.times) for c, p in running.items()}
-    spread = {c: [float(np.quantile(p.times, q)) for q in (0.1, 0.9)] for c, p in running.items()}
     exe = tw.compile(module, *workload.arguments, threads=threads)
-    work = sum(k.flops for k in exe.compiled.run.kernels)
-    moved = sum(k.bytes for k in exe.compiled.run.kernels)
     mine = medians.pop("tensorwright")
     best = min(medians, key=medians.__getitem__, default=None)
-    gflops = work / mine * 1e-6
-    from tensorwright.driver import measured_peak
-
+    gflops = sum(k.flops for k in exe.compiled.run.kernels) / mine * 1e-6
     return {
         "name": name,
         "threads": threads,
@@ -282,11 +184,11 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
         "ratios": {c: t / mine for c, t in medians.items()},
         "spread_ms": spread,
         "gflops": gflops,
-        "gbps": moved / mine * 1e-6,
+        "gbps": sum(k.bytes for k in exe.compiled.run.kernels) / mine * 1e-6,
         "fraction_of_peak": gflops / measured_peak(exe.compiled.run.target, threads),
         "max_rel_error": errors.pop("tensorwright"),
         "peers_max_rel_error": errors,
-        "seconds_to_first_result": {c: p.ready for c, p in running.items()},
+        "seconds_to_first_result": ready,
         "peak_bytes": exe.peak_bytes,
     }
 
@@ -321,10 +223,9 @@ def compare(names: Sequence[str], peers: Sequence[str], threads: int, rounds: in
             f"({row['fraction_of_peak']:.0%} of peak)  error {row['max_rel_error']:.1e}",
             flush=True,
         )
-    ratios = [r["ratio_to_best"] for r in rows if r["ratio_to_best"]]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+    mean = geometric_mean([r["ratio_to_best"] for r in rows if r["ratio_to_best"]])
     if mean is not None:
-        print(f"{mean:.2f}x of the best peer (geometric mean of {len(ratios)})")
+        print(f"{mean:.2f}x of the best peer (geometric mean)")
     return {"machine": machine(threads), "rows": rows, "geomean_ratio": mean}
 
 
@@ -352,11 +253,18 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
-    if (argv or sys.argv[1:])[:1] == ["--worker"]:
-        _, contestant, name, folder, threads = argv or sys.argv[1:]
-        worker(contestant, name, folder, int(threads))
-        return None
+def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--worker"]:
+        _, contestant, name, folder, count = words
+        weights = dict(np.load(f"{folder}/weights.npz"))
+        x = np.load(f"{folder}/input.npy")
+
+        def make() -> tuple[Callable[[], Any], dict[str, Any]]:
+            return CONTESTANTS[contestant](name, weights, x, int(count)), {}
+
+        serve(make, f"{folder}/{contestant}.npy", int(count))
+        return
     parser = argparse.ArgumentParser(prog="tensorwright bench inference", description=__doc__)
     parser.add_argument(
         "--models", default=",".join(DEFAULT), help=f"workloads, separated by commas: {', '.join(models.INFERENCE)}"
@@ -365,11 +273,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     result = run(args.models, args.peers, args.threads, args.quick)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
 
 
 def run(names: str | None, peers: str | None, threads: int | None, quick: bool) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def run(
     """One row per layer and thread count; `names` keeps the layers whose name holds one of them."""
     t = resolve(target)
     quiet()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kernel in layers():
         if names and not any(n in kernel.name for n in names):
             continue
@@ -251,7 +251,8 @@ def sweep(target: str | Target = "host", *, count: int = 200, seed: int = 5, sec
     """
     t = resolve(target)
     quiet()
-    rows, sizes = [], []
+    rows: list[dict[str, Any]] = []
+    sizes: list[list[float]] = []
     for kernel in random_kernels(count, seed):
         p = prepare(kernel, t)
         (times,) = interleaved([p.native], seconds)

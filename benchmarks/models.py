@@ -1,4 +1,4 @@
-"""The workloads that benchmarks and tests run: MLP, LeNet, a colour CNN, ResNets, MobileNetV2, BERT, a small transformer, the demo CNN.
+"""The workloads that benchmarks and tests run: MLP, LeNet, a colour CNN, ResNets, MobileNetV2, BERT, a small transformer.
 
 Attribute names follow the PyTorch definitions that they are compared with, so that weights are copied by name
 (`from_torch_state`). `INFERENCE` and `TRAINING` name each workload with its argument types.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 import tensorwright as tw
 from tensorwright import nn
 from tensorwright.frontend.specs import Spec

@@ -8,12 +8,13 @@ walks in step become one axis; the vector axis is the one with the cheapest acce
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from ..ir.dtypes import i64
 from ..ir.expr import Expr, binary, const, minimum, postorder, substitute, var
 from ..ir.graph import Graph
 from ..ir.target import Target
@@ -91,6 +92,41 @@ def merge_axes(box: Box, apart: Callable[[Axis, Axis], bool] = lambda a, b: Fals
     return restrict(axes, [(b, substitute(i, gone), substitute(v, gone)) for b, i, v in box.stores])
 
 
+def split_axes(
+    axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]]
+) -> tuple[list[Axis], list[tuple[Buffer, Expr, Expr]]]:
+    """Makes two axes of one whose quotient or remainder by a divisor of its extent is asked for (a reshape does that).
+
+    With v = c * a + b, 0 <= b < c, both v // c = a and v % c = b are linear again.
+    """
+    todo, done = list(axes), list(stores)
+    for _ in range(8 * len(axes)):
+        box = restrict(todo, done)
+        todo, done = list(box.axes), list(box.stores)
+        found = _divided(todo, done)
+        if found is None:
+            break
+        k, c = found
+        v = todo[k].var
+        outer, inner = var(f"{v.attr}o"), var(f"{v.attr}i")
+        moved = {v: binary("add", binary("mul", outer, c), inner)}
+        done = [(b, substitute(i, moved), substitute(value, moved)) for b, i, value in done]
+        todo[k : k + 1] = [Axis(outer, todo[k].extent // c), Axis(inner, c)]
+    return todo, done
+
+
+def _divided(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]]) -> tuple[int, int] | None:
+    """An axis (from 0 on) and the least divisor of its extent by which it is divided somewhere."""
+    number = {a.var: k for k, a in enumerate(axes) if a.start == 0}
+    found: dict[int, int] = {}
+    for e in postorder([x for _, i, v in stores for x in (i, v)]):
+        if e.op in ("floordiv", "mod") and e.dtype is i64 and e.args[0] in number and e.args[1].is_const:
+            k, c = number[e.args[0]], int(e.args[1].attr)
+            if 1 < c < axes[k].extent and axes[k].extent % c == 0:
+                found[k] = min(c, found.get(k, c))
+    return next(iter(found.items()), None)
+
+
 def cut(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]], limit: int = MAX_BOXES) -> list[Box]:
     """Boxes that cover the axes, cut where single-variable conditions change, as far as `limit` boxes allow."""
     whole = restrict(axes, stores)
@@ -151,61 +187,30 @@ def estimate_ns(box: Box, lanes: int) -> float:
     return box.size * max(unit / BYTES_PER_NS, work * 0.5 * CYCLE_NS / lanes)
 
 
-def in_place_pairs(body: Body, boxes: Sequence[Box]) -> tuple[frozenset[tuple[int, int]], list[int]]:
-    """(output, operand) pairs that may share memory, and an order of the stores in which that is safe.
+def in_place_pairs(body: Body, boxes: Sequence[Box]) -> frozenset[tuple[int, int]]:
+    """(output, operand) pairs that may share memory: the operand is read only at the index that is written then.
 
-    An operand may make way for an output if it is read only at the index that is written then, and if no store that
-    comes later reads it.
+    All values of a spot are computed before any is stored, so that any choice among the pairs is safe that gives no
+    memory to two.
     """
-    count = len(body.outputs)
-    used: list[set[int]] = [set() for _ in range(count)]
-    other: set[tuple[int, int]] = set()
     number = {b: i for i, b in enumerate(body.buffers)}
+    pairs = {
+        (k, i)
+        for k, out in enumerate(body.outputs)
+        for i, b in enumerate(body.buffers)
+        if b.shape == out.shape and b.dtype is out.dtype
+    }
     for box in boxes:
         positions = [index for _, index, _ in box.stores]
-        for k, (_, _, value) in enumerate(box.stores):
-            for e in postorder([value]):
-                if e.op == "load" and e.attr[0] in number:
-                    i = number[e.attr[0]]
-                    used[k].add(i)
-                    other.update((o, i) for o in range(count) if positions[o] is not e.args[0])
-    order = list(range(count))
-    pairs: set[tuple[int, int]] = set()
-    after: dict[int, set[int]] = {k: set() for k in order}  # output -> outputs that must be stored before it
-    taken: set[int] = set()
-    for k in range(count):
-        for i in sorted(used[k]):
-            same = body.buffers[i].dtype.itemsize == body.outputs[k].dtype.itemsize
-            if i in taken or not same or body.buffers[i].shape != body.outputs[k].shape or (k, i) in other:
-                continue
-            before = {o for o in range(count) if o != k and i in used[o]}
-            if any(_reaches(after, o, k) for o in before):
-                continue
-            after[k] |= before
-            taken.add(i)
-            pairs.add((k, i))
-            break
-    done: list[int] = []
-    while len(done) < count:
-        done.append(next(k for k in order if k not in done and after[k] <= set(done)))
-    return frozenset(pairs), done
+        for e in loads_of(box.stores):
+            if e.attr[0] in number:
+                i = number[e.attr[0]]
+                pairs -= {(k, i) for k in range(len(body.outputs)) if positions[k] is not e.args[0]}
+    return frozenset(pairs)
 
 
-def _reaches(after: dict[int, set[int]], start: int, goal: int) -> bool:
-    """Whether `goal` must already come before `start`."""
-    stack, seen = [start], set[int]()
-    while stack:
-        k = stack.pop()
-        if k == goal:
-            return True
-        if k not in seen:
-            seen.add(k)
-            stack += after[k]
-    return False
-
-
-def box_nest(box: Box, target: Target, *, nontemporal: bool = False) -> tuple[list[Stmt], bool]:
-    """The loops over a box, and whether they are parallel."""
+def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: bool = False) -> tuple[list[Stmt], bool]:
+    """The loops over a box, and whether they are parallel. `numbers` make the names of lets unique in a kernel."""
     dtypes = [b.dtype for b, _, _ in box.stores] + [e.dtype for e in loads_of(box.stores)]
     lanes = lanes_for(target, dtypes)
     if not box.axes:
@@ -218,18 +223,21 @@ def box_nest(box: Box, target: Target, *, nontemporal: bool = False) -> tuple[li
     tail = "mask" if has_masks(target, dtypes) else "overlap"
     loop = VectorLoop(lanes, unroll_for(target, box.stores), tail)
     nanoseconds = estimate_ns(box, lanes)
-    lets, stores = hoist(box.stores, axis.var)
-    piece = store_piece(stores, axis.var, [stride_along(box, i, axis.var) for _, i, _ in box.stores], nontemporal)
+    lets, stores = hoist(box.stores, axis.var, numbers)
+    strides = [stride_along(box, i, axis.var) for _, i, _ in box.stores]
+    piece = store_piece(stores, axis.var, strides, numbers, nontemporal=nontemporal)
     if not outer:
         return parallel_vector(axis, loop, piece, nanoseconds, lets)
     partner = _tile_partner(box, axis, outer)
     if partner is None:
         return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
-    piece = store_piece(box.stores, axis.var, [stride_along(box, i, axis.var) for _, i, _ in box.stores], False)
+    piece = store_piece(box.stores, axis.var, strides, numbers, nontemporal=False)
     return _tiled(axis, partner, outer, loop, piece=piece, nanoseconds=nanoseconds)
 
 
-def hoist(stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr) -> tuple[list[Stmt], tuple[tuple[Buffer, Expr, Expr], ...]]:
+def hoist(
+    stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr, numbers: Iterator[int]
+) -> tuple[list[Stmt], tuple[tuple[Buffer, Expr, Expr], ...]]:
     """Lets for what the values read independently of v, and the stores with the lets' variables in their place."""
     depends: dict[Expr, bool] = {}
     names: dict[Expr, Expr] = {}
@@ -239,7 +247,7 @@ def hoist(stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr) -> tuple[list[St
         roots = [a for a in e.args if not depends[a]] if moves else []
         for a in (*roots, *(value for _, _, value in stores if value is e and not moves)):
             if a.op not in ("const", "var") and a not in names and any(x.op == "load" for x in postorder([a])):
-                names[a] = var(f"h{len(names)}", a.dtype)
+                names[a] = var(f"h{next(numbers)}", a.dtype)
     if not names:
         return [], tuple(stores)
     return [Let(n, a) for a, n in names.items()], tuple((b, i, substitute(value, names)) for b, i, value in stores)
@@ -294,14 +302,14 @@ def lower_map(graph: Graph, target: Target, name: str, aligns: Sequence[int] = (
         its = static_shape(node)
         at = index if its == shape else unflatten(whole.simplify(flat_index(index, shape)), its)
         stores.append((buffer, whole.simplify(flat_index(at, its)), body.value(node, at)))
-    boxes = [merge_axes(b) for b in cut(kept, stores)]
-    pairs, order = in_place_pairs(body, boxes)
-    boxes = [Box(b.axes, tuple(b.stores[k] for k in order), b.simplifier) for b in boxes]
+    boxes = [merge_axes(b) for b in cut(*split_axes(kept, stores))]
+    pairs = in_place_pairs(body, boxes)
     far = sum(b.span * b.dtype.itemsize for b in body.outputs) >= target.l3
     statements: list[Stmt] = []
     parallel = False
+    numbers = itertools.count()
     for box in boxes:
-        part, shared = box_nest(box, target, nontemporal=far)
+        part, shared = box_nest(box, target, numbers, nontemporal=far)
         statements += part
         parallel = parallel or shared
     dtypes = [b.dtype for b in (*body.buffers, *body.outputs)]

@@ -291,7 +291,7 @@ def _place(s: _State, order: list[int]) -> Plan:
                 taken.add(u)
                 shared[t].add((a, b))
         for v in task.writes:
-            if v not in fixed and v not in item_of:
+            if v not in fixed and v not in item_of and p.sizes[v]:
                 item_of[v] = _Item(aligned(p.sizes[v]), at, last[v])
                 items.append(item_of[v])
         if task.workspace:
@@ -300,6 +300,8 @@ def _place(s: _State, order: list[int]) -> Plan:
     total = _pack(items)
 
     def place(v: int) -> Place:
+        if p.sizes[v] == 0 and v not in fixed:
+            return Place(arena, 0, 0)
         return fixed[v] if v in fixed else Place(arena, item_of[v].offset, p.sizes[v])
 
     steps: list[PlannedStep] = []

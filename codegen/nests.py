@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Final
 
 from ..ir.dtypes import DType, i32, i64
@@ -255,13 +254,26 @@ def share(values: Sequence[Expr], numbers: Iterator[int]) -> tuple[list[Stmt], l
     return lets, [substitute(v, names) for v in values]
 
 
-def store_piece(stores: Sequence[tuple[Buffer, Expr, Expr]], v: Expr, strides: Sequence[int | None], nontemporal: bool) -> Piece:
+def store_piece(
+    stores: Sequence[tuple[Buffer, Expr, Expr]],
+    v: Expr,
+    strides: Sequence[int | None],
+    numbers: Iterator[int],
+    *,
+    nontemporal: bool,
+) -> Piece:
     """A piece that stores each (buffer, flat index, value) along v; `strides` are those of the indices along v."""
-    numbers = count()
 
     def piece(spot: Spot) -> list[Stmt]:
         wides = [broadcast(widen(value, v, spot), spot.lanes) for _, _, value in stores]
-        done, wides = share(wides, numbers) if len(wides) > 1 else ([], wides)
+        done: list[Stmt] = []
+        if len(wides) > 1:
+            # Every value before any store: an output may then take the memory of an operand that another one reads.
+            done, wides = share(wides, numbers)
+            for k, wide in enumerate(wides):
+                if wide.op not in ("const", "var") and not (wide.op == "broadcast" and wide.args[0].op == "var"):
+                    wides[k] = vector_variable(f"t{next(numbers)}", wide.dtype, wide.lanes)
+                    done.append(Let(wides[k], wide))
         for (buffer, index, _), wide, stride in zip(stores, wides, strides, strict=True):
             if stride == 1 or spot.lanes == 1:
                 at = substitute(index, {v: spot.position})

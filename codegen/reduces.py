@@ -7,7 +7,7 @@ size that depends on the shape alone, so that any number of threads gives the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final
@@ -130,9 +130,10 @@ def lower_reduce(graph: Graph, target: Target, name: str, aligns: Sequence[int] 
         notes.append(note)
         done.update(group)
     body.forget()
+    numbers = count()
     for k, n in enumerate(graph.outputs):
         if n not in forms or homes[n] is not body.outputs[k]:
-            part, shared = _epilogue(body, n, body.outputs[k], target)
+            part, shared = _epilogue(body, n, body.outputs[k], target, numbers)
             statements += part
             parallel = parallel or shared
     doc = f"reduce: {body_name(graph)}"
@@ -195,7 +196,7 @@ def _level(body: Body, forms: dict[Node, Reduce], group: Sequence[Node], homes: 
     return Level(tuple(a for a in box.axes if a.var not in inside), tuple(a for a in box.axes if a.var in inside), results, box)
 
 
-def _epilogue(body: Body, node: Node, out: Buffer, target: Target) -> tuple[list[Stmt], bool]:
+def _epilogue(body: Body, node: Node, out: Buffer, target: Target, numbers: Iterator[int]) -> tuple[list[Stmt], bool]:
     """The loops that compute an output from finished reductions."""
     shape = static_shape(node)
     axes, fixed = unit_axes([Axis(var(f"i{k}"), n) for k, n in enumerate(shape)])
@@ -207,7 +208,7 @@ def _epilogue(body: Body, node: Node, out: Buffer, target: Target) -> tuple[list
     statements: list[Stmt] = []
     parallel = False
     for box in cut(axes, stores):
-        part, shared = box_nest(merge_axes(box), target)
+        part, shared = box_nest(merge_axes(box), target, numbers)
         statements += part
         parallel = parallel or shared
     return statements, parallel

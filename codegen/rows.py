@@ -95,6 +95,7 @@ class _Lowering:
         self.r.body.bound = self.bound
         self.scalars: dict[Node, Expr] = {}
         self.lets: list[tuple[Expr, Expr]] = []
+        self.numbers = count()  # of names: the lets of all passes stand in one block
         self.busy: set[Node] = set()
         self.scratch: dict[Node, Buffer] = {}
         self.saved: set[Node] = set()
@@ -119,7 +120,7 @@ class _Lowering:
                     raise CompileError(f"{node.op.name} {node.type} in a row region is read before it is reduced")
                 self.busy.add(node)
                 value = self.r.body.value(node, at)
-                found = value if value.is_const else var(f"s{len(self.lets)}", node.dtype)
+                found = value if value.is_const else var(f"s{next(self.numbers)}", node.dtype)
                 if not value.is_const:
                     self.lets.append((found, value))
                 self.scalars[node] = found
@@ -264,7 +265,7 @@ def _emit(
         for a in accs:
             statements += a.start()
         if done or accs:
-            quick, quick_accs, guard, lets_of = _reciprocals(done, accs, {a.var for a in inner})
+            quick, quick_accs, guard, lets_of = _reciprocals(done, accs, {a.var for a in inner}, numbers)
             walked = _walk(how, quick, quick_accs, numbers)
             if guard is None:
                 statements += walked
@@ -291,7 +292,7 @@ def _emit(
 
 
 def _reciprocals(
-    stores: Sequence[Item], accs: Sequence[Accumulator], columns: set[Expr]
+    stores: Sequence[Item], accs: Sequence[Accumulator], columns: set[Expr], numbers: Iterator[int]
 ) -> tuple[Sequence[Item], Sequence[Accumulator], Expr | None, list[Stmt]]:
     """Divisions by a value of the row as products with its reciprocal, under the condition that this is harmless.
 
@@ -310,7 +311,7 @@ def _reciprocals(
             and not e.args[1].is_const
             and e.args[1] not in divisors
         ):
-            divisors[e.args[1]] = var(f"inv{len(divisors)}_{len(roots)}", e.dtype)
+            divisors[e.args[1]] = var(f"inv{next(numbers)}", e.dtype)
     if not divisors or any(a.kind in POSITIONS for a in accs):
         return stores, accs, None, []
 

@@ -37,7 +37,8 @@ def lower_scan(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     out = body.outputs[0]
     held = accumulator(node.dtype)
     dtypes = [node.dtype]
-    inner = kept[-1] if kept and form.axis != len(shape) - 1 else None
+    # the last axis of more than one element is contiguous; where that is the scanned one, there are no vectors
+    inner = kept[-1] if any(n > 1 for n in shape[form.axis + 1 :]) else None
     lanes = lanes_for(target, dtypes) if inner is not None else 1
     while inner is not None and lanes > 1 and lanes // 2 >= inner.extent:
         lanes //= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 import numpy as np
 
@@ -59,8 +60,7 @@ def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int]
     rest = restrict([a for a in kept if a.var not in serial], [(out, flat, value)])
     loops = [a for a in kept if a.var in serial]
     invariant = inside is None or not any(e.op == "var" and e in {a.var for a in rest.axes} for e in postorder([inside]))
-    count = int(np.prod(extents, dtype=np.int64))
-    nanoseconds = count * max(3.0 * out.dtype.itemsize / BYTES_PER_NS, 0.5)
+    nanoseconds = int(np.prod(extents, dtype=np.int64)) * max(3.0 * out.dtype.itemsize / BYTES_PER_NS, 0.5)
     if not invariant or not rest.axes:
         body_stmts: list[Stmt] = [Store(out, (flat,), combine("sum", load(out, (flat,), out.dtype), value))]
         if inside is not None:
@@ -96,7 +96,7 @@ def _copy(body: Body, graph: Graph, target: Target) -> tuple[list[Stmt], bool]:
     value = body.value(node.inputs[0], index)
     box = merge_axes(restrict(axes, [(body.outputs[0], simplifier.simplify(flat_index(index, shape)), value)]))
     body.forget()
-    return box_nest(box, target)
+    return box_nest(box, target, count())
 
 
 def _vector_updates(

@@ -90,6 +90,7 @@ def main() -> None:
         c, error = fit(*arguments, single=single)  # type: ignore[arg-type]
         print(f"_{name} = ({', '.join(map(repr, c))})  # error {error:.1e}")
     segments(np.vectorize(math.erf), 17 / 64)
+    complement(np.vectorize(math.erfc), 12)
 
 
 def segments(erf: Function, width: float) -> None:
@@ -100,13 +101,29 @@ def segments(erf: Function, width: float) -> None:
             c, error = fit(lambda r: erf(r) / r, lambda r: r / erf(r), 1e-9, half, 4)
             c = [0.0, *c]
         else:
-            c, error = fit(lambda r, k=k: erf(k * width + r), lambda r, k=k: 1 / erf(k * width + r), -half, half, 5)  # type: ignore[misc]
+            c, error = fit(lambda r, at=k * width: erf(at + r), lambda r, at=k * width: 1 / erf(at + r), -half, half, 5)  # type: ignore[misc]
         rows.append(c)
         worst = max(worst, error)
     print(f"_ERF = (  # error {worst:.1e}")
     for column in zip(*rows, strict=True):
         print(f"    ({', '.join(map(repr, column))}),")
     print(")")
+
+
+def complement(erfc: Function, degree: int) -> None:
+    """erfc(a) exp(a^2) (1 + 2a) on 1 <= a <= 6 as a Chebyshev interpolant in u = 2.2 - 9.6 / (a + 2), as powers of u."""
+
+    def target(u: Array) -> Array:
+        a = 9.6 / (2.2 - u.astype(np.longdouble)) - 2
+        near = a.astype(np.float64)
+        # erfc at the f64 neighbour, moved to a by its derivative
+        value = erfc(near) - (a - near) * np.exp(-a * a) * 2 / np.sqrt(np.pi)
+        return np.asarray((value * np.exp(a * a) * (1 + 2 * a)).astype(np.float64))
+
+    c = np.polynomial.Chebyshev.interpolate(target, degree).convert(kind=np.polynomial.Polynomial).coef
+    u = nodes(-1, 1)
+    error = np.max(np.abs(np.polynomial.polynomial.polyval(u, c) / target(u) - 1) * erfc(9.6 / (2.2 - u) - 2))
+    print(f"_ERFC = ({', '.join(map(repr, map(float, c)))})  # error {error:.1e}")
 
 
 if __name__ == "__main__":

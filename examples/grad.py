@@ -1,6 +1,6 @@
 """Gradients of plain functions: Newton's method for a minimum, with first and second derivatives compiled into one program.
 
-    python examples/grad.py
+python examples/grad.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A multilayer perceptron becomes one native program: compile, call, look inside, save and load.
 
-    python examples/mlp.py
+python examples/mlp.py
 """
 
 from __future__ import annotations

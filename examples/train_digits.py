@@ -1,7 +1,7 @@
 """Trains a small CNN on scikit-learn's 1,797 handwritten digits. Each training step is one native call.
 
-    pip install 'tensorwright[demo]'
-    python examples/train_digits.py
+pip install 'tensorwright[demo]'
+python examples/train_digits.py
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..ir.dtypes import bool_
+from ..ir.dtypes import bool_, i32
 from ..ir.errors import ShapeError
 from .context import error
 from .core import TensorLike, apply, as_tensor, show
@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
         if attn_mask is not None:
             raise error(ShapeError, "attention: give either attn_mask or is_causal", query=q)
         t, s = scores.shape[-2:]
-        scores = where(iota((t, s), 0) >= iota((t, s), 1), scores, -math.inf)
+        scores = where(iota((t, s), 0, i32) >= iota((t, s), 1, i32), scores, -math.inf)
     elif attn_mask is not None:
         mask = as_tensor(attn_mask, what="attn_mask")
         scores = where(mask, scores, -math.inf) if mask.dtype is bool_ else scores + mask.astype(scores.dtype)

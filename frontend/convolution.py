@@ -79,7 +79,10 @@ def conv2d(
         elif _remains(w.shape[0], groups):
             message += f", and its {w.shape[0]} outputs must divide by groups"
         raise error(ShapeError, message, x=image, weight=w)
-    kernel = (int(w.shape[2]), int(w.shape[3]))  # type: ignore[arg-type]
+    height, width = w.shape[2:]
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise error(ShapeError, "conv2d: the kernel's height and width must be numbers, not symbolic", weight=w)
+    kernel = (height, width)
     steps, holes = pair(stride, "stride"), pair(dilation, "dilation")
     pads = padding_pairs(padding, kernel, steps, holes)
     common = promote(image, w)

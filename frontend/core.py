@@ -36,7 +36,7 @@ __all__ = [
     "normalize_axis",
     "promote",
 ]
-TensorLike = Union["Value", "np.ndarray[Any, Any]", np.generic, float, int, bool]
+TensorLike = Union["Value", "np.ndarray[Any, Any]", np.generic, float, int, bool, DimExpr]
 
 
 class Value:
@@ -222,11 +222,9 @@ def show(shape: Sequence[Dim]) -> str:
 
 def broadcast(what: str, *values: object, dtype: DType | None = None, names: Sequence[str] = ()) -> list[Tensor]:
     """Operands brought to one dtype (their common one, or the one given) and one shape."""
-    for v in values:
-        if not is_weak(v) and not isinstance(v, (Value, np.ndarray, np.generic)):
-            as_tensor(v, what=f"an operand of {what}")
-    common = dtype or promote(*(v if not isinstance(v, (list, tuple)) else np.asarray(v, np.float32) for v in values))
-    tensors = [as_tensor(v, common, what) for v in values]
+    given = [v if is_weak(v) else as_tensor(v, what=f"an operand of {what}") for v in values]
+    common = dtype or promote(*given)
+    tensors = [as_tensor(v, common, what) for v in given]
     shape = broadcast_shapes(what, *tensors, names=names)
     return [broadcast_to(t, shape) for t in tensors]
 

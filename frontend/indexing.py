@@ -10,7 +10,7 @@ from ..ir.dims import Dim, DimExpr
 from ..ir.dtypes import bool_
 from ..ir.errors import ShapeError, TraceError
 from .context import error
-from .core import TensorLike, Value, apply, as_tensor, broadcast_shapes, show
+from .core import Value, apply, as_tensor, broadcast_shapes, show
 from .core import broadcast_to as _broadcast_to
 from .movement import as_indices, flip, reshape, transpose, wrap_negative
 

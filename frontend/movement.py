@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.dims import Dim, DimExpr, Shape, floordiv, mod, product
-from ..ir.dtypes import as_dtype, bool_, f32, i64
+from ..ir.dtypes import as_dtype, bool_, f32, i32, i64
 from ..ir.errors import AttributeValueError, DTypeError, ShapeError, TraceError
 from ..ir.graph import Literal
 from .context import error
@@ -340,14 +340,14 @@ def linspace(start: float, stop: float, num: int = 50, dtype: object = f32) -> T
 def eye(n: int, m: int | None = None, dtype: object = f32) -> Tensor:
     """Ones on the diagonal of an n x m matrix, zeros elsewhere."""
     shape = (n, n if m is None else m)
-    return cast(apply("equal", iota(shape, 0), iota(shape, 1)), as_dtype(dtype))
+    return cast(apply("equal", iota(shape, 0, i32), iota(shape, 1, i32)), as_dtype(dtype))
 
 
 def _triangle(x: TensorLike, k: int, lower: bool) -> Tensor:
     t = as_tensor(x, what="tril" if lower else "triu")
     if t.ndim < 2:
         raise error(ShapeError, f"{'tril' if lower else 'triu'} takes matrices, two dimensions or more", operand=t)
-    rows, columns = iota(t.shape, t.ndim - 2), iota(t.shape, t.ndim - 1)
+    rows, columns = iota(t.shape, t.ndim - 2, i32), iota(t.shape, t.ndim - 1, i32)
     keep = columns - rows <= k if lower else columns - rows >= k
     return apply("where", keep, t, zeros_like(t))
 

@@ -60,7 +60,9 @@ def var(x: TensorLike, axis: Axes = None, *, ddof: int = 0, keepdims: bool = Fal
     count = product([t.shape[a] for a in normalize_axes(axis, t.ndim, "var")])
     if isinstance(count, int) and count <= ddof:
         raise error(ShapeError, f"var with ddof={ddof} of {count} elements is undefined; it needs more than {ddof}", operand=t)
-    return multiply(result, count / (count - ddof) if isinstance(count, int) else true_divide(as_tensor(count, f32), count - ddof))
+    return multiply(
+        result, count / (count - ddof) if isinstance(count, int) else true_divide(as_tensor(count, f32), count - ddof)
+    )
 
 
 def std(x: TensorLike, axis: Axes = None, *, ddof: int = 0, keepdims: bool = False) -> Tensor:

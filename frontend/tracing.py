@@ -63,6 +63,8 @@ def trace_model(fn: Callable[..., Any], *specs: Any, name: str | None = None, tr
     """
     if not callable(fn):
         raise error(TraceError, f"trace takes a function or a Module, not {type(fn).__name__}")
+    if isinstance(fn, type) and issubclass(fn, Owner):
+        raise error(TraceError, f"trace takes a Module, and {fn.__name__} is its class; make one first: {fn.__name__}(...)")
     with Trace(name or function_name(fn), training=training) as recording:
         declare_parameters(recording, fn)
         arguments, argument_structure = make_inputs(recording, fn, specs)
@@ -144,9 +146,17 @@ def make_inputs(recording: Trace, fn: Callable[..., Any], specs: Sequence[Any]) 
     made: list[Any] = []
     for name, given in zip(argument_names(fn, len(specs)), specs, strict=False):
         made.append(_argument(recording, name, given))
-    leaves, structure = tree.flatten(tuple(tree.map_leaves(lambda v: v if isinstance(v, Value) else None, a) for a in made))
-    del leaves
-    return made, structure
+    shape = next((s for s in specs if isinstance(s, (tuple, list)) and s and all(isinstance(d, int) for d in s)), None)
+    if shape is not None and not any(isinstance(v, Value) for a in made for v in tree.flatten(a)[0]):
+        raise error(
+            TraceError, f"no argument is a Tensor: {shape!r} is passed to the function as it is; tw.spec{tuple(shape)} is a spec"
+        )
+    return made, tensor_structure(made)
+
+
+def tensor_structure(arguments: Sequence[Any]) -> tree.Structure:
+    """How arguments are nested, counting Tensors as leaves and everything else as None."""
+    return tree.flatten(tuple(tree.map_leaves(lambda v: v if isinstance(v, Value) else None, a) for a in arguments))[1]
 
 
 def _argument(recording: Trace, name: str, given: Any) -> Any:

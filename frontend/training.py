@@ -29,7 +29,7 @@ from .metrics import Metric, metric
 from .module import Module
 from .optim import Optimizer, clip_by_global_norm
 from .parameter import Parameter
-from .tracing import Traced, collect_outputs, declare_parameters, finish, make_inputs, order_parameters
+from .tracing import Traced, collect_outputs, declare_parameters, finish, make_inputs, order_parameters, tensor_structure
 
 Array = np.ndarray[Any, Any]
 Loss = Callable[[Any, Any], Value]
@@ -208,9 +208,5 @@ def evaluation_step(
         outputs, structure, names = collect_outputs(results)
         order_parameters(t, batch)
         graph = finish(t, outputs, names)
-        argument_structure = tree.flatten((*_leaves_only(arguments), *_leaves_only([target])))[1]
+        argument_structure = tensor_structure((*arguments, target))
     return Traced(graph, batch, dict(t.parameters), argument_structure, structure)
-
-
-def _leaves_only(arguments: Sequence[Any]) -> list[Any]:
-    return [tree.map_leaves(lambda v: v if isinstance(v, Value) else None, a) for a in arguments]

@@ -16,22 +16,10 @@ from ..ir.dtypes import DType, bool_
 from ..ir.graph import Node
 from ..ir.interp import evaluate
 from ..ir.op import Trait, make
-from .facts import Facts, operand, size
-from .rewrite import Miss, Outcome, rule
+from .facts import Facts, constant_array, operand, size
+from .rewrite import Miss, Outcome, rule, rule_on
 
 FOLD_LIMIT: Final = 4096  # elements of a constant that folding may make
-
-
-def form(node: Node, facts: Facts) -> str:
-    """The scalar operation that an elementwise op is, when it is a single one of its operands in order; else ''."""
-    e = facts.scalar(node)
-    if e is None or e.op == "cast" or len(e.args) != len(node.inputs):
-        return ""
-    return e.op if all(a is operand(k, node) for k, a in enumerate(e.args)) else ""
-
-
-def _of(node: Node, facts: Facts, *forms: str) -> Miss | None:
-    return None if form(node, facts) in forms else Miss(f"not one of {', '.join(forms)}", node)
 
 
 def _is(value: Any, wanted: float) -> bool:
@@ -39,49 +27,39 @@ def _is(value: Any, wanted: float) -> bool:
     return value is not None and value == wanted and math.copysign(1, value) == math.copysign(1, wanted)
 
 
-@rule
+@rule_on("add")
 def add_zero(node: Node, facts: Facts) -> Outcome:
     """x + (-0.0) -> x for floats, x + 0 -> x for integers (constants stand on the right)."""
-    if miss := _of(node, facts, "add"):
-        return miss
     value = facts.value(node.inputs[1])
     exact = _is(value, -0.0) if node.dtype.is_float else value is not None and value == 0
     return node.inputs[0] if exact else Miss("the right operand is not the neutral zero", node.inputs[1])
 
 
-@rule
+@rule_on("sub")
 def subtract_zero(node: Node, facts: Facts) -> Outcome:
     """x - 0.0 -> x (not x - (-0.0), which turns -0.0 into 0.0)."""
-    if miss := _of(node, facts, "sub"):
-        return miss
     value = facts.value(node.inputs[1])
     exact = _is(value, 0.0) if node.dtype.is_float else value is not None and value == 0
     return node.inputs[0] if exact else Miss("the right operand is not the neutral zero", node.inputs[1])
 
 
-@rule
+@rule_on("mul", "div")
 def times_one(node: Node, facts: Facts) -> Outcome:
     """x * 1 -> x    x / 1 -> x (floats)."""
-    if miss := _of(node, facts, "mul", "div"):
-        return miss
     return node.inputs[0] if facts.value(node.inputs[1]) == 1 else Miss("the right operand is not 1", node.inputs[1])
 
 
-@rule
+@rule_on("mul", "div")
 def times_minus_one(node: Node, facts: Facts) -> Outcome:
     """x * -1 -> -x    x / -1 -> -x (floats)."""
-    if miss := _of(node, facts, "mul", "div"):
-        return miss
     if not node.dtype.is_float or facts.value(node.inputs[1]) != -1:
         return Miss("the right operand is not -1.0", node.inputs[1])
     return make("neg", node.inputs[0])
 
 
-@rule
+@rule_on("div")
 def divide_by_power_of_two(node: Node, facts: Facts) -> Outcome:
     """x / 2^k -> x * 2^-k where 2^-k is a normal number: the same real number, rounded once."""
-    if miss := _of(node, facts, "div"):
-        return miss
     value = facts.value(node.inputs[1])
     if value is None or not math.isfinite(value) or value == 0 or math.frexp(abs(value))[0] != 0.5:
         return Miss("the divisor is no power of two", node.inputs[1])
@@ -91,19 +69,15 @@ def divide_by_power_of_two(node: Node, facts: Facts) -> Outcome:
     return make("mul", node.inputs[0], full(1 / value, node.tensor))
 
 
-@rule
+@rule_on("max", "min", "and", "or")
 def same_twice(node: Node, facts: Facts) -> Outcome:
     """max(x, x) -> x    min(x, x) -> x    x and x -> x    x or x -> x."""
-    if miss := _of(node, facts, "max", "min", "and", "or"):
-        return miss
     return node.inputs[0] if node.inputs[0] is node.inputs[1] else Miss("the operands differ", node)
 
 
-@rule
+@rule_on("neg", "not")
 def double_negation(node: Node, facts: Facts) -> Outcome:
     """-(-x) -> x    not not x -> x."""
-    if miss := _of(node, facts, "neg", "not"):
-        return miss
     inner = node.inputs[0]
     if inner.op is not node.op:
         return Miss("the operand is not negated", inner)
@@ -119,38 +93,32 @@ def idempotent(node: Node, facts: Facts) -> Outcome:
     return inner if inner.op is node.op and inner.attrs == node.attrs else Miss("the operand is another op", inner)
 
 
-@rule
+@rule_on("add", "sub")
 def add_negated(node: Node, facts: Facts) -> Outcome:
     """x + (-y) -> x - y    (-x) + y -> y - x    x - (-y) -> x + y."""
-    if miss := _of(node, facts, "add", "sub"):
-        return miss
     x, y = node.inputs
-    if form(y, facts) == "neg":
-        return make("sub" if form(node, facts) == "add" else "add", x, y.inputs[0])
-    if form(node, facts) == "add" and form(x, facts) == "neg":
+    if facts.form(y) == "neg":
+        return make("sub" if facts.form(node) == "add" else "add", x, y.inputs[0])
+    if facts.form(node) == "add" and facts.form(x) == "neg":
         return make("sub", y, x.inputs[0])
     return Miss("no operand is negated", node)
 
 
-@rule
+@rule_on("mul", "div")
 def times_negated(node: Node, facts: Facts) -> Outcome:
     """(-x) * (-y) -> x * y    (-x) * c -> x * -c    (-x) / c -> x / -c for a constant c."""
-    if miss := _of(node, facts, "mul", "div"):
-        return miss
     x, y = node.inputs
-    if form(x, facts) != "neg" or not node.dtype.is_float:
+    if facts.form(x) != "neg" or not node.dtype.is_float:
         return Miss("the left operand is not negated", x)
-    if form(y, facts) == "neg":
+    if facts.form(y) == "neg":
         return node.replace((x.inputs[0], y.inputs[0]))
     value = facts.value(y)
     return Miss("the right operand is no constant", y) if value is None else node.replace((x.inputs[0], full(-value, y.tensor)))
 
 
-@rule
+@rule_on("select")
 def select_known(node: Node, facts: Facts) -> Outcome:
     """where(c, x, x) -> x    where(true, x, y) -> x    where(false, x, y) -> y."""
-    if miss := _of(node, facts, "select"):
-        return miss
     c, x, y = node.inputs
     if x is y:
         return x
@@ -158,15 +126,13 @@ def select_known(node: Node, facts: Facts) -> Outcome:
     return Miss("the condition is not known", c) if known is None else x if known else y
 
 
-@rule
+@rule_on("and", "or")
 def logic_with_constant(node: Node, facts: Facts) -> Outcome:
     """x and true -> x    x and false -> false    x or false -> x    x or true -> true (booleans)."""
-    if miss := _of(node, facts, "and", "or"):
-        return miss
     known = facts.value(node.inputs[1])
     if node.dtype is not bool_ or known is None:
         return Miss("not booleans with a constant", node)
-    return node.inputs[0] if bool(known) == (form(node, facts) == "and") else node.inputs[1]
+    return node.inputs[0] if bool(known) == (facts.form(node) == "and") else node.inputs[1]
 
 
 def _holds(narrow: DType, wide: DType) -> bool:
@@ -237,21 +203,20 @@ def fold_constants(node: Node, facts: Facts) -> Outcome:
         scalars = [facts.uniform(i) for i in node.inputs]
         if all(s is not None for s in scalars):
             small = node.replace(tuple(s for s in scalars if s is not None))
-            value = constant(evaluate(small, [s.attrs["value"].array for s in scalars if s is not None]), node.dtype)
-            return make("broadcast_to", value, shape=node.shape)
+            result = constant(evaluate(small, [s.attrs["value"].array for s in scalars if s is not None]), node.dtype)
+            return make("broadcast_to", result, shape=node.shape)
     arrays = []
     for i in node.inputs:
-        value = i.attrs.get("value") if i.op.has(Trait.STRUCTURAL) and not i.inputs else None
-        if value is None:
+        array = constant_array(i)
+        if array is None:
             return Miss("an operand is no constant", i)
-        arrays.append(value.array)
+        arrays.append(array)
     count = size(node)
     if not isinstance(count, int) or count > FOLD_LIMIT:
         return Miss("the constant would be large", node)
     if facts.uniform(node) is not None and node.op.has(Trait.MOVEMENT):
         return Miss("a scalar, broadcast, is the better form", node)
-    result = evaluate(node, arrays)
-    return constant(result, node.dtype)
+    return constant(evaluate(node, arrays), node.dtype)
 
 
 RULES: Final = (

@@ -106,7 +106,7 @@ def _blame(
     values: dict[Node, Value] = {}
     table = dict(zip(before.inputs, (a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays), strict=True))
     values.update(table)
-    run(Graph(both.inputs, (y,)), arrays, f64, observe=lambda n, v: values.__setitem__(n, v))
+    run(Graph(both.inputs, (y,)), arrays, f64, observe=values.__setitem__)
     sources, matters = set(xs), set[Node]()
     for n in postorder([y]):
         if n in sources or any(i in matters for i in n.inputs):

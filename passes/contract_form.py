@@ -3,6 +3,7 @@
     matmul(a, b)               -> contract(a, b; C[m, n] = sum_k A[m, k] B[k, n])
     contract(transpose(a), b)  -> contract(a, b)   with the dimensions of A's index map permuted: no data moves
     transpose(contract(a, b))  -> contract(a, b)   with those of C permuted, where nothing else uses the product
+    contract(reshape(transpose(a)), b), transpose(reshape(contract(a, b)))   likewise: an axis splits as the reshape does
 
 An axis is 'm' where only A and C have it, 'n' where only B and C do, 'batch' in all three, 'k' where C does not have it.
 If the last dimension of C runs along an m axis alone, A and B change places, so that vectors run along n.
@@ -11,16 +12,17 @@ If the last dimension of C runs along an m axis alone, A and B change places, so
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..ir.contraction import Affine, Axis, Contraction
+from ..ir.dims import Dim, as_int
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Contract
-from ..ir.op import make
+from ..ir.op import Trait, make
 from .contract import Context, Pass
-from .facts import Facts, Read
+from .facts import Facts, Read, derived, weights
 from .rewrite import Miss, Outcome, Rule, apply_rules, rule, use_counts
 
 
@@ -145,39 +147,168 @@ def move_b(node: Node, facts: Facts) -> Outcome:
     return _fold_operand(node, facts, 1)
 
 
-@rule
-def vectors_along_n(node: Node, facts: Facts) -> Outcome:
-    """contract(a, b) -> contract(b, a) where the last dimension of C runs along an m axis alone (a * b = b * a)."""
+def _segments(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int], list[int]]] | None:
+    """The smallest runs of dimensions of two shapes that hold the same elements; None for symbolic or empty shapes."""
+    if not all(isinstance(d, int) and d > 0 for d in (*old, *new)):
+        return None
+    result: list[tuple[list[int], list[int]]] = []
+    i = k = 0
+    while i < len(old) or k < len(new):
+        left: list[int] = []
+        right: list[int] = []
+        a = b = 1
+        while True:
+            if a <= b and i < len(old) and (a < b or not left):
+                a, i = a * as_int(old[i]), i + 1
+                left.append(i - 1)
+            elif k < len(new) and (b < a or not right):
+                b, k = b * as_int(new[k]), k + 1
+                right.append(k - 1)
+            else:
+                break
+        result.append((left, right))
+    return result
+
+
+def reshaped(spec: Contraction, which: str, old: Sequence[Dim], new: Sequence[Dim]) -> Contraction | None:
+    """The spec with operand `which` ('a', 'b' or 'c') under another shape: an axis that is one dimension splits where the
+    dimension does, dimensions that merge have one index. None where an index that is no plain axis would have to split, or a
+    dimension of C would not be one axis."""
+    segments = _segments(old, new)
+    if segments is None:
+        return None
+    index = getattr(spec, which)
+    split: dict[str, list[Axis]] = {}
+    result: list[Affine | None] = [None] * len(new)
+    for left, right in segments:
+        if len(left) == 1 and len(right) == 1:
+            result[right[0]] = index[left[0]]
+        elif len(right) <= 1:
+            total = Affine(())
+            for d in left:  # row-major
+                total = _plus(_times(total, as_int(old[d])), index[d])
+            if right:
+                result[right[0]] = total
+        elif not left:
+            for d in right:
+                result[d] = Affine(())
+        elif len(left) == 1:
+            terms, extent = index[left[0]].terms, old[left[0]]
+            if index[left[0]].constant or len(terms) != 1 or terms[0][1] != 1 or spec.axis(terms[0][0]).extent != extent:
+                return None
+            axis = spec.axis(terms[0][0])
+            if axis.name in split:
+                return None
+            split[axis.name] = [Axis(f"{axis.name}_{k}", new[d], axis.kind) for k, d in enumerate(right)]
+            for part, d in zip(split[axis.name], right, strict=True):
+                result[d] = Affine(((part.name, 1),))
+        else:
+            return None
+    taken = {x.name for x in spec.axes}
+    if any(part.name in taken for parts in split.values() for part in parts):
+        return None
+    axes = tuple(part for x in spec.axes for part in split.get(x.name, [x]))
+    maps = {w: tuple(_divided(m, split) for m in getattr(spec, w)) for w in "abc"}
+    maps[which] = tuple(_divided(m, split) for m in result if m is not None)
+    plain = all(len(m.terms) == 1 and m.terms[0][1] == 1 and m.constant == 0 for m in maps["c"])
+    if len(maps[which]) != len(new) or not plain:
+        return None  # a dimension of C is one axis
+    return replace(spec, axes=axes, a=maps["a"], b=maps["b"], c=maps["c"])
+
+
+def _plus(x: Affine, y: Affine) -> Affine:
+    total = dict(x.terms)
+    for name, c in y.terms:
+        total[name] = total.get(name, 0) + c
+    return Affine(tuple((n, c) for n, c in total.items() if c), x.constant + y.constant)
+
+
+def _times(x: Affine, factor: int) -> Affine:
+    return Affine(tuple((n, c * factor) for n, c in x.terms), x.constant * factor)
+
+
+def _divided(x: Affine, split: Mapping[str, list[Axis]]) -> Affine:
+    """The index with each split axis as the row-major position of its parts."""
+    terms: list[tuple[str, int]] = []
+    for name, c in x.terms:
+        step = c
+        parts: list[tuple[str, int]] = []
+        for part in reversed(split.get(name, [])):
+            parts.append((part.name, step))
+            step *= as_int(part.extent)
+        terms += reversed(parts) if parts else [(name, c)]
+    return Affine(tuple(terms), x.constant)
+
+
+def _through_reshape(node: Node, facts: Facts, which: int) -> Outcome:
     spec = spec_of(node, facts)
-    if spec is None or "spec" not in node.attrs or spec.panel:
-        return Miss("not a contract node, or packed", node)
-    if not _lanes_along_m(spec):
-        return Miss("the last dimension of C runs along n", node)
-    return generic(node.inputs[1], node.inputs[0], normalised(swapped(spec)))
+    if spec is None or "spec" not in node.attrs or (which and spec.panel):
+        return Miss("not an unpacked contract node", node)
+    operand = node.inputs[which]
+    if facts.kind(operand) != "view" or operand.op.has(Trait.BARRIER):
+        return Miss("the operand is no reshape", operand)
+    moved_before = operand.inputs[0]
+    if facts.kind(moved_before) == "view" or permutation(moved_before, facts) is None:
+        return Miss("the reshape is not of a transpose: it costs nothing", operand)
+    new = reshaped(spec, "ab"[which], operand.shape, moved_before.shape)
+    if new is None:
+        return Miss("an index that is no plain axis would have to split", operand)
+    a, b = (node.inputs[0], moved_before) if which else (moved_before, node.inputs[1])
+    return generic(a, b, normalised(new))
 
 
-def move_c(uses: Counter[Node]) -> Rule:
-    """The rule for transposed products, which asks how many users a product has."""
+@rule
+def split_a(node: Node, facts: Facts) -> Outcome:
+    """contract(reshape(transpose(a)), b) -> contract(transpose(a), b) with the axes of A split as the reshape merged them."""
+    return _through_reshape(node, facts, 0)
+
+
+@rule
+def split_b(node: Node, facts: Facts) -> Outcome:
+    """contract(a, reshape(transpose(b))) -> contract(a, transpose(b)) with the axes of B split as the reshape merged them."""
+    return _through_reshape(node, facts, 1)
+
+
+def _about_weights(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, Rule]:
+    """The rules that ask what comes from weights (`fixed`: such a B stays B, to be packed) and who uses a product."""
+
+    @rule
+    def vectors_along_n(node: Node, facts: Facts) -> Outcome:
+        """contract(a, b) -> contract(b, a) where the last dimension of C runs along an m axis alone (a * b = b * a)."""
+        spec = spec_of(node, facts)
+        if spec is None or "spec" not in node.attrs or spec.panel:
+            return Miss("not a contract node, or packed", node)
+        if not _lanes_along_m(spec):
+            return Miss("the last dimension of C runs along n", node)
+        if fixed.get(node.inputs[1]):
+            return Miss("B comes from weights and will be packed", node.inputs[1])
+        return generic(node.inputs[1], node.inputs[0], normalised(swapped(spec)))
 
     @rule
     def move_c(node: Node, facts: Facts) -> Outcome:
-        """transpose(contract(a, b)) -> contract(a, b) with the dimensions of C permuted; only if nothing else uses it."""
-        if not node.inputs:
-            return Miss("a leaf", node)
-        read = facts.read(node)
-        inner = node.inputs[0]
-        spec = spec_of(inner, facts) if read is not None else None
-        if read is None or spec is None or "spec" not in inner.attrs or spec.panel:
-            return Miss("not a moved product", node)
-        perm = permutation(node, facts)
+        """transpose(contract(a, b)) -> contract(a, b) with C permuted, also with a reshape between; if nothing else uses it."""
+        perm = permutation(node, facts) if node.inputs and facts.kind(node) != "view" else None
         if perm is None:
             return Miss("not a transpose", node)
-        if uses[inner] != 1:
+        inner = view = node.inputs[0]
+        if facts.kind(view) == "view" and not view.op.has(Trait.BARRIER):
+            inner = view.inputs[0]
+        spec = spec_of(inner, facts)
+        if spec is None or "spec" not in inner.attrs or spec.panel:
+            return Miss("not a product that is moved", inner)
+        if uses[inner] != 1 or uses[view] != 1:
             return Miss("the product is used elsewhere too", inner)
+        if inner is not view and (split := reshaped(spec, "c", inner.shape, view.shape)) is not None:
+            spec = split
+        elif inner is not view:
+            return Miss("an index that is no plain axis would have to split", view)
+        new = normalised(replace(spec, c=tuple(spec.c[p] for p in perm)))
         a, b = inner.inputs
-        return generic(a, b, normalised(replace(spec, c=tuple(spec.c[p] for p in perm))))
+        if _lanes_along_m(new) and fixed.get(b):
+            return Miss("vectors would run along m, with weights in B", inner)
+        return generic(a, b, new)
 
-    return move_c
+    return vectors_along_n, move_c
 
 
 class _Progress:
@@ -193,8 +324,8 @@ class _Progress:
             kinds = sum(x != y for x, y in zip(spec.axes, normalised(spec).axes, strict=True))
             depth = 0
             for i in node.inputs:
-                while i.inputs and (r := facts.read(i)) is not None:
-                    depth, i = depth + 1, i.inputs[r.operand]
+                while i.inputs and (facts.read(i) is not None or facts.kind(i) == "view"):
+                    depth, i = depth + 1, i.inputs[0]
             return (0, depth, kinds + _lanes_along_m(spec))
 
         return measure(after) < measure(before)
@@ -210,6 +341,9 @@ class ContractForm(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with `contract` nodes in place of every op that lowers to a contraction."""
-        graph = apply_rules(graph, [to_contract, move_a, move_b, vectors_along_n], ctx, _Progress())
+        fixed = derived(graph.nodes(), weights(graph))
+        operands = (to_contract, move_a, move_b, split_a, split_b)
+        graph = apply_rules(graph, operands, ctx, _Progress())
         uses = use_counts(graph)
-        return apply_rules(graph, [move_c(uses), move_a, move_b, vectors_along_n], ctx, _Progress(), uses)
+        products = _about_weights(fixed, uses)
+        return apply_rules(graph, (*products, *operands), ctx, _Progress(), uses)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..ir.dims import Dim
+from ..ir.dtypes import DType
 from ..ir.errors import ShapeError
 from ..ir.expr import Expr, ExprLike, lift, load, postorder, var
 from ..ir.graph import Graph, Literal, Node
@@ -42,6 +43,7 @@ class Read:
 
 
 _IDX: Final[dict[int, tuple[Expr, ...]]] = {}
+_OPERANDS: Final[dict[tuple[int, DType], Expr]] = {}
 
 
 def index_variables(rank: int) -> tuple[Expr, ...]:
@@ -81,13 +83,18 @@ def linear(e: Expr, axes: Mapping[Expr, int]) -> tuple[dict[int, int], int] | No
 
 
 class Facts:
-    """Lowerings and what follows from them, remembered per node."""
+    """Lowerings and what follows from them, remembered per node.
+
+    `settled` holds, for a set of rules, the nodes to which none of them applies: rules see nothing but the node.
+    """
 
     def __init__(self) -> None:
         self._lowering: dict[Node, Lowering] = {}
         self._scalar: dict[Node, Expr | None] = {}
         self._read: dict[Node, Read | None] = {}
         self._uniform: dict[Node, Node | None] = {}
+        self._form: dict[Node, str] = {}
+        self.settled: dict[object, set[Node]] = {}
 
     def lowering(self, node: Node) -> Lowering:
         """The record's lowering of the node."""
@@ -117,6 +124,24 @@ class Facts:
             result = low.value(idx, read) if node.inputs else None
         self._scalar[node] = result
         return result
+
+    def form(self, node: Node) -> str:
+        """What rules are indexed by: the scalar operation of an elementwise op that is a single one of its operands in order
+        ('add', 'select', ...), 'elementwise' for the others, 'movement' for affine reads and views, else `kind`."""
+        found = self._form.get(node)
+        if found is None:
+            found = self._form[node] = self._find_form(node)
+        return found
+
+    def _find_form(self, node: Node) -> str:
+        if not node.inputs or isinstance(node.type, TupleType):
+            return self.kind(node)
+        e = self.scalar(node)
+        if e is not None:
+            plain = len(e.args) == len(node.inputs) and all(a is operand(k, node) for k, a in enumerate(e.args))
+            return e.op if plain and e.op != "cast" else "elementwise"
+        kind = self.kind(node)
+        return "movement" if kind == "view" or (kind == "map" and self.read(node) is not None) else kind
 
     def read(self, node: Node) -> Read | None:
         """The affine index map of a movement of one operand (transpose, slice, broadcast, ...; a reshape that only adds or
@@ -238,7 +263,11 @@ def _scalar_of(node: Node) -> Node | None:
 
 def operand(k: int, node: Node) -> Expr:
     """The variable xk that `Facts.scalar` uses for operand k."""
-    return var(f"x{k}", node.inputs[k].dtype)
+    key = (k, node.inputs[k].dtype)
+    found = _OPERANDS.get(key)
+    if found is None:
+        found = _OPERANDS[key] = var(f"x{k}", key[1])
+    return found
 
 
 def _unit_reshape(node: Node) -> Read | None:

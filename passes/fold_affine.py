@@ -20,7 +20,6 @@ from ..ir.build import constant
 from ..ir.contraction import Contraction
 from ..ir.graph import Graph, Node
 from ..ir.op import make
-from .algebra import form
 from .contract import Context, Pass
 from .contract_form import generic, spec_of
 from .facts import Facts, IndexMap, compose, derived, weights
@@ -94,7 +93,7 @@ def _shifted(u: Node, fixed: Mapping[Node, bool], facts: Facts) -> tuple[Node, _
     """u as (contraction, shift or None), if it is a contraction or one plus or minus a vector."""
     if spec_of(u, facts) is not None:
         return u, None
-    kind = form(u, facts)
+    kind = facts.form(u)
     if kind not in ("add", "sub") or spec_of(u.inputs[0], facts) is None:
         return None
     v = _vector(u.inputs[1], fixed, facts)
@@ -109,7 +108,7 @@ def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
     @rule
     def fold_scale(node: Node, facts: Facts) -> Outcome:
         """(contract(A, B) + T) * S -> contract(A, B * S) + T * S; likewise without T, with a minus, and divided by S."""
-        kind = form(node, facts)
+        kind = facts.form(node)
         if kind not in ("mul", "div") or not node.dtype.is_float:
             return Miss("not a product or quotient", node)
         u, t = node.inputs
@@ -120,7 +119,7 @@ def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
             return Miss("the left operand is no contraction, shifted or not", u)
         core, shift = found
         spec = spec_of(core, facts)
-        if spec is None or spec.panel or fixed.get(core.inputs[1]) is not True:
+        if spec is None or spec.panel or core.inputs[1] not in fixed or not fixed[core.inputs[1]]:
             return Miss("B does not come from weights alone, or is packed", core)
         if uses[u] != 1 or uses[core] != 1:
             return Miss("the unscaled value is used elsewhere too", u)
@@ -146,7 +145,7 @@ def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
     @rule
     def fold_shift(node: Node, facts: Facts) -> Outcome:
         """(contract(A, B) + T) + U -> contract(A, B) + (T + U); likewise with minus."""
-        kind = form(node, facts)
+        kind = facts.form(node)
         if kind not in ("add", "sub") or not node.dtype.is_float:
             return Miss("not a sum or difference", node)
         u, t = node.inputs
@@ -195,9 +194,6 @@ class FoldAffine(Pass):
 
 class _Fixed(dict[Node, bool]):
     """`derived`, extended on demand to nodes that the rules make."""
-
-    def get(self, node: Node, default: bool | None = None) -> bool | None:  # type: ignore[override]
-        return self[node] if node in self else default
 
     def __contains__(self, node: object) -> bool:
         if dict.__contains__(self, node):

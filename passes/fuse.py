@@ -215,17 +215,15 @@ class _Grower:
 
     def _row_member(self, j: int, region: Region, space: _Space) -> bool:
         """Whether a node may stand in the region: its shape, its form, and how it and the members read each other."""
-        node, form = self.nodes[j], self.regions.form[j]
+        node, form, members = self.nodes[j], self.regions.form[j], region.members
         if form == "reduce":
             low = self.facts.lowering(node)
             if not isinstance(low, Reduce) or node.inputs[0].shape != space.full or low.axes != space.axes:
                 return False
         elif form != "map" or node.shape not in space.shapes:
             return False
-        elif not self.facts.elementwise(node):
-            # a gather, a pad, ...: may only read what is not in the region
-            if node.shape != space.full or any(s in region.members for s in self.regions.sources[j]):
-                return False
+        elif not self.facts.elementwise(node) and (node.shape != space.full or not members.isdisjoint(self.regions.sources[j])):
+            return False  # a gather, a pad, ...: may only read what is not in the region
         for s in self.regions.sources[j]:
             if s in region.members and not all(self._row_read(j, s, r, space) for r in self.regions.reads(j, s)):
                 return False
@@ -368,13 +366,10 @@ class _Grower:
             return False
         if all(self._plain(u, j) for u in inside) and node.shape == self.nodes[root].shape:
             return True
-        # Read elsewhere than at the own index: recomputed for each reader, so it must be cheap, and needed by nobody else.
-        if outside or not self.facts.elementwise(node) or not self.facts.is_cheap(node):
-            return False
-        return (
-            all(self.facts.elementwise(self.nodes[u]) and all(r is not None for r in self.regions.reads(u, j)) for u in inside)
-            and len(self.regions.sources[j]) <= 2
-        )
+        # Read elsewhere than at the own index (by a broadcast, a pad, ...): computed again for each reader, so it must be cheap
+        # or mere movement, needed by nobody else, and must not itself read what is computed here.
+        cheap = self.facts.is_cheap(node) if self.facts.elementwise(node) else self.facts.read(node) is not None
+        return cheap and not outside and inside == users and len(self.regions.sources[j]) <= 2
 
 
 @dataclass(frozen=True)

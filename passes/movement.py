@@ -13,7 +13,7 @@ from ..ir.graph import Node
 from ..ir.lowering import Reduce, View
 from ..ir.op import Trait, make
 from .facts import Facts, IndexMap, compose
-from .rewrite import Miss, Outcome, rule
+from .rewrite import Miss, Outcome, rule, rule_on
 
 
 def synthesise(x: Node, index: IndexMap, shape: tuple[Dim, ...]) -> Node | None:
@@ -65,7 +65,7 @@ def _slice(x: Node, index: IndexMap, shape: tuple[Dim, ...]) -> Node | None:
     return make("slice", x, starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
 
 
-@rule
+@rule_on("movement")
 def no_movement(node: Node, facts: Facts) -> Outcome:
     """A movement that moves nothing -> x; one that only adds, drops or exchanges dimensions of size 1 -> reshape."""
     read = facts.read(node) if node.inputs else None
@@ -80,7 +80,7 @@ def no_movement(node: Node, facts: Facts) -> Outcome:
     return new
 
 
-@rule
+@rule_on("movement")
 def movement_of_movement(node: Node, facts: Facts) -> Outcome:
     """f(g(... x)) -> h(x) for affine movements f, g, ..., where h is cheaper: one movement, or a broadcast of a reshape."""
     read = facts.read(node) if node.inputs else None
@@ -118,7 +118,7 @@ def _reshapes(node: Node, facts: Facts) -> bool:
     return bool(node.inputs) and isinstance(facts.lowering(node), View) and not node.op.has(Trait.BARRIER)
 
 
-@rule
+@rule_on("movement")
 def reshape_of_reshape(node: Node, facts: Facts) -> Outcome:
     """reshape(reshape(x)) -> reshape(x), or x if it has the shape."""
     if not _reshapes(node, facts):
@@ -132,7 +132,7 @@ def reshape_of_reshape(node: Node, facts: Facts) -> Outcome:
     return x if x.shape == node.shape else make("reshape", x, shape=node.shape)
 
 
-@rule
+@rule_on("movement")
 def movement_of_scalar(node: Node, facts: Facts) -> Outcome:
     """Any movement of a broadcast scalar constant -> the scalar, broadcast to the new shape."""
     if not node.inputs or not (_reshapes(node, facts) or facts.read(node) is not None):
@@ -202,7 +202,7 @@ def reshape_last(node: Node, facts: Facts) -> Outcome:
     return make("reshape", node.replace(tuple(operands)), shape=node.shape)
 
 
-@rule
+@rule_on("reduce")
 def reduce_single(node: Node, facts: Facts) -> Outcome:
     """max, min or product over dimensions of size 1 -> reshape (a sum is not: 0 + -0.0 = 0.0)."""
     low = facts.lowering(node) if node.inputs else None
@@ -214,4 +214,12 @@ def reduce_single(node: Node, facts: Facts) -> Outcome:
     return x if x.shape == node.shape else make("reshape", x, shape=node.shape)
 
 
-RULES: Final = (movement_of_scalar, no_movement, reshape_of_reshape, movement_of_movement, broadcast_last, reshape_last, reduce_single)
+RULES: Final = (
+    movement_of_scalar,
+    no_movement,
+    reshape_of_reshape,
+    movement_of_movement,
+    broadcast_last,
+    reshape_last,
+    reduce_single,
+)

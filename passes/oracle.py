@@ -14,15 +14,16 @@ from ..ir.op import Trait
 
 Array = np.ndarray[Any, Any]
 
-DRAWS: Final = ("normal", "positive", "special")
+DRAWS: Final = ("normal", "positive", "special", "ties")
 SPECIAL: Final = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38, 1e-20, 1.0, -1.0)
+TIES: Final = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0)
 INTEGERS: Final = 8  # indices and labels are drawn below this
 BUDGET: Final = 2e-6  # of one op, relative to the largest result: the default of the op records' samples
 
 
 def draw(graph: Graph, kind: str, seed: int) -> list[Array]:
     """One array per input. 'normal' has both signs; 'positive' is in [0.25, 1.75), for logarithms and roots; 'special' mixes
-    in NaN, infinities, both zeros, denormals and numbers that overflow."""
+    in NaN, infinities, both zeros, denormals and numbers that overflow; 'ties' has few values, both zeros among them."""
     rng = np.random.default_rng([seed, DRAWS.index(kind)])
     return [_draw(i, kind, rng) for i in graph.inputs]
 
@@ -36,6 +37,8 @@ def _draw(node: Node, kind: str, rng: np.random.Generator) -> Array:
         return rng.integers(low, INTEGERS, shape).astype(dtype.numpy)
     if kind == "positive":
         return rng.uniform(0.25, 1.75, shape).astype(dtype.numpy)
+    if kind == "ties":
+        return rng.choice(np.array(TIES), shape).astype(dtype.numpy)
     values = rng.normal(size=shape)
     if kind == "special":
         values = np.where(rng.random(shape) < 0.2, rng.choice(np.array(SPECIAL), shape), values)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+import ast
+import difflib
+import re
+from dataclasses import fields
+from typing import Any, Final
 
 from ..ir.errors import AttributeValueError
 from ..ir.target import Target
@@ -48,14 +52,44 @@ PASSES: Final[dict[str, type[Pass]]] = {
 }
 
 
-def parse(names: str) -> tuple[Pass, ...]:
-    """Passes by name, separated by commas, such as 'simplify,fuse'. Raises AttributeValueError for an unknown name."""
-    import difflib
+_ITEM: Final = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
+
+def parse(text: str) -> tuple[Pass, ...]:
+    """Passes as `str` prints them, separated by commas: 'simplify, fuse{max_nodes=8}'.
+
+    Raises AttributeValueError for an unknown pass or option, or a value of another type than the option's.
+    """
     result: list[Pass] = []
-    for name in filter(None, (n.strip() for n in names.split(","))):
+    at = 0
+    while text[at:].strip():
+        match = _ITEM.match(text, at)
+        if match is None:
+            raise AttributeValueError(f"passes are written 'name, name{{option=value, ...}}', not {text[at:]!r}")
+        name, options, at = match.group(1), match.group(2) or "", match.end()
         if name not in PASSES:
             near = ", ".join(difflib.get_close_matches(name, PASSES) or PASSES)
             raise AttributeValueError(f"there is no pass {name!r}; did you mean: {near}?")
-        result.append(PASSES[name]())
+        result.append(PASSES[name](**_options(name, options)))
     return tuple(result)
+
+
+def _options(name: str, text: str) -> dict[str, Any]:
+    """The options of a pass from 'a=1, b=(1, 2)'."""
+    if not text.strip():
+        return {}
+    known = {f.name: f for f in fields(PASSES[name])}
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        given = {k.arg or "**": ast.literal_eval(k.value) for k in call.keywords} if isinstance(call, ast.Call) else {}
+    except (SyntaxError, ValueError):
+        raise AttributeValueError(f"options of pass {name} are written option=value, ..., not {text!r}") from None
+    for key, value in given.items():
+        if key not in known:
+            raise AttributeValueError(f"pass {name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+        default = known[key].default
+        if type(value) is not type(default):
+            raise AttributeValueError(f"option {key} of pass {name} is like {default!r}, not {value!r}")
+    if not given:
+        raise AttributeValueError(f"options of pass {name} are written option=value, ..., not {text!r}")
+    return given

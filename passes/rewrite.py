@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.errors import TensorwrightError, VerifyError
 from ..ir.expr import postorder as expr_postorder
@@ -43,11 +43,12 @@ class RewriteError(TensorwrightError):
 
 @dataclass(frozen=True)
 class Rule:
-    """A named rewrite; `doc` states its algebra."""
+    """A named rewrite; `doc` states its algebra. `forms`, if given, are the only ones (`Facts.form`) that it is tried on."""
 
     name: str
     apply: Apply
     doc: str
+    forms: frozenset[str] = frozenset()
 
 
 def rule(apply: Apply) -> Rule:
@@ -56,6 +57,11 @@ def rule(apply: Apply) -> Rule:
     if not doc:
         raise VerifyError(f"rewrite rule {name}: a docstring must state its algebra")
     return Rule(name.strip("_"), apply, doc)
+
+
+def rule_on(*forms: str) -> Callable[[Apply], Rule]:
+    """As `rule`, for a rule that is tried on nodes of these forms only."""
+    return lambda apply: replace(rule(apply), forms=frozenset(forms))
 
 
 _EXPENSIVE = {"div": 4, "pow": 8, "floordiv": 4, "mod": 4, "sqrt": 3}
@@ -177,6 +183,8 @@ class Rewriter:
         self._forward: dict[Node, Node] = {}
         self._origin: dict[Node, Node] = {}
         self._out_of_fuel = False
+        self._indexed: dict[str, tuple[Rule, ...]] = {}
+        self._settled = self.facts.settled.setdefault(self.rules, set())
 
     def run(self, graph: Graph) -> Graph:
         """The graph in normal form; the graph itself if no rule applied."""
@@ -239,7 +247,13 @@ class Rewriter:
         if self._out_of_fuel or not node.inputs:
             return None
         misses = self.ctx.misses
-        for r in self.rules:
+        if node in self._settled and misses is None:
+            return None
+        form = self.facts.form(node)
+        rules = self._indexed.get(form)
+        if rules is None:
+            rules = self._indexed[form] = tuple(r for r in self.rules if not r.forms or form in r.forms)
+        for r in rules:
             new = r.apply(node, self.facts)
             if isinstance(new, Miss):
                 if misses is not None:
@@ -257,6 +271,7 @@ class Rewriter:
                 self._out_of_fuel = True
                 return None
             return new
+        self._settled.add(node)
         return None
 
     def _check_type(self, node: Node, new: Node, what: str) -> None:

@@ -15,7 +15,6 @@ from ..ir.build import full
 from ..ir.dtypes import f32, f64
 from ..ir.graph import Graph, Node
 from ..ir.op import make
-from .algebra import form
 from .contract import Context, Pass
 from .facts import Facts
 from .rewrite import Miss, Outcome, apply_rules, rule
@@ -24,7 +23,7 @@ from .rewrite import Miss, Outcome, apply_rules, rule
 @rule
 def small_power(node: Node, facts: Facts) -> Outcome:
     """x ** 2 -> x * x    x ** 3 -> (x * x) * x    x ** 4 -> (x * x) * (x * x)    x ** -1 -> 1 / x."""
-    if form(node, facts) != "pow" or not node.dtype.is_float:
+    if facts.form(node) != "pow" or not node.dtype.is_float:
         return Miss("not a power of floats", node)
     x, n = node.inputs[0], facts.value(node.inputs[1])
     if n == -1:
@@ -38,7 +37,7 @@ def small_power(node: Node, facts: Facts) -> Outcome:
 @rule
 def divide_by_constant(node: Node, facts: Facts) -> Outcome:
     """x / c -> x * (1 / c) where both c and 1 / c are far from overflow and underflow."""
-    if form(node, facts) != "div" or node.dtype not in (f32, f64):
+    if facts.form(node) != "div" or node.dtype not in (f32, f64):
         return Miss("not a division of f32 or f64", node)
     c = facts.value(node.inputs[1])
     if c is None or not 2.0**-60 < abs(c) < 2.0**60 or not math.isfinite(c):
@@ -48,7 +47,7 @@ def divide_by_constant(node: Node, facts: Facts) -> Outcome:
 
 def _fewer(before: Node, after: Node, facts: Facts) -> bool:
     def rank(node: Node) -> int:
-        return {"pow": 2, "div": 1}.get(form(node, facts), 0)
+        return {"pow": 2, "div": 1}.get(facts.form(node), 0)
 
     return rank(after) < rank(before)
 

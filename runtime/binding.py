@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
@@ -87,6 +87,7 @@ class Binding:
         self._donated_slots = tuple((n + k, i) for k, i in self.donated)
         self._one = len(self.fresh) == 1 and not self.donated
         self._slots = self.arguments
+        self._simple = not self.donated and lock is None and _COUNTS_HOLD
         self._checks = tuple(
             (slot, program.inputs[slot].type.dtype.numpy, program.inputs[slot].type.static_shape) for slot in self.arguments
         )
@@ -115,15 +116,16 @@ class Binding:
             held.append(array)
         for output, source in self.program.aliases:
             table[len(self.program.inputs) + output] = table[source]
-        self._table, self._held = table, tuple(held)
+        # in this order, and each in one step: a frame of the new list never points into the old arrays
+        self._bound = (table, tuple(held))
         self._free = []
 
     def _frame(self) -> Frame:
+        table, held = self._bound
         arena, address = block(self.program.arena_bytes, self.program.align)
-        constants = [address_of(c) for c in self._constants]
-        values = [*self._table, *constants, address]
+        values = [*table, *map(address_of, self._constants), address]
         # the frame keeps alive what its pointers point to
-        return Frame((ctypes.c_void_p * len(values))(*values), arena, (self._held, self._constants, self._native))
+        return Frame((ctypes.c_void_p * len(values))(*values), arena, (held, self._constants, self._native))
 
     def _outputs(self, frame: Frame) -> tuple[tuple[Array, ...], tuple[int, ...]]:
         arrays = tuple(empty(self.program.outputs[k].type.static_shape, self.program.outputs[k].type.dtype) for k in self.fresh)
@@ -134,16 +136,41 @@ class Binding:
         return made
 
     def call(self, inputs: Sequence[Any]) -> Any:
-        """Runs the program on arrays that fit exactly: the result, or None (and nothing done) if one needs a closer look."""
-        addresses = []
-        for x, (_, dtype, shape) in zip(inputs, self._checks, strict=True):
+        """Runs the program on arrays that fit exactly: the result, or None (and nothing done) if one needs a closer look.
+
+        The way of most calls, kept short: what `run` does, for a program without state and donated arguments.
+        """
+        home = self._free
+        try:
+            frame = home.pop()
+        except IndexError:
+            frame = self._frame()
+        pointers = frame.pointers
+        for x, (slot, dtype, shape) in zip(inputs, self._checks):  # noqa: B905 (the caller has counted them)
             if type(x) is not _ndarray or x.dtype != dtype or x.shape != shape:
+                home.append(frame)
                 return None
             try:
-                addresses.append(_addressof(_exported(x)))
+                pointers[slot] = _addressof(_exported(x))
             except (TypeError, ValueError, BufferError):
+                home.append(frame)
                 return None
-        return self.run(inputs, addresses)
+        if not self._simple:
+            home.append(frame)
+            return self.run(inputs, [pointers[slot] for slot in self._slots])
+        for arrays, places in frame.outputs:
+            if _counts(arrays) <= _IDLE:
+                break
+        else:
+            arrays, places = self._outputs(frame)
+        for slot, place in zip(self._fresh_slots, places):  # noqa: B905
+            pointers[slot] = place
+        if self._run(frame.address):
+            self._failed()
+        # held by the caller before the frame is free: the ring's tuple alone would look idle to another thread
+        result = arrays[0] if self._one else (*arrays,)
+        home.append(frame)
+        return result
 
     def run(self, inputs: Sequence[Array], addresses: Sequence[int], out: Sequence[Array] | None = None) -> Any:
         """Runs on checked inputs at `addresses`. `out`, if given, holds a checked array per output that is no alias.
@@ -177,8 +204,7 @@ class Binding:
             with self._lock:
                 status = self._run(frame.address)
         if status:
-            self._failed(status)
-        # held by the caller before the frame is free: the ring's tuple alone would look idle to another thread
+            self._failed()
         if self._one:
             result: Any = arrays[0]
         elif not self._donated_slots:
@@ -222,9 +248,9 @@ class Binding:
             )
             status = self._native.run(frame.address, None, ctypes.addressof(context))
             if status:
-                self._failed(status)
+                self._failed()
 
-    def _failed(self, status: int) -> None:
+    def _failed(self) -> NoReturn:
         raise TensorwrightError(
-            f"program {self.program.name!r} stopped with status {status}: a bounds check of its checked build failed"
+            f"a bounds check of the checked program {self.program.name!r} failed: it would have read or written outside an array"
         )

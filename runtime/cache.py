@@ -36,11 +36,12 @@ def default_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "tensorwright"
 
 
-def source_digest(root: Path, folders: Iterable[str]) -> str:
-    """A hash over every Python file of the compiler (names and contents): another compiler, another key."""
+def source_digest(root: Path, places: Iterable[str]) -> str:
+    """A hash over every Python file in these places, files or folders (names and contents): another compiler, another key."""
     total = hashlib.sha256()
-    for folder in folders:
-        for path in sorted((root / folder).rglob("*.py")):
+    for place in places:
+        found = root / place
+        for path in [found] if found.is_file() else sorted(found.rglob("*.py")):
             data = path.read_bytes()
             total.update(f"{path.relative_to(root)}:{len(data)}\n".encode() + data)
     return total.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -51,7 +52,7 @@ class Executable:
         *,
         threads: int = 1,
         peak: Peak | None = None,
-        save: Callable[[Executable, str], None] | None = None,
+        save: Callable[[Executable, str | Path], None] | None = None,
         flatten: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
         unflatten: Callable[[Sequence[Any]], Any] | None = None,
         not_runnable: str = "",
@@ -398,7 +399,7 @@ class Executable:
                 for name, value in state.items():
                     np.copyto(self._parameters[name], value)
 
-    def save(self, path: str) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes the model to a `.tw` file: its graph and weights, no machine code. Raises ArtifactError, OSError."""
         if self._save is None:
             raise TensorwrightError(f"{self.graph.name} was made without its source graph and cannot be saved")

@@ -13,8 +13,9 @@ from ...ir.target import Target
 from ..loop_ir import Buffer, For, Kernel, Stmt, Store
 from .canonical import ACC, A, B, C, Nest, canonical
 from .layout import parameters
+from .plan import Plan, accumulator
 from .root import Root
-from .tile import Plan, accumulator, choose, plans
+from .tile import choose, plans
 from .types import Epilogue, Operand, Scheduled
 
 

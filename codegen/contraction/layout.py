@@ -11,7 +11,7 @@ from ...ir.expr import Expr, binary, const, minimum, select, var
 from ...ir.target import Target
 from ..loop_ir import Buffer, Let, Stmt
 from .canonical import Loop, Nest
-from .tile import Plan, pieces
+from .plan import Plan, pieces
 from .types import Operand
 
 ALIGN = 16  # elements to which regions of the workspace are rounded

@@ -2,192 +2,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 from ...ir.expr import Expr, binary, broadcast, cast, const, load, minimum, ramp, substitute, var
-from ..loop_ir import For, Let, Stmt, Store
+from ..loop_ir import Buffer, For, Let, Stmt, Store
 from .canonical import Loop
 from .layout import Layout, decode
 
 RUN = 64  # steps copied of one item before the next when packing transposes
+SHARES = 32  # parallel pieces that a copy is cut in, if its reduction allows
+SRC, DST = var("src"), var("dst")
 
 
-def pack_columns(layout: Layout) -> list[Stmt]:
-    """ws[both, panel, k..., column] = column operand, zero beyond its last column."""
-    p, region = layout.plan, layout.packed_col
+class _Copy:
+    """The loops of a copy into the workspace, one tile (or panel) after the other.
+
+    which   0: the row operand, 1: the column operand;  inner: elements between two steps of the copy
+    A tile's steps are shared out, along their outermost loop, where there are few tiles.
+    """
+
+    def __init__(self, layout: Layout, which: int, tiles: int, inner: int) -> None:
+        p = layout.plan
+        self.layout, self.which, self.tiles, self.inner = layout, which, tiles, inner
+        self.stream = (p.row, p.col)[which]
+        self.source: Buffer = layout.parameters[self.stream]
+        self.loops = p.reduce_from
+        self.ks = [var(f"q{n}") for n in range(len(self.loops))]
+        self.strides = [inner * math.prod(x.extent for x in self.loops[n + 1 :]) for n in range(len(self.loops))]
+        outer = self.loops[0].extent if self.loops else 1
+        self.block = outer if layout.kind == "serial" else max(1, outer // max(1, SHARES // tiles))
+        self.shares = -(-outer // self.block)
+        self.index = var("share")
+        self.tile = self.index // self.shares
+        self.first = self.index % self.shares * self.block if self.shares > 1 else const(0)
+        self.last = minimum(self.first + self.block, const(outer)) if self.shares > 1 else const(outer)
+
+    def element(self, at: Expr, lanes: int = 1, mask: Expr | None = None) -> Expr:
+        """Of the operand, in the accumulator's dtype."""
+        return cast(load(self.source, (at,), self.source.dtype, mask, lanes), self.layout.dtype)
+
+    def places(self, src: Expr, dst: Expr, depth: int) -> tuple[Expr, Expr]:
+        """Both offsets moved by the first `depth` reduction loops."""
+        for k, x, s in zip(self.ks[:depth], self.loops, self.strides, strict=False):
+            src, dst = src + k * x.strides[self.which], dst + k * s
+        return src, dst
+
+    def around(self, body: tuple[Stmt, ...], depth: int) -> tuple[Stmt, ...]:
+        """The body inside the first `depth` reduction loops."""
+        for n in range(depth - 1, -1, -1):
+            body = (For(self.ks[n], *self.bounds(n), body),)
+        return body
+
+    def bounds(self, n: int) -> tuple[Expr, Expr]:
+        """Of reduction loop n, in this share."""
+        return (self.first, self.last) if n == 0 else (const(0), const(self.loops[n].extent))
+
+    def steps(self) -> tuple[Expr, Expr]:
+        """First and last step of this share, counted over all loops."""
+        inside = math.prod(x.extent for x in self.loops[1:])
+        return self.first * inside, self.last * inside
+
+    def transposed(self, src: Expr, dst: Expr, item: Expr, count: Expr) -> list[Stmt]:
+        """for outer k, runs of the innermost k { for item { for k in the run: work[dst] = operand[src] } }.
+
+        Lines of the operand that hold many steps of one item are used up before they leave L1; eight items at a time,
+        so that stores lie side by side.
+        """
+        depth = len(self.loops)
+        src, dst = self.places(src, dst, depth)
+        whole = count - count % 8
+
+        def copies(n: int) -> tuple[Stmt, ...]:
+            moved = [{item: item + j} for j in range(n)]
+            return tuple(Store(self.layout.work, (substitute(dst, m),), self.element(substitute(src, m))) for m in moved)
+
+        def items(inner: Callable[[tuple[Stmt, ...]], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+            return (For(item, const(0), whole, inner(copies(8)), step=8), For(item, whole, count, inner(copies(1))))
+
+        if not self.loops:
+            return list(items(lambda b: b))
+        k, (low, high) = self.ks[-1], self.bounds(depth - 1)
+        if self.loops[-1].extent <= RUN:
+            body = items(lambda b: (For(k, low, high, b),))
+        else:
+            start = var("run")
+            stop = minimum(start + RUN, high)
+            body = (For(start, low, high, items(lambda b: (For(k, start, stop, b),)), step=RUN),)
+        return list(self.around(body, depth - 1))
+
+    def loop(self, body: list[Stmt]) -> For:
+        """Over all tiles and their shares."""
+        return For(self.index, const(0), const(self.tiles * self.shares), tuple(body), self.layout.kind)
+
+
+def pack_columns(layout: Layout) -> Stmt:
+    """work[both, panel, k..., column] = column operand, zero beyond its last column."""
+    p, region, lanes, width = layout.plan, layout.packed_col, layout.lanes, layout.width
     assert region is not None
-    stream = p.col
-    source = layout.parameters[stream]
-    i = var("pc")
-    where = decode(i, [x.extent for x in p.both] + [x.extent for x in p.col_others] + [layout.lane_tiles])
+    copy = _Copy(layout, 1, layout.both * p.panels, width)
     loops = [*p.both, *p.col_others]
-    offset: Expr = const(layout.nest.base[stream])
-    for x, at in zip(loops, where[:-1], strict=True):
-        offset = offset + at * x.strides[stream]
-    first = var("first_column")
-    step = p.lane.strides[stream]
-    offset = offset + first * step
-    target = i * (layout.steps * layout.width) + region.start
-    body: list[Stmt] = [Let(first, where[-1] * p.columns)]
-    src, dst = var("src"), var("dst")
-    body += [Let(src, offset), Let(dst, target)]
+    *where, panel = decode(copy.tile, [*(x.extent for x in loops), layout.lane_tiles])
+    first, column = var("first_column"), var("column")
+    step = p.lane.strides[p.col]
+    src: Expr = const(layout.nest.base[p.col])
+    for x, at in zip(loops, where, strict=True):
+        src = src + at * x.strides[p.col]
+    body: list[Stmt] = [
+        Let(first, panel * p.columns),
+        Let(SRC, src + first * step),
+        Let(DST, copy.tile * (layout.steps * width) + region.start),
+    ]
     ragged = p.lane.extent % p.columns != 0
-    ks = [var(f"q{n}") for n in range(len(p.reduce_from))]
-    from_k, to_k = src, dst
-    inner = layout.width
-    strides: list[int] = []
-    for x in reversed(p.reduce_from):
-        strides.insert(0, inner)
-        inner *= x.extent
-
-    def element(at: Expr, lanes: int, mask: Expr | None) -> Expr:
-        return cast(load(source, (at,), source.dtype, mask, lanes), layout.dtype)
-
+    count = minimum(const(p.lane.extent) - first, const(p.columns)) if ragged else const(p.columns)
     if step == 1:
-        for k, x, s in zip(ks, p.reduce_from, strides, strict=True):
-            from_k, to_k = from_k + k * x.strides[1], to_k + k * s
-        copies: list[Stmt] = []
-        for j in range(0, layout.width, layout.lanes):
-            mask = None
-            if ragged or p.columns % layout.lanes:
-                last = minimum(const(p.lane.extent) - first, const(p.columns))
-                mask = binary("lt", ramp(j, layout.lanes), broadcast(last, layout.lanes))
-            copies.append(Store(layout.work, (to_k + j,), element(from_k + j, layout.lanes, mask)))
-        nest: tuple[Stmt, ...] = tuple(copies)
-        for k, x in reversed(list(zip(ks, p.reduce_from, strict=True))):
-            nest = (For(k, const(0), const(x.extent), nest),)
-        body += nest
+        src, dst = copy.places(SRC, DST, len(copy.loops))
+        stores = []
+        for j in range(0, width, lanes):
+            mask = binary("lt", ramp(j, lanes), broadcast(count, lanes)) if ragged or p.columns % lanes else None
+            stores.append(Store(layout.work, (dst + j,), copy.element(src + j, lanes, mask)))
+        body += copy.around(tuple(stores), len(copy.loops))
     else:
-        # transposes: a run of steps of one column at a time, so that lines read are used up
-        column = var("column")
-        last = minimum(const(p.lane.extent) - first, const(p.columns)) if ragged else const(p.columns)
-        body += _gather(
-            layout,
-            ks,
-            p.reduce_from,
-            1,
-            src + column * step,
-            dst + column,
-            strides,
-            column,
-            last,
-            lambda at: element(at, 1, None),
-        )
-        if ragged or layout.width != p.columns:
-            z = var("z")
-            clear = Store(layout.work, (dst + z * layout.width + column,), const(0, layout.dtype))
-            body.append(For(z, const(0), const(layout.steps), (For(column, last, const(layout.width), (clear,)),)))
-    return [For(i, const(0), const(layout.both * p.panels), tuple(body), layout.kind)]
+        body += copy.transposed(SRC + column * step, DST + column, column, count)
+        if ragged or width != p.columns:
+            z = var("step")
+            clear = Store(layout.work, (DST + z * width + column,), const(0, layout.dtype))
+            body.append(For(z, *copy.steps(), (For(column, count, const(width), (clear,)),)))
+    return copy.loop(body)
 
 
-def _gather(
-    layout: Layout,
-    ks: Sequence[Expr],
-    loops: Sequence[Loop],
-    which: int,
-    src: Expr,
-    dst: Expr,
-    strides: Sequence[int],
-    item: Expr,
-    count: Expr,
-    element: Callable[[Expr], Expr],
-) -> list[Stmt]:
-    """for outer k, runs of the innermost k { for item { for k in the run: ws[dst] = source[src] } }."""
-    for k, x, s in zip(ks, loops, strides, strict=True):
-        src, dst = src + k * x.strides[which], dst + k * s
-
-    def copies(n: int) -> tuple[Stmt, ...]:
-        shifted = [{item: item + j} for j in range(n)]
-        return tuple(Store(layout.work, (substitute(dst, m),), element(substitute(src, m))) for m in shifted)
-
-    # eight items at a time: their stores lie side by side
-    whole = count - count % 8
-
-    def items(inner: Callable[[tuple[Stmt, ...]], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
-        return (For(item, const(0), whole, inner(copies(8)), step=8), For(item, whole, count, inner(copies(1))))
-
-    if not loops:
-        return list(items(lambda b: b))
-    k, x = ks[-1], loops[-1]
-    if x.extent <= RUN:
-        body = items(lambda b: (For(k, const(0), const(x.extent), b),))
-    else:
-        start = var(f"{k.attr}_block")
-        stop = minimum(start + RUN, const(x.extent))
-        body = (For(start, const(0), const(x.extent), items(lambda b: (For(k, start, stop, b),)), step=RUN),)
-    for k, x in reversed(list(zip(ks[:-1], loops[:-1], strict=True))):
-        body = (For(k, const(0), const(x.extent), body),)
-    return list(body)
-
-
-def pack_rows(layout: Layout) -> list[Stmt]:
-    """ws[both, tile, row, k...] or ws[both, tile, k..., row] = row operand."""
-    p, region = layout.plan, layout.packed_row
+def pack_rows(layout: Layout) -> Stmt:
+    """work[both, tile, row, k...] or work[both, tile, k..., row] = row operand."""
+    p, region, lanes = layout.plan, layout.packed_row, layout.lanes
     assert region is not None
-    stream = p.row
-    source = layout.parameters[stream]
-    i = var("pr")
-    tiles = p.row_tiles
-    where = decode(i, [x.extent for x in p.both] + [tiles])
-    offset: Expr = const(layout.nest.base[stream])
-    for x, at in zip(p.both, where[:-1], strict=True):
-        offset = offset + at * x.strides[stream]
-    origin, sizes, lets = layout.row_origin(where[-1], "pack")
-    offset = offset + origin[stream]
-    src, dst = var("src"), var("dst")
-    body: list[Stmt] = [*lets, Let(src, offset), Let(dst, i * layout.row_size + region.start)]
-    ks = [var(f"q{n}") for n in range(len(p.reduce_from))]
-    inner = 1 if p.pack_row == "k" else p.pitch
-    strides: list[int] = []
-    for x in reversed(p.reduce_from):
-        strides.insert(0, inner)
-        inner *= x.extent
-    row_stride = p.pitch if p.pack_row == "k" else 1
-
-    def element(at: Expr, lanes: int = 1, mask: Expr | None = None) -> Expr:
-        return cast(load(source, (at,), source.dtype, mask, lanes), layout.dtype)
-
-    rows = [x for x, _ in p.rows]
-    inner_row = rows[-1] if rows else Loop(1, (0,) * len(layout.nest.base))
-    inner_size = sizes[-1] if sizes else const(1)
-    outer_size = sizes[0] if len(sizes) == 2 else const(1)
+    by_steps = p.pack_row == "k"
+    copy = _Copy(layout, 0, layout.both * p.row_tiles, 1 if by_steps else p.pitch)
+    *where, tile = decode(copy.tile, [*(x.extent for x in p.both), p.row_tiles])
+    origin, sizes, lets = layout.row_origin(tile, "pack")
+    src: Expr = const(layout.nest.base[p.row]) + origin[p.row]
+    for x, at in zip(p.both, where, strict=True):
+        src = src + at * x.strides[p.row]
+    body: list[Stmt] = [*lets, Let(SRC, src), Let(DST, copy.tile * layout.row_size + region.start)]
+    unit = Loop(1, (0,) * len(layout.nest.base))
+    outer, inner = ([unit, unit] + [x for x, _ in p.rows])[-2:]
+    outer_size, inner_size = ([const(1), const(1)] + sizes)[-2:]
     ro, ri = var("row_outer"), var("row_inner")
-    inner_count = p.rows[-1][1] if p.rows else 1
-    src = src + ri * inner_row.strides[stream]
+    src = SRC + ri * inner.strides[p.row] + ro * outer.strides[p.row]
     # rows of a tile are numbered by the tile's own sizes: an outer row skips as many as the inner loop has
-    dst = dst + (ro * inner_size + ri) * row_stride
-    if len(rows) == 2:
-        src = src + ro * rows[0].strides[stream]
-    if p.pack_row == "k" and p.reduce_from and p.reduce_from[-1].strides[0] == 1:
-        # rows are copied in vectors along the reduction
-        for k, x, s in zip(ks[:-1], p.reduce_from[:-1], strides[:-1], strict=True):
-            src, dst = src + k * x.strides[0], dst + k * s
-        k, x = ks[-1], p.reduce_from[-1]
-        lanes = layout.lanes
-        whole = x.extent // lanes * lanes
-        copies: list[Stmt] = []
-        if whole:
-            copies.append(For(k, const(0), const(whole), (Store(layout.work, (dst + k,), element(src + k, lanes)),), step=lanes))
-        if whole < x.extent:
-            mask = binary("lt", ramp(0, lanes), const(x.extent - whole, lanes=lanes))
-            copies.append(Store(layout.work, (dst + whole,), element(src + whole, lanes, mask), mask))
-        nest: tuple[Stmt, ...] = tuple(copies)
-        for k, x in reversed(list(zip(ks[:-1], p.reduce_from[:-1], strict=True))):
-            nest = (For(k, const(0), const(x.extent), nest),)
-        nest = (For(ri, const(0), inner_size, nest),)
-    elif p.pack_row == "m" and inner_row.strides[stream] == 1:
-        for k, x, s in zip(ks, p.reduce_from, strides, strict=True):
-            src, dst = src + k * x.strides[0], dst + k * s
-        copies = []
-        for j in range(0, inner_count, layout.lanes):
-            lanes = layout.lanes
+    dst = DST + (ro * inner_size + ri) * (p.pitch if by_steps else 1)
+    for x, at in zip(p.row_source, decode(var("pack_i0") + ri, [x.extent for x in p.row_source]), strict=True):
+        src = src + at * x.strides[p.row]
+    depth = len(copy.loops)
+    if by_steps and copy.loops and copy.loops[-1].strides[0] == 1:
+        src, dst = copy.places(src, dst, depth - 1)
+        rows = copy.around(_run(copy, src, dst), depth - 1)
+        body += [For(ro, const(0), outer_size, (For(ri, const(0), inner_size, rows),))]
+    elif not by_steps and inner.strides[p.row] == 1:
+        src, dst = copy.places(src, dst, depth)
+        stores = []
+        for j in range(0, p.rows[-1][1], lanes):
             mask = binary("lt", ramp(j, lanes), broadcast(inner_size, lanes))
             at_src, at_dst = (substitute(e, {ri: const(j)}) for e in (src, dst))
-            copies.append(Store(layout.work, (at_dst,), element(at_src, lanes, mask), mask))
-        nest = tuple(copies)
-        for k, x in reversed(list(zip(ks, p.reduce_from, strict=True))):
-            nest = (For(k, const(0), const(x.extent), nest),)
+            stores.append(Store(layout.work, (at_dst,), copy.element(at_src, lanes, mask), mask))
+        body.append(For(ro, const(0), outer_size, copy.around(tuple(stores), depth)))
     else:
-        nest = tuple(_gather(layout, ks, p.reduce_from, 0, src, dst, strides, ri, inner_size, element))
-    body.append(For(ro, const(0), outer_size, nest))
-    return [For(i, const(0), const(layout.both * tiles), tuple(body), layout.kind)]
+        body.append(For(ro, const(0), outer_size, tuple(copy.transposed(src, dst, ri, inner_size))))
+    return copy.loop(body)
+
+
+def _run(copy: _Copy, src: Expr, dst: Expr) -> tuple[Stmt, ...]:
+    """The innermost reduction loop copied in vectors."""
+    lanes, work, k = copy.layout.lanes, copy.layout.work, copy.ks[-1]
+    low, high = copy.bounds(len(copy.loops) - 1)
+    whole = low + (high - low) // lanes * lanes
+    main = For(k, low, whole, (Store(work, (dst + k,), copy.element(src + k, lanes)),), step=lanes)
+    mask = binary("lt", ramp(k, lanes), broadcast(high, lanes))
+    tail = For(k, whole, high, (Store(work, (dst + k,), copy.element(src + k, lanes, mask), mask),), step=lanes)
+    return (main, tail)

@@ -23,7 +23,7 @@ from .canonical import A, B, C, Loop, Nest
 from .layout import Layout, decode
 from .microkernel import Tile, Ukernel, build
 from .packing import pack_columns, pack_rows
-from .tile import Plan
+from .plan import Plan
 from .types import Operand, Scheduled
 
 CHUNKS = 32  # chunks aimed at: even shares for 1 to 8 threads, with one of them disturbed
@@ -110,9 +110,9 @@ class Root:
         p, nest = self.plan, self.nest
         body: list[Stmt] = []
         if p.pack_col:
-            body += pack_columns(self.at)
+            body.append(pack_columns(self.at))
         if p.pack_row:
-            body += pack_rows(self.at)
+            body.append(pack_rows(self.at))
         row_block, col_block = self._chunks()
         row_blocks, col_blocks = -(-p.row_tiles // row_block), -(-p.panels // col_block)
         chunk = var("chunk")

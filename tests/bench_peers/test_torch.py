@@ -15,7 +15,9 @@ from tensorwright.ir.interp import run as interpret
 from tensorwright.passes.contract import Context
 from tensorwright.passes.gradient import Gradient
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is the peer of these comparisons (pip install 'tensorwright[bench]')")
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed: it is the peer of these comparisons (pip install 'tensorwright[bench]')"
+)
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(6)
@@ -34,11 +36,16 @@ def relative(got: Array, want: Array) -> float:
 
 
 MODELS: list[tuple[str, tuple[Any, ...], Array]] = [
-    ("MLP", (), images(3, 784)), ("LeNet", (), images(2, 1, 28, 28)), ("Cifar", (), images(2, 3, 32, 32)), ("DemoCNN", (), images(2, 1, 8, 8)),
-    ("ResNet50", ((1, 2, 1, 1), 8, 10), images(1, 3, 64, 64)), ("ResNet18", ((8, 16, 16, 32),), images(2, 3, 16, 16)),
-    ("MobileNetV2", (SMALL, 64, 10), images(1, 3, 32, 32)), ("BERT", (2, 32, 4, 64, 50, 16), RNG.integers(0, 50, (2, 12))),
+    ("MLP", (), images(3, 784)),
+    ("LeNet", (), images(2, 1, 28, 28)),
+    ("Cifar", (), images(2, 3, 32, 32)),
+    ("DemoCNN", (), images(2, 1, 8, 8)),
+    ("ResNet50", ((1, 2, 1, 1), 8, 10), images(1, 3, 64, 64)),
+    ("ResNet18", ((8, 16, 16, 32),), images(2, 3, 16, 16)),
+    ("MobileNetV2", (SMALL, 64, 10), images(1, 3, 32, 32)),
+    ("BERT", (2, 32, 4, 64, 50, 16), RNG.integers(0, 50, (2, 12))),
     ("TinyTransformer", (2, 32, 4, 64, 50, 12), RNG.integers(0, 50, (2, 12))),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,9 @@ def test_models_agree(name: str, settings: tuple[Any, ...], x: Array, twins: Any
     assert relative(ours(model, x), want) < TOLERANCE
 
 
-def step_like_torch(model: nn.Module, twin: Any, optimizer: optim.Optimizer, peer: Any, batches: list[tuple[Array, Array]]) -> None:
+def step_like_torch(
+    model: nn.Module, twin: Any, optimizer: optim.Optimizer, peer: Any, batches: list[tuple[Array, Array]]
+) -> None:
     """The same batches through both; losses, parameters and buffers stay together."""
     x, y = batches[0]
     step = training_step(model, losses.cross_entropy, optimizer, tw.spec(x), tw.spec(y))
@@ -109,7 +118,10 @@ def test_gradients_agree_within_1e_4(name: str, settings: tuple[Any, ...], batch
 
 
 OPTIMIZERS: list[tuple[optim.Optimizer, Callable[[Any], Any]]] = [
-    (optim.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-3), lambda p: torch.optim.SGD(p, 0.05, 0.9, weight_decay=1e-3, nesterov=True)),
+    (
+        optim.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        lambda p: torch.optim.SGD(p, 0.05, 0.9, weight_decay=1e-3, nesterov=True),
+    ),
     (optim.Adam(1e-3, weight_decay=1e-3), lambda p: torch.optim.Adam(p, 1e-3, weight_decay=1e-3)),
     (optim.AdamW(1e-3, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=0.1)),
 ]
@@ -119,7 +131,9 @@ OPTIMIZERS: list[tuple[optim.Optimizer, Callable[[Any], Any]]] = [
 def test_training_stays_together_over_steps(optimizer: optim.Optimizer, peer: Any, twins: Any) -> None:
     twin = twins.DemoCNN(4).train()
     model = models.from_torch_state(models.DemoCNN(4), twin.state_dict())
-    step_like_torch(model, twin, optimizer, peer(twin.parameters()), [(images(8, 1, 8, 8), RNG.integers(0, 10, 8)) for _ in range(5)])
+    step_like_torch(
+        model, twin, optimizer, peer(twin.parameters()), [(images(8, 1, 8, 8), RNG.integers(0, 10, 8)) for _ in range(5)]
+    )
 
 
 def test_running_statistics_stay_together(twins: Any) -> None:
@@ -130,13 +144,21 @@ def test_running_statistics_stay_together(twins: Any) -> None:
 
 
 LAYERS: list[tuple[Callable[[Any], Any], Array]] = [
-    (lambda m: m.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), 2, 2), images(2, 4, 9, 8)), (lambda m: m.BatchNorm2d(4), images(2, 4, 5, 5)),
-    (lambda m: m.GroupNorm(2, 4), images(2, 4, 5, 5)), (lambda m: m.LayerNorm((5, 6)), images(2, 5, 6)), (lambda m: m.GELU("tanh"), images(4, 5)),
-    (lambda m: m.Softplus(2.0), images(4, 5) * 9), (lambda m: m.MaxPool2d(3, 2, 1), images(2, 3, 7, 8)), (lambda m: m.ELU(0.5), images(4, 5)),
-    (lambda m: m.AvgPool2d(3, 2, 1, count_include_pad=False), images(2, 3, 7, 8)), (lambda m: m.AdaptiveAvgPool2d((3, 5)), images(2, 3, 7, 8)),
-    (lambda m: m.LeakyReLU(0.2), images(4, 5)), (lambda m: m.Hardswish(), images(4, 5) * 4), (lambda m: m.LogSoftmax(1), images(4, 5)),
+    (lambda m: m.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), 2, 2), images(2, 4, 9, 8)),
+    (lambda m: m.BatchNorm2d(4), images(2, 4, 5, 5)),
+    (lambda m: m.GroupNorm(2, 4), images(2, 4, 5, 5)),
+    (lambda m: m.LayerNorm((5, 6)), images(2, 5, 6)),
+    (lambda m: m.GELU("tanh"), images(4, 5)),
+    (lambda m: m.Softplus(2.0), images(4, 5) * 9),
+    (lambda m: m.MaxPool2d(3, 2, 1), images(2, 3, 7, 8)),
+    (lambda m: m.ELU(0.5), images(4, 5)),
+    (lambda m: m.AvgPool2d(3, 2, 1, count_include_pad=False), images(2, 3, 7, 8)),
+    (lambda m: m.AdaptiveAvgPool2d((3, 5)), images(2, 3, 7, 8)),
+    (lambda m: m.LeakyReLU(0.2), images(4, 5)),
+    (lambda m: m.Hardswish(), images(4, 5) * 4),
+    (lambda m: m.LogSoftmax(1), images(4, 5)),
     (lambda m: m.Embedding(7, 3), RNG.integers(0, 7, (2, 4))),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("make", "x"), LAYERS, ids=[type(make(nn)).__name__ for make, _ in LAYERS])
@@ -158,8 +180,13 @@ def test_encoder_layers_agree(first: bool) -> None:
 
 def test_relu_gradients_at_zero_agree() -> None:
     x = np.array([-1.0, 0.0, 6.0, 7.0], np.float32)
-    for mine, theirs in ((tw.relu, torch.nn.functional.relu), (tw.relu6, torch.nn.functional.relu6), (tw.elu, torch.nn.functional.elu),
-                         (tw.leaky_relu, torch.nn.functional.leaky_relu), (tw.softplus, torch.nn.functional.softplus)):  # fmt: skip
+    for mine, theirs in (
+        (tw.relu, torch.nn.functional.relu),
+        (tw.relu6, torch.nn.functional.relu6),
+        (tw.elu, torch.nn.functional.elu),
+        (tw.leaky_relu, torch.nn.functional.leaky_relu),
+        (tw.softplus, torch.nn.functional.softplus),
+    ):
         t = torch.from_numpy(x).requires_grad_()
         theirs(t).sum().backward()
         g = Gradient().run(tw.trace(tw.grad(lambda x, f=mine: tw.sum(f(x))), x), Context())

@@ -7,7 +7,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from tensorwright.codegen.contraction import Operand, preferred_panel, schedule, tile
+from tensorwright.codegen.contraction import Operand, plan, preferred_panel, schedule, tile
 from tensorwright.codegen.contraction import schedule as schedule_function
 from tensorwright.codegen.loop_interp import run as interpret
 from tensorwright.codegen.loop_verify import verify
@@ -143,7 +143,7 @@ def test_threads_do_not_change_a_bit() -> None:
 @pytest.mark.parametrize("target", ROWS)
 def test_the_loop_interpreter_finds_no_fault_and_the_same_bits(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny shapes, forced to be parallel: bounds, uninitialised reads and races are errors there."""
-    monkeypatch.setattr(tile, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(plan, "PARALLEL_FROM", 0)
     monkeypatch.setattr(tile, "SPLIT", 2)
     t = row(target)
     specs = (

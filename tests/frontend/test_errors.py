@@ -24,12 +24,16 @@ CASES: list[tuple[Callable[..., Any], list[Any], list[str]]] = [
     (lambda a: tw.conv2d(a, np.ones((8, 3, 3, 3), np.float32)), [tw.spec(3, 32, 32)], ["reshape(1, 3, 32, 32)"]),
     (lambda a: tw.max_pool2d(a, 3), [tw.spec(1, 1, 2, 2)], ["f32[1, 1, 2, 2]"]),
     (lambda a: tw.transpose(a, (0, 0)), [tw.spec(3, 4)], ["not an order of the 2 axes"]),
-    (lambda a: tw.losses.cross_entropy(a, a[0]), [tw.spec(3, 4)], ["class numbers of shape (3,)", "probabilities of shape (3, 4)"]),
+    (
+        lambda a: tw.losses.cross_entropy(a, a[0]),
+        [tw.spec(3, 4)],
+        ["class numbers of shape (3,)", "probabilities of shape (3, 4)"],
+    ),
     (lambda a: tw.losses.mse(a, a[:, 0]), [tw.spec(3, 1)], [".squeeze(-1)"]),
     (lambda a: tw.split(a, 5, 1), [tw.spec(3, 4)], ["does not divide into 5 equal parts"]),
     (lambda a: tw.layer_norm(a, 5), [tw.spec(3, 4)], ["must end in the normalised shape (5,)"]),
     (lambda a: tw.where(a > 0, a, np.ones(5, np.float32)), [tw.spec(3, 4)], ["condition: bool[3, 4]", "y: f32[5]"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("fn", "specs", "parts"), CASES)

@@ -16,8 +16,12 @@ SAYS = {"mlp": "saved and loaded", "grad": "next point [1. 1.]", "train_digits":
 @pytest.mark.parametrize("name", sorted(p.stem for p in EXAMPLES.glob("*.py")))
 def test_examples_run(name: str, tmp_path: Path) -> None:
     if name == "train_digits":
-        pytest.importorskip("sklearn", reason="scikit-learn, which has the digits, is not installed (pip install 'tensorwright[demo]')")
+        pytest.importorskip(
+            "sklearn", reason="scikit-learn, which has the digits, is not installed (pip install 'tensorwright[demo]')"
+        )
     environment = {**os.environ, "TENSORWRIGHT_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, check=False, timeout=300, env=environment)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert SAYS[name] in done.stdout

@@ -39,27 +39,75 @@ def sigmoid(x: Array) -> Array:
 
 
 ELEMENTWISE: dict[str, tuple[Callable[[Array], Array], Array]] = {
-    "exp": (np.exp, X), "expm1": (np.expm1, X), "log": (np.log, P), "log1p": (np.log1p, P), "log2": (np.log2, P), "log10": (np.log10, P),
-    "sqrt": (np.sqrt, P), "rsqrt": (lambda x: 1 / np.sqrt(x), P), "tanh": (np.tanh, X), "sigmoid": (sigmoid, X),
-    "erf": (scipy.special.erf, X), "sin": (np.sin, X), "cos": (np.cos, X), "tan": (np.tan, X), "floor": (np.floor, X), "ceil": (np.ceil, X),
-    "round": (np.round, X * 3), "trunc": (np.trunc, X * 3), "abs": (np.abs, X), "negative": (np.negative, X), "sign": (np.sign, X),
-    "square": (np.square, X), "reciprocal": (np.reciprocal, P), "isnan": (np.isnan, EDGES), "isinf": (np.isinf, EDGES),
-    "isfinite": (np.isfinite, EDGES), "logical_not": (np.logical_not, N),
-    "relu": (lambda x: np.maximum(x, 0), X), "relu6": (lambda x: np.clip(x, 0, 6), X * 9),
-    "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), X), "elu": (lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), X),
+    "exp": (np.exp, X),
+    "expm1": (np.expm1, X),
+    "log": (np.log, P),
+    "log1p": (np.log1p, P),
+    "log2": (np.log2, P),
+    "log10": (np.log10, P),
+    "sqrt": (np.sqrt, P),
+    "rsqrt": (lambda x: 1 / np.sqrt(x), P),
+    "tanh": (np.tanh, X),
+    "sigmoid": (sigmoid, X),
+    "erf": (scipy.special.erf, X),
+    "sin": (np.sin, X),
+    "cos": (np.cos, X),
+    "tan": (np.tan, X),
+    "floor": (np.floor, X),
+    "ceil": (np.ceil, X),
+    "round": (np.round, X * 3),
+    "trunc": (np.trunc, X * 3),
+    "abs": (np.abs, X),
+    "negative": (np.negative, X),
+    "sign": (np.sign, X),
+    "square": (np.square, X),
+    "reciprocal": (np.reciprocal, P),
+    "isnan": (np.isnan, EDGES),
+    "isinf": (np.isinf, EDGES),
+    "isfinite": (np.isfinite, EDGES),
+    "logical_not": (np.logical_not, N),
+    "relu": (lambda x: np.maximum(x, 0), X),
+    "relu6": (lambda x: np.clip(x, 0, 6), X * 9),
+    "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), X),
+    "elu": (lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), X),
     "selu": (lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))), X),
-    "gelu": (lambda x: x * 0.5 * (1 + scipy.special.erf(x / math.sqrt(2))), X), "silu": (lambda x: x * sigmoid(x), X),
-    "softplus": (lambda x: np.logaddexp(x, 0), X * 30), "softsign": (lambda x: x / (1 + abs(x)), X),
-    "hard_sigmoid": (lambda x: np.clip(x / 6 + 0.5, 0, 1), X * 4), "hard_swish": (lambda x: x * np.clip(x / 6 + 0.5, 0, 1), X * 4),
-    "mish": (lambda x: x * np.tanh(np.logaddexp(x, 0)), X), "log_sigmoid": (lambda x: -np.logaddexp(-x, 0), X * 30),
+    "gelu": (lambda x: x * 0.5 * (1 + scipy.special.erf(x / math.sqrt(2))), X),
+    "silu": (lambda x: x * sigmoid(x), X),
+    "softplus": (lambda x: np.logaddexp(x, 0), X * 30),
+    "softsign": (lambda x: x / (1 + abs(x)), X),
+    "hard_sigmoid": (lambda x: np.clip(x / 6 + 0.5, 0, 1), X * 4),
+    "hard_swish": (lambda x: x * np.clip(x / 6 + 0.5, 0, 1), X * 4),
+    "mish": (lambda x: x * np.tanh(np.logaddexp(x, 0)), X),
+    "log_sigmoid": (lambda x: -np.logaddexp(-x, 0), X * 30),
     "glu": (lambda x: x[:, :2] * sigmoid(x[:, 2:]), X),
-    "softmax": (lambda x: scipy.special.softmax(x, -1), X), "log_softmax": (lambda x: scipy.special.log_softmax(x, -1), X),
-    "logsumexp": (scipy.special.logsumexp, X), "norm": (np.linalg.norm, X), "sum": (np.sum, X), "prod": (np.prod, X), "mean": (np.mean, X),
-    "var": (np.var, X), "std": (np.std, X), "max": (np.max, X), "min": (np.min, X), "any": (np.any, N), "all": (np.all, N),
-    "argmax": (np.argmax, X), "argmin": (np.argmin, X), "cumsum": (np.cumsum, X), "ravel": (np.ravel, X), "transpose": (np.transpose, X),
-    "flip": (np.flip, X), "squeeze": (np.squeeze, X[:, :1]), "tril": (np.tril, X), "triu": (np.triu, X), "zeros_like": (np.zeros_like, X),
-    "ones_like": (np.ones_like, X), "stop_gradient": (lambda x: x, X), "flatten": (np.ravel, X), "invert": (np.invert, N),
-}  # fmt: skip
+    "softmax": (lambda x: scipy.special.softmax(x, -1), X),
+    "log_softmax": (lambda x: scipy.special.log_softmax(x, -1), X),
+    "logsumexp": (scipy.special.logsumexp, X),
+    "norm": (np.linalg.norm, X),
+    "sum": (np.sum, X),
+    "prod": (np.prod, X),
+    "mean": (np.mean, X),
+    "var": (np.var, X),
+    "std": (np.std, X),
+    "max": (np.max, X),
+    "min": (np.min, X),
+    "any": (np.any, N),
+    "all": (np.all, N),
+    "argmax": (np.argmax, X),
+    "argmin": (np.argmin, X),
+    "cumsum": (np.cumsum, X),
+    "ravel": (np.ravel, X),
+    "transpose": (np.transpose, X),
+    "flip": (np.flip, X),
+    "squeeze": (np.squeeze, X[:, :1]),
+    "tril": (np.tril, X),
+    "triu": (np.triu, X),
+    "zeros_like": (np.zeros_like, X),
+    "ones_like": (np.ones_like, X),
+    "stop_gradient": (lambda x: x, X),
+    "flatten": (np.ravel, X),
+    "invert": (np.invert, N),
+}
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -78,10 +126,26 @@ def test_activations_at_infinities_and_nan(name: str) -> None:
 BINARY: dict[str, Callable[..., Array]] = {
     n: getattr(np, n)
     for n in (
-        "add", "subtract", "multiply", "true_divide", "floor_divide", "remainder", "power", "maximum", "minimum", "less", "less_equal",
-        "greater", "greater_equal", "equal", "not_equal", "logical_and", "logical_or", "logical_xor",
+        "add",
+        "subtract",
+        "multiply",
+        "true_divide",
+        "floor_divide",
+        "remainder",
+        "power",
+        "maximum",
+        "minimum",
+        "less",
+        "less_equal",
+        "greater",
+        "greater_equal",
+        "equal",
+        "not_equal",
+        "logical_and",
+        "logical_or",
+        "logical_xor",
     )
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -102,23 +166,42 @@ def test_powers_by_a_number(exponent: float) -> None:
 
 A3 = RNG.standard_normal((2, 3, 4)).astype(np.float32)
 MOVEMENT: list[tuple[str, Callable[[Any, Any], Any]]] = [
-    ("reshape", lambda f, x: f.reshape(x, (4, -1))), ("transpose", lambda f, x: f.transpose(x, (2, 0, 1))),
-    ("swapaxes", lambda f, x: f.swapaxes(x, 0, -1)), ("moveaxis", lambda f, x: f.moveaxis(x, 0, 2)),
-    ("moveaxis2", lambda f, x: f.moveaxis(x, (0, 1), (-1, 0))), ("expand_dims", lambda f, x: f.expand_dims(x, (0, -1))),
-    ("squeeze", lambda f, x: f.squeeze(f.expand_dims(x, 1), 1)), ("broadcast_to", lambda f, x: f.broadcast_to(x, (5, 2, 3, 4))),
-    ("flip", lambda f, x: f.flip(x, 1)), ("concatenate", lambda f, x: f.concatenate([x, x[:1]], 0)),
-    ("concatenate last", lambda f, x: f.concatenate([x, x[..., :1], x], -1)), ("stack", lambda f, x: f.stack([x, x], 1)),
-    ("stack last", lambda f, x: f.stack([x, x], -1)), ("roll", lambda f, x: f.roll(x, 1, 2)), ("roll back", lambda f, x: f.roll(x, -2, 1)),
-    ("tile", lambda f, x: f.tile(x, (2, 1, 2))), ("tile2", lambda f, x: f.tile(x, 3)), ("tile more", lambda f, x: f.tile(x, (2, 1, 1, 1))),
-    ("repeat", lambda f, x: f.repeat(x, 2, 1)), ("repeat flat", lambda f, x: f.repeat(x, 2)),
-    ("pad", lambda f, x: f.pad(x, ((0, 1), (2, 0), (1, 1)), constant_values=2.5)), ("pad all", lambda f, x: f.pad(x, 1)),
-    ("take", lambda f, x: f.take(x, np.array([[0, -1], [1, 1]]), 1)), ("take flat", lambda f, x: f.take(x, np.array([3, -2]))),
+    ("reshape", lambda f, x: f.reshape(x, (4, -1))),
+    ("transpose", lambda f, x: f.transpose(x, (2, 0, 1))),
+    ("swapaxes", lambda f, x: f.swapaxes(x, 0, -1)),
+    ("moveaxis", lambda f, x: f.moveaxis(x, 0, 2)),
+    ("moveaxis2", lambda f, x: f.moveaxis(x, (0, 1), (-1, 0))),
+    ("expand_dims", lambda f, x: f.expand_dims(x, (0, -1))),
+    ("squeeze", lambda f, x: f.squeeze(f.expand_dims(x, 1), 1)),
+    ("broadcast_to", lambda f, x: f.broadcast_to(x, (5, 2, 3, 4))),
+    ("flip", lambda f, x: f.flip(x, 1)),
+    ("concatenate", lambda f, x: f.concatenate([x, x[:1]], 0)),
+    ("concatenate last", lambda f, x: f.concatenate([x, x[..., :1], x], -1)),
+    ("stack", lambda f, x: f.stack([x, x], 1)),
+    ("stack last", lambda f, x: f.stack([x, x], -1)),
+    ("roll", lambda f, x: f.roll(x, 1, 2)),
+    ("roll back", lambda f, x: f.roll(x, -2, 1)),
+    ("tile", lambda f, x: f.tile(x, (2, 1, 2))),
+    ("tile2", lambda f, x: f.tile(x, 3)),
+    ("tile more", lambda f, x: f.tile(x, (2, 1, 1, 1))),
+    ("repeat", lambda f, x: f.repeat(x, 2, 1)),
+    ("repeat flat", lambda f, x: f.repeat(x, 2)),
+    ("pad", lambda f, x: f.pad(x, ((0, 1), (2, 0), (1, 1)), constant_values=2.5)),
+    ("pad all", lambda f, x: f.pad(x, 1)),
+    ("take", lambda f, x: f.take(x, np.array([[0, -1], [1, 1]]), 1)),
+    ("take flat", lambda f, x: f.take(x, np.array([3, -2]))),
     ("take_along_axis", lambda f, x: f.take_along_axis(x, np.array([[[0, -1, 2, 1]], [[1, 1, 0, 2]]]), 1)),
-    ("full_like", lambda f, x: f.full_like(x, 3)), ("clip", lambda f, x: f.clip(x, -0.3, 0.6)), ("clip open", lambda f, x: f.clip(x, None, 0.6)),
-    ("where", lambda f, x: f.where(x > 0, x, 0.0)), ("sum", lambda f, x: f.sum(x, axis=(0, 2), keepdims=True)),
-    ("mean", lambda f, x: f.mean(x, axis=-1)), ("var", lambda f, x: f.var(x, axis=(0, 1), ddof=1)), ("max", lambda f, x: f.max(x, axis=1)),
-    ("tril", lambda f, x: f.tril(x, 1)), ("triu", lambda f, x: f.triu(x, -1)),
-]  # fmt: skip
+    ("full_like", lambda f, x: f.full_like(x, 3)),
+    ("clip", lambda f, x: f.clip(x, -0.3, 0.6)),
+    ("clip open", lambda f, x: f.clip(x, None, 0.6)),
+    ("where", lambda f, x: f.where(x > 0, x, 0.0)),
+    ("sum", lambda f, x: f.sum(x, axis=(0, 2), keepdims=True)),
+    ("mean", lambda f, x: f.mean(x, axis=-1)),
+    ("var", lambda f, x: f.var(x, axis=(0, 1), ddof=1)),
+    ("max", lambda f, x: f.max(x, axis=1)),
+    ("tril", lambda f, x: f.tril(x, 1)),
+    ("triu", lambda f, x: f.triu(x, -1)),
+]
 
 
 @pytest.mark.parametrize("make", [m for _, m in MOVEMENT], ids=[n for n, _ in MOVEMENT])
@@ -140,10 +223,17 @@ def test_cumsum_exclusive_and_reverse() -> None:
 
 
 MAKERS: list[tuple[str, Callable[[Any], Any]]] = [
-    ("arange", lambda f: f.arange(5)), ("arange2", lambda f: f.arange(2, 9, 3)), ("arange3", lambda f: f.arange(5, 0, -2)),
-    ("arange float", lambda f: f.arange(0.0, 1.0, 0.25)), ("zeros", lambda f: f.zeros((2, 3))), ("ones", lambda f: f.ones(4)),
-    ("full", lambda f: f.full((2, 2), 7.5)), ("eye", lambda f: f.eye(3)), ("eye2", lambda f: f.eye(2, 4)), ("linspace", lambda f: f.linspace(0, 1, 5)),
-]  # fmt: skip
+    ("arange", lambda f: f.arange(5)),
+    ("arange2", lambda f: f.arange(2, 9, 3)),
+    ("arange3", lambda f: f.arange(5, 0, -2)),
+    ("arange float", lambda f: f.arange(0.0, 1.0, 0.25)),
+    ("zeros", lambda f: f.zeros((2, 3))),
+    ("ones", lambda f: f.ones(4)),
+    ("full", lambda f: f.full((2, 2), 7.5)),
+    ("eye", lambda f: f.eye(3)),
+    ("eye2", lambda f: f.eye(2, 4)),
+    ("linspace", lambda f: f.linspace(0, 1, 5)),
+]
 
 
 @pytest.mark.parametrize("make", [m for _, m in MAKERS], ids=[n for n, _ in MAKERS])
@@ -160,12 +250,20 @@ def test_iota_meshgrid_one_hot_and_scatter() -> None:
     close(run(lambda i: tw.one_hot(i, 3), np.array([2, 0, 5, -1])), np.array([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]]))
     want = np.zeros((4, 2))
     np.add.at(want, [1, 3, 1], np.arange(6.0).reshape(3, 2))
-    close(run(lambda x, i, u: tw.scatter_add(x, i, u), np.zeros((4, 2), np.float32), np.array([1, 3, 1]), np.arange(6.0, dtype=np.float32).reshape(3, 2)), want)
+    close(
+        run(
+            tw.scatter_add,
+            np.zeros((4, 2), np.float32),
+            np.array([1, 3, 1]),
+            np.arange(6.0, dtype=np.float32).reshape(3, 2),
+        ),
+        want,
+    )
 
 
 @pytest.mark.parametrize(
     ("a", "b"), [((3, 4), (4, 5)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (4,)), ((2, 1, 3, 4), (5, 4, 2)), ((2, 3, 4), (4,))]
-)  # fmt: skip
+)
 def test_matmul(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     x, y = RNG.standard_normal(a).astype(np.float32), RNG.standard_normal(b).astype(np.float32)
     close(run(tw.matmul, x, y), wide(x) @ wide(y))
@@ -173,10 +271,20 @@ def test_matmul(a: tuple[int, ...], b: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "shapes"),
-    [("ij,jk->ik", [(2, 3), (3, 4)]), ("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)]), ("ij->ji", [(2, 3)]), ("ij->j", [(2, 3)]), ("i,j->ij", [(2,), (3,)]),
-     ("ij,ij->", [(2, 3), (2, 3)]), ("bhqd,bhkd->bhqk", [(2, 2, 3, 4), (2, 2, 5, 4)]), ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 2)]),
-     ("ij,k->jk", [(2, 3), (4,)]), ("bi,bi->b", [(2, 3), (2, 3)]), ("ij,jk", [(2, 3), (3, 4)])],
-)  # fmt: skip
+    [
+        ("ij,jk->ik", [(2, 3), (3, 4)]),
+        ("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)]),
+        ("ij->ji", [(2, 3)]),
+        ("ij->j", [(2, 3)]),
+        ("i,j->ij", [(2,), (3,)]),
+        ("ij,ij->", [(2, 3), (2, 3)]),
+        ("bhqd,bhkd->bhqk", [(2, 2, 3, 4), (2, 2, 5, 4)]),
+        ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 2)]),
+        ("ij,k->jk", [(2, 3), (4,)]),
+        ("bi,bi->b", [(2, 3), (2, 3)]),
+        ("ij,jk", [(2, 3), (3, 4)]),
+    ],
+)
 def test_einsum(text: str, shapes: list[tuple[int, ...]]) -> None:
     arrays = [RNG.standard_normal(s).astype(np.float32) for s in shapes]
     close(run(lambda *xs: tw.einsum(text, *xs), *arrays), np.einsum(text, *map(wide, arrays)))
@@ -191,7 +299,7 @@ def test_outer_and_linear() -> None:
 def convolve(x: Array, w: Array, stride: int, padding: int, dilation: int, groups: int) -> Array:
     """Convolution by its definition, one pixel at a time."""
     x = np.pad(wide(x), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    n, c, h, wd = x.shape
+    n, _, h, wd = x.shape
     o, ci, kh, kw = w.shape
     oh, ow = (h - dilation * (kh - 1) - 1) // stride + 1, (wd - dilation * (kw - 1) - 1) // stride + 1
     y = np.zeros((n, o, oh, ow))
@@ -229,7 +337,9 @@ def test_conv2d_paddings() -> None:
 def pool(x: Array, k: int, s: int, p: int, how: Callable[..., Any], fill: float) -> Array:
     x = np.pad(wide(x), ((0, 0), (0, 0), (p, p), (p, p)), constant_values=fill)
     oh, ow = (x.shape[2] - k) // s + 1, (x.shape[3] - k) // s + 1
-    return np.array([[how(x[:, :, i * s : i * s + k, j * s : j * s + k], axis=(2, 3)) for j in range(ow)] for i in range(oh)]).transpose(2, 3, 0, 1)
+    return np.array(
+        [[how(x[:, :, i * s : i * s + k, j * s : j * s + k], axis=(2, 3)) for j in range(ow)] for i in range(oh)]
+    ).transpose(2, 3, 0, 1)
 
 
 @pytest.mark.parametrize(("k", "s", "p"), [(2, None, 0), (3, 2, 1), (3, 1, 1)])
@@ -261,16 +371,25 @@ def test_normalisations() -> None:
     w, b = RNG.standard_normal(6).astype(np.float32), RNG.standard_normal(6).astype(np.float32)
     m, v = RNG.standard_normal(6).astype(np.float32), RNG.uniform(0.5, 2, 6).astype(np.float32)
     column = (slice(None), None, None)
-    close(run(tw.batch_norm, x, m, v, w, b), (wide(x) - m[column]) / np.sqrt(wide(v)[column] + 1e-5) * w[column] + b[column], 2e-5)
+    close(
+        run(tw.batch_norm, x, m, v, w, b), (wide(x) - m[column]) / np.sqrt(wide(v)[column] + 1e-5) * w[column] + b[column], 2e-5
+    )
     y, new_m, new_v = run(tw.batch_norm_training, x, m, v, w, b)
     close(y, standardised(x, (0, 2, 3), 1e-5) * w[column] + b[column], 2e-5)
     close(new_m, 0.9 * m + 0.1 * wide(x).mean((0, 2, 3)))
     close(new_v, 0.9 * v + 0.1 * wide(x).var((0, 2, 3), ddof=1))
-    close(run(lambda x, w, b: tw.group_norm(x, 3, w, b), x, w, b),
-          standardised(x.reshape(4, 3, 2, 3, 2), (2, 3, 4), 1e-5).reshape(x.shape) * w[column] + b[column], 2e-5)  # fmt: skip
+    close(
+        run(lambda x, w, b: tw.group_norm(x, 3, w, b), x, w, b),
+        standardised(x.reshape(4, 3, 2, 3, 2), (2, 3, 4), 1e-5).reshape(x.shape) * w[column] + b[column],
+        2e-5,
+    )
     z, lw, lb = X, w[:4], b[:4]
     close(run(lambda x, w, b: tw.layer_norm(x, 4, w, b), z, lw, lb), standardised(z, (1,), 1e-5) * lw + lb, 2e-5)
-    close(run(lambda x, w: tw.rms_norm(x, (4,), w), z, lw), wide(z) / np.sqrt((wide(z) ** 2).mean(-1, keepdims=True) + 1e-6) * lw, 2e-5)
+    close(
+        run(lambda x, w: tw.rms_norm(x, (4,), w), z, lw),
+        wide(z) / np.sqrt((wide(z) ** 2).mean(-1, keepdims=True) + 1e-6) * lw,
+        2e-5,
+    )
 
 
 def attention(q: Array, k: Array, v: Array, bias: Any = 0.0) -> Array:
@@ -289,7 +408,9 @@ def test_attention() -> None:
     close(run(tw.scaled_dot_product_attention, q, k, v, numbers), attention(q, k, v, numbers), 2e-5)
     causal = np.where(np.tril(np.ones((6, 6))) > 0, 0.0, -np.inf)
     close(run(lambda k, v: tw.scaled_dot_product_attention(k, k, v, is_causal=True), k, v), attention(k, k, v, causal), 2e-5)
-    close(run(lambda k, v: tw.scaled_dot_product_attention(k, k, v, scale=0.5), k, v), attention(k * 0.5 * math.sqrt(8), k, v), 2e-5)
+    close(
+        run(lambda k, v: tw.scaled_dot_product_attention(k, k, v, scale=0.5), k, v), attention(k * 0.5 * math.sqrt(8), k, v), 2e-5
+    )
 
 
 def test_embedding_and_gelu_tanh() -> None:

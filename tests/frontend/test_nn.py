@@ -11,8 +11,8 @@ import scipy.special
 import tensorwright as tw
 from tensorwright import nn
 from tensorwright.frontend import trace_model
-from tensorwright.ir.errors import AttributeValueError, DTypeError, ShapeError, TraceError
 from tensorwright.frontend.nn import init
+from tensorwright.ir.errors import AttributeValueError, DTypeError, ShapeError, TraceError
 
 from .support import execute, run
 
@@ -32,7 +32,14 @@ class Net(nn.Module):
 
 def test_attributes_belong_without_a_call_of_super_init() -> None:
     net = Net()
-    assert [n for n, _ in net.named_parameters()] == ["conv.weight", "conv.bias", "bn.weight", "bn.bias", "head.weight", "head.bias"]
+    assert [n for n, _ in net.named_parameters()] == [
+        "conv.weight",
+        "conv.bias",
+        "bn.weight",
+        "bn.bias",
+        "head.weight",
+        "head.bias",
+    ]
     assert [n for n, _ in net.named_buffers()] == ["bn.running_mean", "bn.running_var"]
     assert [n for n, _ in net.named_modules()] == ["", "conv", "bn", "head"]
     assert len(list(net.parameters())) == 6
@@ -43,7 +50,16 @@ def test_attributes_belong_without_a_call_of_super_init() -> None:
 def test_state_dicts_go_out_and_in() -> None:
     a, b = Net(), Net()
     state = a.state_dict()
-    assert list(state) == ["conv.weight", "conv.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "head.weight", "head.bias"]
+    assert list(state) == [
+        "conv.weight",
+        "conv.bias",
+        "bn.weight",
+        "bn.bias",
+        "bn.running_mean",
+        "bn.running_var",
+        "head.weight",
+        "head.bias",
+    ]
     state["head.bias"][:] = 5  # a copy
     assert (a.head.bias.data != 5).all()
     b.load_state_dict(state)
@@ -148,15 +164,26 @@ def test_sequential_and_module_list() -> None:
 IMAGE = RNG.standard_normal((2, 4, 6, 6)).astype(np.float32)
 ROWS = RNG.standard_normal((3, 8)).astype(np.float32)
 SIMPLE: list[tuple[nn.Module, Any, np.ndarray[Any, Any]]] = [
-    (nn.ReLU(), tw.relu, ROWS), (nn.ReLU6(), tw.relu6, ROWS), (nn.LeakyReLU(0.2), lambda x: tw.leaky_relu(x, 0.2), ROWS),
-    (nn.ELU(0.5), lambda x: tw.elu(x, 0.5), ROWS), (nn.SELU(), tw.selu, ROWS), (nn.GELU("tanh"), lambda x: tw.gelu(x, "tanh"), ROWS),
-    (nn.SiLU(), tw.silu, ROWS), (nn.Softplus(2.0), lambda x: tw.softplus(x, 2.0), ROWS), (nn.Hardswish(), tw.hard_swish, ROWS),
-    (nn.Tanh(), tw.tanh, ROWS), (nn.Sigmoid(), tw.sigmoid, ROWS), (nn.Softmax(0), lambda x: tw.softmax(x, 0), ROWS),
-    (nn.LogSoftmax(), tw.log_softmax, ROWS), (nn.Dropout(0.5), lambda x: x, ROWS), (nn.Identity(), lambda x: x, ROWS),
-    (nn.Flatten(), lambda x: x.reshape(2, -1), IMAGE), (nn.MaxPool2d(2), lambda x: tw.max_pool2d(x, 2), IMAGE),
+    (nn.ReLU(), tw.relu, ROWS),
+    (nn.ReLU6(), tw.relu6, ROWS),
+    (nn.LeakyReLU(0.2), lambda x: tw.leaky_relu(x, 0.2), ROWS),
+    (nn.ELU(0.5), lambda x: tw.elu(x, 0.5), ROWS),
+    (nn.SELU(), tw.selu, ROWS),
+    (nn.GELU("tanh"), lambda x: tw.gelu(x, "tanh"), ROWS),
+    (nn.SiLU(), tw.silu, ROWS),
+    (nn.Softplus(2.0), lambda x: tw.softplus(x, 2.0), ROWS),
+    (nn.Hardswish(), tw.hard_swish, ROWS),
+    (nn.Tanh(), tw.tanh, ROWS),
+    (nn.Sigmoid(), tw.sigmoid, ROWS),
+    (nn.Softmax(0), lambda x: tw.softmax(x, 0), ROWS),
+    (nn.LogSoftmax(), tw.log_softmax, ROWS),
+    (nn.Dropout(0.5), lambda x: x, ROWS),
+    (nn.Identity(), lambda x: x, ROWS),
+    (nn.Flatten(), lambda x: x.reshape(2, -1), IMAGE),
+    (nn.MaxPool2d(2), lambda x: tw.max_pool2d(x, 2), IMAGE),
     (nn.AvgPool2d(3, 2, 1, False), lambda x: tw.avg_pool2d(x, 3, 2, 1, False), IMAGE),
     (nn.AdaptiveAvgPool2d(2), lambda x: tw.adaptive_avg_pool2d(x, 2), IMAGE),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("layer", "function", "x"), SIMPLE, ids=[type(m).__name__ for m, _, _ in SIMPLE])
@@ -188,9 +215,7 @@ def test_multihead_attention() -> None:
     m.in_proj_bias.data = RNG.standard_normal(24)
     x = RNG.standard_normal((2, 5, 8)).astype(np.float32)
     w, b = m.in_proj_weight.data.astype(np.float64), m.in_proj_bias.data
-    q, k, v = (
-        (x @ w[i * 8 : i * 8 + 8].T + b[i * 8 : i * 8 + 8]).reshape(2, 5, 2, 4).transpose(0, 2, 1, 3) for i in range(3)
-    )
+    q, k, v = ((x @ w[i * 8 : i * 8 + 8].T + b[i * 8 : i * 8 + 8]).reshape(2, 5, 2, 4).transpose(0, 2, 1, 3) for i in range(3))
     y = scipy.special.softmax(q @ k.transpose(0, 1, 3, 2) / 2, -1) @ v
     want = y.transpose(0, 2, 1, 3).reshape(2, 5, 8) @ m.out_proj.weight.data.T + m.out_proj.bias.data
     np.testing.assert_allclose(execute(trace_model(m, x), x), want, rtol=1e-4, atol=1e-5)
@@ -232,9 +257,13 @@ def test_distributions_of_initialisers() -> None:
     shape = (200, 100, 3, 3)  # fan-in 900, fan-out 1800
     # 180,000 draws: a standard deviation is known to 0.2%.
     expected = {
-        "xavier_uniform": math.sqrt(2 / 2700), "xavier_normal": math.sqrt(2 / 2700), "kaiming_uniform": math.sqrt(2 / 900),
-        "kaiming_normal": math.sqrt(2 / 900), "lecun_uniform": math.sqrt(1 / 900), "lecun_normal": math.sqrt(1 / 900),
-    }  # fmt: skip
+        "xavier_uniform": math.sqrt(2 / 2700),
+        "xavier_normal": math.sqrt(2 / 2700),
+        "kaiming_uniform": math.sqrt(2 / 900),
+        "kaiming_normal": math.sqrt(2 / 900),
+        "lecun_uniform": math.sqrt(1 / 900),
+        "lecun_normal": math.sqrt(1 / 900),
+    }
     for name, std in expected.items():
         drawn = getattr(init, name)(shape, seed=1)
         assert drawn.dtype == np.float32
@@ -274,7 +303,9 @@ def test_summary_counts_parameters_and_flops() -> None:
 
 def test_repr_shows_the_layers() -> None:
     text = repr(nn.Sequential(nn.Conv2d(3, 8, 3, groups=1, bias=False), nn.Dropout(0.1)))
-    assert text == "Sequential(\n  (0): Conv2d(3, 8, kernel_size=(3, 3), stride=1, padding=0, bias=False)\n  (1): Dropout(p=0.1)\n)"
+    assert (
+        text == "Sequential(\n  (0): Conv2d(3, 8, kernel_size=(3, 3), stride=1, padding=0, bias=False)\n  (1): Dropout(p=0.1)\n)"
+    )
 
 
 def test_wrong_settings_are_refused() -> None:
@@ -289,4 +320,4 @@ def test_wrong_settings_are_refused() -> None:
 def test_a_module_called_outside_a_trace_says_what_to_do() -> None:
     with pytest.raises(TraceError, match=r"tw\.compile"):
         nn.Linear(2, 2)(np.ones((1, 2), np.float32))
-    assert run(lambda x: nn.ReLU()(x), np.ones(1, np.float32)) == 1
+    assert run(nn.ReLU(), np.ones(1, np.float32)) == 1

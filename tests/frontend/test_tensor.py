@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorwright as tw
-from tensorwright.ir.errors import DTypeError, ShapeError, TraceError
 from tensorwright.ir.dtypes import as_dtype
+from tensorwright.ir.errors import DTypeError, ShapeError, TraceError
 
 from .support import run
 
@@ -65,7 +65,7 @@ DTYPES = ["bool", "u8", "i8", "i32", "i64", "f16", "f32", "f64"]
 @pytest.mark.parametrize("right", DTYPES)
 def test_arrays_promote_as_in_numpy(left: str, right: str) -> None:
     a, b = np.ones(2, as_dtype(left).numpy), np.ones(2, as_dtype(right).numpy)
-    chosen = tw.trace(lambda c, x, y: tw.where(c, x, y), tw.spec(2, dtype="bool"), a, b).outputs[0]
+    chosen = tw.trace(tw.where, tw.spec(2, dtype="bool"), a, b).outputs[0]
     assert chosen.dtype.numpy == (a + b).dtype
     if "f16" not in (left, right):  # f16 is stored and cast: no arithmetic
         assert run(operator.add, a, b).dtype == (a + b).dtype
@@ -73,9 +73,19 @@ def test_arrays_promote_as_in_numpy(left: str, right: str) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "scalar", "want"),
-    [("f32", 2, "f32"), ("f64", 2.5, "f64"), ("i32", 2, "i32"), ("i8", 3, "i8"), ("u8", True, "u8"), ("i64", 2.5, "f32"),
-     ("bool", 2, "i64"), ("bool", 2.5, "f32"), ("f32", np.float64(2.5), "f32"), ("f32", np.float32(2), "f32")],
-)  # fmt: skip
+    [
+        ("f32", 2, "f32"),
+        ("f64", 2.5, "f64"),
+        ("i32", 2, "i32"),
+        ("i8", 3, "i8"),
+        ("u8", True, "u8"),
+        ("i64", 2.5, "f32"),
+        ("bool", 2, "i64"),
+        ("bool", 2.5, "f32"),
+        ("f32", np.float64(2.5), "f32"),
+        ("f32", np.float32(2), "f32"),
+    ],
+)
 def test_python_numbers_are_weak(dtype: str, scalar: Any, want: str) -> None:
     g = tw.trace(lambda x: x * scalar, tw.spec(2, dtype=dtype))
     assert g.outputs[0].dtype.name == want
@@ -97,9 +107,24 @@ def test_a_dtype_without_common_type_is_refused_with_what_to_do() -> None:
 
 X = RNG.standard_normal((3, 4, 5)).astype(np.float32)
 INDICES = [
-    np.s_[0], np.s_[-1], np.s_[1:], np.s_[:-1], np.s_[::2], np.s_[::-1], np.s_[2:0:-1], np.s_[..., 2], np.s_[:, None], np.s_[None, ..., None],
-    np.s_[1, 2:4, ::-2], np.s_[-2:, ..., 0], np.s_[5:], np.s_[0:0], np.s_[:, 1:100:3], np.s_[:, ::-3], np.s_[...],
-]  # fmt: skip
+    np.s_[0],
+    np.s_[-1],
+    np.s_[1:],
+    np.s_[:-1],
+    np.s_[::2],
+    np.s_[::-1],
+    np.s_[2:0:-1],
+    np.s_[..., 2],
+    np.s_[:, None],
+    np.s_[None, ..., None],
+    np.s_[1, 2:4, ::-2],
+    np.s_[-2:, ..., 0],
+    np.s_[5:],
+    np.s_[0:0],
+    np.s_[:, 1:100:3],
+    np.s_[:, ::-3],
+    np.s_[...],
+]
 
 
 @pytest.mark.parametrize("key", INDICES, ids=str)
@@ -110,10 +135,16 @@ def test_basic_indexing(key: Any) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x, i, j: x[i], lambda x, i, j: x[:, i], lambda x, i, j: x[i, j], lambda x, i, j: x[i, :, j], lambda x, i, j: x[..., i, j],
-        lambda x, i, j: x[i, 1:3, 0], lambda x, i, j: x[1:, i], lambda x, i, j: x[0, i, j],
+        lambda x, i, j: x[i],
+        lambda x, i, j: x[:, i],
+        lambda x, i, j: x[i, j],
+        lambda x, i, j: x[i, :, j],
+        lambda x, i, j: x[..., i, j],
+        lambda x, i, j: x[i, 1:3, 0],
+        lambda x, i, j: x[1:, i],
+        lambda x, i, j: x[0, i, j],
     ],
-)  # fmt: skip
+)
 def test_integer_tensor_indexing_wraps_negatives_as_numpy(make: Callable[..., Any]) -> None:
     i, j = np.array([[0, -1], [2, 1]]), np.array([1, -2])
     same(run(make, X, i, j), make(X, i, j))
@@ -131,16 +162,33 @@ def test_an_index_out_of_range_and_masks_are_refused() -> None:
 
 
 METHODS: list[tuple[str, Callable[[Any], Any]]] = [
-    ("reshape", lambda x: x.reshape(4, -1)), ("reshape tuple", lambda x: x.reshape((2, 2, 15))), ("T", lambda x: x.T),
-    ("transpose", lambda x: x.transpose(1, 2, 0)), ("swapaxes", lambda x: x.swapaxes(0, 2)), ("flatten", lambda x: x.flatten()),
-    ("sum", lambda x: x.sum()), ("sum axis", lambda x: x.sum(axis=(0, -1))), ("mean", lambda x: x.mean(axis=1, keepdims=True)),
-    ("max", lambda x: x.max(axis=2)), ("min", lambda x: x.min()), ("prod", lambda x: x.prod(axis=0)), ("var", lambda x: x.var(axis=1)),
-    ("std", lambda x: x.std(axis=1, ddof=1)), ("argmax", lambda x: x.argmax(axis=1)), ("argmax flat", lambda x: x.argmax()),
-    ("argmin", lambda x: x.argmin(axis=-1, keepdims=True)), ("cumsum", lambda x: x.cumsum(axis=1)), ("cumsum flat", lambda x: x.cumsum()),
-    ("clip", lambda x: x.clip(-0.5, 0.5)), ("round", lambda x: x.round()), ("astype", lambda x: x.astype("int32")),
-    ("repeat", lambda x: x.repeat(2, axis=1)), ("any", lambda x: (x > 1).any(axis=0)), ("all", lambda x: (x > -1).all()),
+    ("reshape", lambda x: x.reshape(4, -1)),
+    ("reshape tuple", lambda x: x.reshape((2, 2, 15))),
+    ("T", lambda x: x.T),
+    ("transpose", lambda x: x.transpose(1, 2, 0)),
+    ("swapaxes", lambda x: x.swapaxes(0, 2)),
+    ("flatten", lambda x: x.flatten()),
+    ("sum", lambda x: x.sum()),
+    ("sum axis", lambda x: x.sum(axis=(0, -1))),
+    ("mean", lambda x: x.mean(axis=1, keepdims=True)),
+    ("max", lambda x: x.max(axis=2)),
+    ("min", lambda x: x.min()),
+    ("prod", lambda x: x.prod(axis=0)),
+    ("var", lambda x: x.var(axis=1)),
+    ("std", lambda x: x.std(axis=1, ddof=1)),
+    ("argmax", lambda x: x.argmax(axis=1)),
+    ("argmax flat", lambda x: x.argmax()),
+    ("argmin", lambda x: x.argmin(axis=-1, keepdims=True)),
+    ("cumsum", lambda x: x.cumsum(axis=1)),
+    ("cumsum flat", lambda x: x.cumsum()),
+    ("clip", lambda x: x.clip(-0.5, 0.5)),
+    ("round", lambda x: x.round()),
+    ("astype", lambda x: x.astype("int32")),
+    ("repeat", lambda x: x.repeat(2, axis=1)),
+    ("any", lambda x: (x > 1).any(axis=0)),
+    ("all", lambda x: (x > -1).all()),
     ("take", lambda x: x.take(np.array([0, 2]), axis=1)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("make", [m for _, m in METHODS], ids=[n for n, _ in METHODS])
@@ -165,11 +213,17 @@ def test_shape_properties() -> None:
 @pytest.mark.parametrize(
     ("use", "hint"),
     [
-        (lambda x: 1 if x.sum() > 0 else 2, r"tw\.where"), (lambda x: float(x.sum()), "Tensor"), (lambda x: int(x[0]), "astype"),
-        (lambda x: np.asarray(x), "numpy"), (lambda x: np.sum(x), r"tw\.sum"), (lambda x: [1, 2, 3][x[0]], "take"),
-        (lambda x: x.item(), "return it"), (lambda x: 1.0 in x, "any"), (lambda x: np.add.reduce(x), "tw"),
+        (lambda x: 1 if x.sum() > 0 else 2, r"tw\.where"),
+        (lambda x: float(x.sum()), "Tensor"),
+        (lambda x: int(x[0]), "astype"),
+        (np.asarray, "numpy"),
+        (np.sum, r"tw\.sum"),
+        (lambda x: [1, 2, 3][x[0]], "take"),
+        (lambda x: x.item(), "return it"),
+        (lambda x: 1.0 in x, "any"),
+        (np.add.reduce, "tw"),
     ],
-)  # fmt: skip
+)
 def test_what_needs_a_value_is_refused_with_what_to_do(use: Callable[[Any], Any], hint: str) -> None:
     with pytest.raises(TraceError, match=hint) as caught:
         tw.trace(use, tw.spec(3))

@@ -11,7 +11,6 @@ import tensorwright as tw
 from tensorwright import nn
 from tensorwright.frontend import trace_model, tree
 from tensorwright.ir.errors import AttributeValueError, DTypeError, ParseError, ShapeError, TraceError
-
 from tensorwright.ir.interp import run as interpret
 
 from .support import execute, run
@@ -60,7 +59,9 @@ def test_results_may_be_nested_and_hold_arrays_and_numbers() -> None:
 
 def test_numbers_and_strings_are_passed_as_they_are() -> None:
     x = np.ones(3, np.float32)
-    np.testing.assert_array_equal(run(lambda x, n, mode, none: x * n if mode == "double" and none is None else x, x, 2, "double", None), x * 2)
+    np.testing.assert_array_equal(
+        run(lambda x, n, mode, none: x * n if mode == "double" and none is None else x, x, 2, "double", None), x * 2
+    )
 
 
 def test_captured_arrays_are_constants() -> None:
@@ -92,7 +93,7 @@ def test_parameters_are_inputs_named_by_path_after_the_arguments() -> None:
     net = Net()
     want = ["extra.scale", "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]  # its own, then its layers'
     assert names(tw.trace(net, tw.spec(1, 4))) == [("x", "data"), *((n, "parameter") for n in want)]
-    traced = trace_model(lambda x: net(x), tw.spec(1, 4))
+    traced = trace_model(lambda x: net(x) + 1, tw.spec(1, 4))
     assert list(traced.parameters) == [f"net.{n}" for n in want]
     assert traced.arguments == ("x",)
     assert list(trace_model(net.__call__, tw.spec(1, 4)).parameters) == want
@@ -103,8 +104,11 @@ def test_parameters_are_inputs_named_by_path_after_the_arguments() -> None:
 def test_modules_in_containers_are_named_by_their_class() -> None:
     nets = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
     assert list(trace_model(lambda x: nets["b"](nets["a"](x)), tw.spec(1, 4)).parameters) == [
-        "linear.weight", "linear.bias", "linear.weight_2", "linear.bias_2",
-    ]  # fmt: skip
+        "linear.weight",
+        "linear.bias",
+        "linear.weight_2",
+        "linear.bias_2",
+    ]
 
 
 def test_only_what_is_read_is_an_input_and_a_shared_parameter_is_one() -> None:
@@ -122,7 +126,7 @@ def test_only_what_is_read_is_an_input_and_a_shared_parameter_is_one() -> None:
 
 def test_an_argument_whose_name_a_parameter_has_too() -> None:
     layer = nn.Linear(2, 2)
-    g = tw.trace(lambda weight: layer(weight), tw.spec(1, 2))
+    g = tw.trace(lambda weight: layer(weight) + 1, tw.spec(1, 2))
     assert names(g)[0] == ("weight", "data")
 
     class Odd(nn.Module):
@@ -157,7 +161,14 @@ def test_symbolic_sizes() -> None:
 def test_symbolic_sizes_are_numbers_too(n: int) -> None:
     def fn(x: Any, i: Any) -> Any:
         size = x.shape[0]
-        return x.sum(0) / size, size * x, x[i] + size, tw.var(x, 0, ddof=0), tw.take_along_axis(x, i[:, None] * 0 - 1, 0), 2 * size - x
+        return (
+            x.sum(0) / size,
+            size * x,
+            x[i] + size,
+            tw.var(x, 0, ddof=0),
+            tw.take_along_axis(x, i[:, None] * 0 - 1, 0),
+            2 * size - x,
+        )
 
     g = tw.trace(fn, tw.spec("N", 2), tw.spec(2, dtype="i64"))
     assert [o.dtype.name for o in g.outputs] == ["f32"] * 6
@@ -180,6 +191,10 @@ def test_what_is_no_spec_or_function_is_refused() -> None:
         tw.trace(lambda x: x, object())
     with pytest.raises(TraceError, match="function or a Module"):
         tw.trace(3, tw.spec(2))  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=r"make one first: Net\(\.\.\.\)"):
+        tw.trace(Net, tw.spec(1, 4))
+    with pytest.raises(TraceError, match=r"tw\.spec\(1, 4\) is a spec"):
+        tw.trace(Net(), (1, 4))
     with pytest.raises(AttributeValueError, match="one name"):
         tw.trace(lambda x: {"a": {"b": x}, "a.b": x}, tw.spec(2))
 

@@ -32,11 +32,17 @@ CASES: list[tuple[str, Callable[..., Any], Any, Any, Array]] = [
     ("cross_entropy", losses.cross_entropy, P, LABELS, -LOGP[np.arange(6), LABELS]),
     ("cross_entropy dense", losses.cross_entropy, P, DENSE, -(LOGP * DENSE).sum(-1)),
     ("nll", losses.nll, LOGP.astype(np.float32), LABELS, -LOGP[np.arange(6), LABELS]),
-    ("binary", losses.binary_cross_entropy, PROBABILITY, BITS, -(BITS * np.log(PROBABILITY) + (1 - BITS) * np.log(1 - PROBABILITY))),
+    (
+        "binary",
+        losses.binary_cross_entropy,
+        PROBABILITY,
+        BITS,
+        -(BITS * np.log(PROBABILITY) + (1 - BITS) * np.log(1 - PROBABILITY)),
+    ),
     ("binary logits", losses.binary_cross_entropy_with_logits, P, BITS, np.logaddexp(0, P.astype(np.float64)) - P * BITS),
     ("hinge", losses.hinge, P, 2 * BITS - 1, np.maximum(0, 1 - P * (2 * BITS - 1))),
     ("kl", losses.kl_divergence, LOGP.astype(np.float32), DENSE, (DENSE * (np.log(DENSE) - LOGP)).sum(-1)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("loss", "p", "t", "each"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
@@ -49,7 +55,9 @@ def test_losses_are_their_formulas(loss: Callable[..., Any], p: Array, t: Array,
 
 def test_cross_entropy_options() -> None:
     smooth = -0.9 * LOGP[np.arange(6), LABELS] - 0.1 * LOGP.mean(-1)
-    np.testing.assert_allclose(run(lambda p, t: losses.cross_entropy(p, t, label_smoothing=0.1), P, LABELS), smooth.mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        run(lambda p, t: losses.cross_entropy(p, t, label_smoothing=0.1), P, LABELS), smooth.mean(), rtol=1e-5
+    )
     counted = LABELS != 2
     want = -LOGP[np.arange(6), LABELS][counted].mean()
     np.testing.assert_allclose(run(lambda p, t: losses.cross_entropy(p, t, ignore_index=2), P, LABELS), want, rtol=1e-5)
@@ -64,10 +72,15 @@ def test_cross_entropy_options() -> None:
 def test_losses_at_extremes() -> None:
     x = np.array([[1e4, -1e4], [-np.inf, 0.0]], np.float32)
     np.testing.assert_array_equal(run(lambda p, t: losses.cross_entropy(p, t, reduction="none"), x, np.array([1, 1])), [2e4, 0])
-    big = run(lambda p, t: losses.binary_cross_entropy_with_logits(p, t, reduction="none"), np.array([1e4, -1e4], np.float32), np.zeros(2, np.float32))
+    big = run(
+        lambda p, t: losses.binary_cross_entropy_with_logits(p, t, reduction="none"),
+        np.array([1e4, -1e4], np.float32),
+        np.zeros(2, np.float32),
+    )
     np.testing.assert_array_equal(big, [1e4, 0])
     np.testing.assert_array_equal(
-        run(lambda p, t: losses.binary_cross_entropy(p, t, reduction="none"), np.zeros(1, np.float32), np.ones(1, np.float32)), [100]
+        run(lambda p, t: losses.binary_cross_entropy(p, t, reduction="none"), np.zeros(1, np.float32), np.ones(1, np.float32)),
+        [100],
     )
 
 
@@ -101,20 +114,24 @@ def adam(p: Array, gs: list[Array], lr: float, decay: float = 0, decoupled: floa
 
 
 OPTIMIZERS: list[tuple[optim.Optimizer, Callable[..., Array], dict[str, Any]]] = [
-    (optim.SGD(0.1), sgd, {}), (optim.SGD(0.1, momentum=0.9), sgd, {"momentum": 0.9}),
+    (optim.SGD(0.1), sgd, {}),
+    (optim.SGD(0.1, momentum=0.9), sgd, {"momentum": 0.9}),
     (optim.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), sgd, {"momentum": 0.9, "nesterov": True, "decay": 0.01}),
-    (optim.Adam(0.1), adam, {}), (optim.Adam(0.1, weight_decay=0.01), adam, {"decay": 0.01}),
+    (optim.Adam(0.1), adam, {}),
+    (optim.Adam(0.1, weight_decay=0.01), adam, {"decay": 0.01}),
     (optim.AdamW(0.1, weight_decay=0.05), adam, {"decoupled": 0.05}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("optimizer", "reference", "options"), OPTIMIZERS, ids=[repr(o[0]) for o in OPTIMIZERS])
 def test_optimisers_are_their_formulas(optimizer: optim.Optimizer, reference: Any, options: dict[str, Any]) -> None:
     params: Any = {"w": RNG.standard_normal((3, 2)).astype(np.float32), "b": [RNG.standard_normal(4).astype(np.float32)]}
-    grads = [{"w": RNG.standard_normal((3, 2)).astype(np.float32), "b": [RNG.standard_normal(4).astype(np.float32)]} for _ in range(6)]
+    grads = [
+        {"w": RNG.standard_normal((3, 2)).astype(np.float32), "b": [RNG.standard_normal(4).astype(np.float32)]} for _ in range(6)
+    ]
     start, state = params, optimizer.init(params)
     for g in grads:
-        params, state = run(lambda p, g, s, lr: optimizer.update(p, g, s, lr), params, g, state, np.float32(0.05))
+        params, state = run(optimizer.update, params, g, state, np.float32(0.05))
     want = reference(start["w"].astype(np.float64), [g["w"].astype(np.float64) for g in grads], 0.05, **options)
     np.testing.assert_allclose(params["w"], want, rtol=1e-5, atol=1e-6)
     want = reference(start["b"][0].astype(np.float64), [g["b"][0].astype(np.float64) for g in grads], 0.05, **options)
@@ -128,7 +145,12 @@ def test_the_optimisers_own_rate_is_used_without_one() -> None:
 
 
 def test_wrong_hyperparameters_are_refused() -> None:
-    for make in (lambda: optim.SGD(-1.0), lambda: optim.Adam(betas=(1.0, 0.9)), lambda: optim.SGD(0.1, nesterov=True), lambda: optim.AdamW(weight_decay=-1)):
+    for make in (
+        lambda: optim.SGD(-1.0),
+        lambda: optim.Adam(betas=(1.0, 0.9)),
+        lambda: optim.SGD(0.1, nesterov=True),
+        lambda: optim.AdamW(weight_decay=-1),
+    ):
         with pytest.raises(AttributeValueError):
             make()
 
@@ -174,9 +196,14 @@ def test_inputs_outputs_and_aliases_are_as_documented() -> None:
     step = training_step(Net(), losses.cross_entropy, optim.Adam(1e-2), *SPECS, metrics=["accuracy"], predictions=True)
     own = ["conv.weight", "conv.bias", "bn.weight", "bn.bias", "head.weight", "head.bias"]
     states = [
-        *own, "optimizer.step", *(f"optimizer.m.{n}" for n in own), *(f"optimizer.v.{n}" for n in own),
-        "bn.running_mean", "bn.running_var", "rng",
-    ]  # fmt: skip
+        *own,
+        "optimizer.step",
+        *(f"optimizer.m.{n}" for n in own),
+        *(f"optimizer.v.{n}" for n in own),
+        "bn.running_mean",
+        "bn.running_var",
+        "rng",
+    ]
     g = step.graph
     assert [i.attrs["name"] for i in g.inputs] == [*states, "learning_rate", "image", "target"]
     assert [i.attrs["role"] for i in g.inputs] == ["state"] * len(states) + ["data"] * 3
@@ -278,6 +305,8 @@ def test_wrong_steps_are_refused() -> None:
     with pytest.raises(TraceError, match="no trainable parameter"):
         training_step(nn.ReLU(), losses.mse, optim.SGD(0.1), tw.spec(2), tw.spec(2))
     with pytest.raises(ShapeError, match="scalar"):
-        training_step(nn.Linear(2, 2), lambda p, t: losses.mse(p, t, reduction="none"), optim.SGD(0.1), tw.spec(2, 2), tw.spec(2, 2))
+        training_step(
+            nn.Linear(2, 2), lambda p, t: losses.mse(p, t, reduction="none"), optim.SGD(0.1), tw.spec(2, 2), tw.spec(2, 2)
+        )
     with pytest.raises(ShapeError, match="two values per channel"):
         training_step(nn.Sequential(nn.BatchNorm1d(2)), losses.mse, optim.SGD(0.1), tw.spec(1, 2), tw.spec(1, 2))

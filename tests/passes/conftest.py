@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-
 from tensorwright.ir.build import constant, input_node
 from tensorwright.ir.graph import Graph, Node
 from tensorwright.ir.op import make

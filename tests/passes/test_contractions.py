@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tensorwright.ir.build import full, input_node
+from tensorwright.ir.contraction import Axis, Contraction, affine
 from tensorwright.ir.graph import Graph, postorder
+from tensorwright.ir.graphs import inline
 from tensorwright.ir.interp import run
 from tensorwright.ir.lowering import Contract
 from tensorwright.ir.op import make
 from tensorwright.ir.types import tensor
 from tensorwright.passes.contract import Context
-from tensorwright.passes.contract_form import ContractForm
+from tensorwright.passes.contract_form import ContractForm, reshaped
 from tensorwright.passes.decompose import Decompose
 from tensorwright.passes.facts import Facts
 from tensorwright.passes.fold_affine import FoldAffine
@@ -87,7 +88,67 @@ def test_attention_scores_need_no_transpose(checked):
 def test_movements_of_an_operand(operand, checked):
     x, w = input_node("x", t(4, 8)), input_node("w", t(4, 5))
     y = make("matmul", operand(x), w)
-    checked(Graph((x, w), (y, make("transpose", make("matmul", make("transpose", w, perm=(1, 0)), make("transpose", operand(x), perm=(1, 0))), perm=(1, 0)))), ContractForm())
+    checked(
+        Graph(
+            (x, w),
+            (
+                y,
+                make(
+                    "transpose",
+                    make("matmul", make("transpose", w, perm=(1, 0)), make("transpose", operand(x), perm=(1, 0))),
+                    perm=(1, 0),
+                ),
+            ),
+        ),
+        ContractForm(),
+    )
+
+
+def test_flattening_channels_last_needs_no_transpose(checked):
+    """A convolution's result, channels last, enters a linear layer that counts its inputs channels first."""
+    x, w = input_node("x", t(2, 3, 3, 4)), input_node("w", t(36, 5), "parameter")
+    flat = make("reshape", make("transpose", x, perm=(0, 3, 1, 2)), shape=(2, 36))
+    y = make("matmul", flat, w)
+    after = checked(Graph((x, w), (y,)), ContractForm())
+    assert names(after) == ["contract"]
+    back = make(
+        "transpose", make("reshape", make("matmul", y, make("transpose", w, perm=(1, 0))), shape=(2, 4, 3, 3)), perm=(0, 2, 3, 1)
+    )
+    plain = input_node("w", t(36, 5))
+    both = Graph((x, plain), tuple(make("exp", n) for n in inline(Graph((x, w), (y, back)), (x, plain))))
+    assert "transpose" not in names(checked(both, ContractForm()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((6, 4), (2, 3, 4)),
+        ((2, 3, 4), (6, 4)),
+        ((24,), (2, 3, 4)),
+        ((4, 6), (4, 2, 3)),
+        ((6, 1), (6,)),
+        ((4,), (1, 4, 1)),
+        ((6, 4), (4, 6)),
+    ],
+)
+def test_an_operand_under_another_shape(old, new):
+    import itertools
+
+    axes = tuple(Axis(f"a{d}", n, "k") for d, n in enumerate(old))
+    index = tuple(affine(x.name) for x in axes)
+    spec = Contraction(axes, index, index, ())
+    after = reshaped(spec, "a", old, new)
+    if (old, new) == ((6, 4), (4, 6)):
+        assert after is None
+        return
+    values = np.arange(np.prod(old))
+    for at in itertools.product(*(range(x.extent) for x in after.axes)):
+        where = dict(zip((x.name for x in after.axes), at, strict=True))
+
+        def element(array, maps, where=where):
+            return array[tuple(m.constant + sum(c * where[n] for n, c in m.terms) for m in maps)]
+
+        assert element(values.reshape(new), after.a) == element(values.reshape(old), after.b)
 
 
 # Layout
@@ -183,7 +244,7 @@ def test_forms_that_fold(form, checked):
         "twice": lambda: make("mul", make("add", make("mul", y, S), B), S),
         "shift twice": lambda: make("sub", make("add", y, B), make("exp", S)),
     }[form]()
-    after = checked(Graph((x, w, s, b), (out,)), ContractForm(), FoldAffine())
+    after = checked(Graph((x, w, s, b), (out,)), Simplify(), ContractForm(), FoldAffine())
     (core,) = [n for n in after.nodes() if n.op.name == "contract"]
     above = [n for n in after.nodes() if core in n.inputs]
     assert not above or (above[0].op.name == "add" and after.outputs == (above[0],))
@@ -236,7 +297,12 @@ def test_packed_convolution(groups, checked):
     x, w = input_node("x", t(2, 4, 6, 6)), input_node("w", t(6, 4 // groups, 3, 3), "parameter")
     y = make("conv2d", x, w, groups=groups, padding=((1, 1), (1, 1)))
     after = checked(Graph((x, w), (y,)), *inference())
-    (spec,) = [n.op.lower(n).spec for r in after.nodes() for n in ([r] if r.op.name == "contract" else r.attrs["body"].nodes() if "body" in r.attrs else []) if n.inputs and isinstance(n.op.lower(n), Contract)]
+    (spec,) = [
+        n.op.lower(n).spec
+        for r in after.nodes()
+        for n in ([r] if r.op.name == "contract" else r.attrs["body"].nodes() if "body" in r.attrs else [])
+        if n.inputs and isinstance(n.op.lower(n), Contract)
+    ]
     assert spec.panel == 8 and len(spec.of_kind("batch")) == (groups > 1)
     validate_split(after, *split(after))
 
@@ -336,5 +402,11 @@ def test_values_of_the_whole_pipeline(checked):
     graph = resnet_block()
     after = checked(graph, *inference())
     arrays = draw(graph, "normal", 0)
-    assert exact_difference([np.round(v, 3) for v in run(graph, arrays)], [np.round(v, 3) for v in run(after, arrays)]) is None or np.allclose(run(graph, arrays)[0], run(after, arrays)[0], rtol=1e-4, atol=1e-5)
-    assert all(n.op.name in ("fused", "get", "max_pool2d", "reshape", "contract", "transpose", "pad") for n in postorder(after.outputs) if n.inputs)
+    assert exact_difference(
+        [np.round(v, 3) for v in run(graph, arrays)], [np.round(v, 3) for v in run(after, arrays)]
+    ) is None or np.allclose(run(graph, arrays)[0], run(after, arrays)[0], rtol=1e-4, atol=1e-5)
+    assert all(
+        n.op.name in ("fused", "get", "max_pool2d", "reshape", "contract", "transpose", "pad")
+        for n in postorder(after.outputs)
+        if n.inputs
+    )

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 import tensorwright.ir  # noqa: F401 - registers the ops
 from tensorwright.ir.build import constant, full, get, input_node
 from tensorwright.ir.dtypes import f64
@@ -163,7 +162,7 @@ def test_an_op_without_gradient_is_named_with_its_line():
     y = make("sin", x)
     node = make(blocked, y)
     where = Location("model.py", 7, "y = f(x)")
-    with pytest.raises(GradientError, match="opaque.*nobody knows how") as e:
+    with pytest.raises(GradientError, match=r"opaque.*nobody knows how") as e:
         vjp(total(node), (x,), constant(1.0, "f32"), {node: Label(None, where)})
     assert "model.py:7" in str(e.value) and "stop_gradient" in str(e.value)
     (dx,) = vjp(total(make("add", make("stop_gradient", node), y)), (x,), constant(1.0, "f32"))

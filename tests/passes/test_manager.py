@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-
 from tensorwright.ir.build import full, get, input_node
 from tensorwright.ir.errors import AttributeValueError, TensorwrightError, VerifyError
 from tensorwright.ir.graph import Graph
@@ -60,6 +59,21 @@ def test_parse():
         parse("simplifi")
 
 
+def test_options_parse_as_they_print():
+    for passes in (inference(), training(), (Fuse(max_nodes=3, kinds=("map", "rows")), Simplify())):
+        assert parse(", ".join(map(str, passes))) == passes
+    for text, message in {
+        "fuse{nodes=3}": "no option 'nodes'",
+        "fuse{max_nodes='many'}": "is like 96",
+        "fuse{max_nodes=__import__('os')}": "option=value",
+        "fuse{3}": "option=value",
+        "fuse{max_nodes": "passes are written",
+        "simplify{x=1}": "it has none",
+    }.items():
+        with pytest.raises(AttributeValueError, match=message):
+            parse(text)
+
+
 def test_results_and_dumps(tmp_path):
     ctx = Context()
     seen = []
@@ -75,7 +89,7 @@ def test_results_and_dumps(tmp_path):
 def test_a_missing_requirement_names_the_passes_before():
     g = make("gradient", make("sum", X, axes=(0, 1), keepdims=False), X)
     asked = Graph((X,), (get(g, 0),))
-    with pytest.raises(VerifyError, match="fuse requires no_gradient.*before it: simplify"):
+    with pytest.raises(VerifyError, match=r"fuse requires no_gradient.*before it: simplify"):
         run_pipeline(asked, (Simplify(), Fuse()))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tensorwright.passes.pipeline import inference, training
 from tensorwright.passes.prepare import split
 from tensorwright.passes.validate import validate_split

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tensorwright.ir.build import constant, full, input_node
 from tensorwright.ir.graph import Graph
 from tensorwright.ir.interp import run
@@ -171,7 +170,7 @@ def test_a_rule_that_grows_terms_is_refused():
         return make("add", node.inputs[0], make("add", node.inputs[1], c(-0.0))) if len(node.inputs) == 2 else Miss("leaf", node)
 
     x, y = input_node("x", F), input_node("y", F)
-    with pytest.raises(RewriteError, match="grow.*not smaller in the order"):
+    with pytest.raises(RewriteError, match=r"grow.*not smaller in the order"):
         apply_rules(Graph((x, y), (make("add", x, y),)), [grow], Context())
 
 
@@ -233,7 +232,11 @@ def test_ten_thousand_nodes_in_linear_time():
     def chain(n):
         y = x
         for k in range(n // 4):
-            y = make("sin", make("sub", make("mul", y, one), zero)) if k % 2 else make("neg", make("neg", make("exp", make("add", y, x))))
+            y = (
+                make("sin", make("sub", make("mul", y, one), zero))
+                if k % 2
+                else make("neg", make("neg", make("exp", make("add", y, x))))
+            )
         return Graph((x,), (y,))
 
     times = []

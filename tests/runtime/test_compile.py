@@ -46,7 +46,7 @@ def test_a_module_a_function_and_a_graph_compute_the_same():
     exe = tw.compile(net, tw.spec(4, 20))
     want = expected(exe, x)[0]
     assert relative_error(exe(x), want) < 1e-6
-    assert relative_error(tw.compile(lambda x: net(x), x)(x), want) < 1e-6
+    assert relative_error(tw.compile(lambda a: net(a * 1), x)(x), want) < 1e-6
     graph = tw.trace(net, tw.spec(4, 20))
     values = [x if i.attrs["role"] == "data" else net.state_dict()[i.attrs["name"]] for i in graph.inputs]
     assert relative_error(tw.compile(graph)(*values), want) < 1e-6
@@ -138,6 +138,7 @@ def test_every_row_this_machine_runs_agrees_and_threads_change_no_bit(target):
     x, w = RNG.standard_normal((300, 200), np.float32), RNG.standard_normal((200, 129), np.float32)
     one = tw.compile(fn, x, w, target=target, threads=1)
     two = tw.compile(fn, x, w, target=target, threads=2)
+    assert any(k.parallel for k in two.compiled.run.kernels)
     want = expected(one, x, w)
     first = one(x, w)
     for got, reference in zip(first, want, strict=True):
@@ -273,6 +274,55 @@ def test_a_cap_on_threads(monkeypatch):
     assert tw.compile(mlp(), tw.spec(4, 20), threads=2).threads == 2
     with tw.config(threads=3):
         assert tw.compile(mlp(), tw.spec(4, 20)).threads == 3
+
+
+def test_calls_take_no_memory_from_the_system_after_the_first():
+    """Page faults count what Python's allocator and tracemalloc would miss: native code, and large arrays."""
+    import resource
+
+    net = mlp()
+    small = tw.compile(net, tw.spec(1, 20))
+    large = tw.compile(lambda a, b: tw.tanh(a) * b + tw.softmax(a, -1), tw.spec(1024, 1024), tw.spec(1024, 1024))
+    for exe, inputs in ((small, 1), (large, 2)):
+        arrays = [np.ones(t.static_shape, np.float32) for _, t in exe.arguments]
+        assert len(arrays) == inputs
+        for _ in range(8):
+            y = exe(*arrays)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(50):
+            y = exe(*arrays)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        assert y.nbytes and faults < 50, f"{faults} page faults in 50 calls; one fresh output of the large model takes 1,024"
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3, 5])
+def test_inputs_need_no_more_alignment_than_an_element(offset):
+    def fn(a, b):
+        return tw.relu(a @ b) + 1, a.sum(1), tw.softmax(b, -1)
+
+    def at(array):
+        room = np.zeros(array.size + 16, np.float32)
+        start = (-room.ctypes.data % 64) // 4 + offset
+        view = room[start : start + array.size].reshape(array.shape)
+        view[...] = array
+        return view
+
+    a, b = RNG.standard_normal((37, 64), np.float32), RNG.standard_normal((64, 48), np.float32)
+    exe = tw.compile(fn, a, b)
+    outs = [at(np.zeros_like(y)) for y in exe(a, b)]
+    for got, want in zip(exe(at(a), at(b), out=outs), exe(a, b), strict=True):
+        assert np.array_equal(got, want)
+
+
+def test_tensors_of_torch_are_taken_through_dlpack():
+    torch = pytest.importorskip("torch", reason="torch is not installed: nothing else here exports DLPack for dtypes of its own")
+    exe = tw.compile(mlp(), tw.spec(4, 20))
+    t = torch.rand(4, 20)
+    assert np.array_equal(exe(t), exe(t.numpy()))
+    assert np.array_equal(exe(t.T.contiguous().T), exe(t.numpy()))
+    for bad in (t.clone().requires_grad_(), t.to(torch.bfloat16), t.double(), t.to("meta")):
+        with pytest.raises(InputError, match="input 0"):
+            exe(bad)
 
 
 def test_importing_does_not_load_the_compiler():

@@ -1,0 +1,123 @@
+"""A plan: everything that is decided about a contraction before code is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from ...ir.dtypes import DType, bf16, f16, f32
+from ...ir.errors import CompileError
+from .canonical import Loop
+
+PARALLEL_FROM: Final = 150_000  # modelled cycles from which threads are worth waking: about 50 microseconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a contraction is computed.
+
+    row, col      streams of the operand that is read per row and of the one that is read per column (A = 0, B = 1)
+    along_k       lanes run along the innermost reduction loop, not along the columns;  lanes: elements of a vector
+    lane          the C loop that columns run along; panels of `columns` of it
+    rows          the C loops (outer, inner; or fewer) that rows run along, and how many of each make a tile
+    row_others, col_others, both     the other C loops: those that move only the row operand, only the column operand, both
+    reduce        reduction loops in order, strides (row operand, column operand) as the tile sees them
+    reduce_from   the same loops as they lie in memory before packing, in the order of the packed copy
+    row_source    if not empty: the loops, outer first, that the one loop of `rows` stands for; only packing can tell them apart
+    pack_row      '' or 'k' (packed with the reduction contiguous) or 'm' (rows contiguous);  pack_col: packed in panels
+    pitch         elements from one row (of 'k') or one step (of 'm') to the next in the packed rows
+    parts, unroll independent accumulators per cell; steps of the innermost loop per iteration
+    cycles, ideal what the model expects of one core, and what its multiply-adds alone would take
+    memory        cycles to fetch the operands once from beyond L2
+    strained      the row operand is read in a way that packing might mend;  why: what costs, in words
+    split         the blocks of the cut reduction are computed apart, in parallel, and added in order
+    cut, block    reduction loops before `cut` run outside the tiles, loop `cut` in blocks of `block`; cut < 0: not cut
+    """
+
+    row: int
+    col: int
+    along_k: bool
+    lanes: int
+    lane: Loop
+    columns: int
+    rows: tuple[tuple[Loop, int], ...]
+    row_others: tuple[Loop, ...]
+    col_others: tuple[Loop, ...]
+    both: tuple[Loop, ...]
+    reduce: tuple[Loop, ...]
+    reduce_from: tuple[Loop, ...]
+    row_source: tuple[Loop, ...]
+    pack_row: str
+    pitch: int
+    pack_col: bool
+    cut: int
+    block: int
+    split: bool
+    parts: int
+    unroll: int
+    cycles: float = 0.0
+    ideal: float = 0.0
+    memory: float = 0.0
+    strained: bool = False
+    why: str = ""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the work is worth waking threads for."""
+        return max(self.cycles, self.memory) >= PARALLEL_FROM
+
+    @property
+    def row_tiles(self) -> int:
+        """Tiles along all loops of the row operand."""
+        return math.prod(x.extent for x in self.row_others) * math.prod(-(-x.extent // n) for x, n in self.rows)
+
+    @property
+    def panels(self) -> int:
+        """Panels along all loops of the column operand."""
+        return math.prod(x.extent for x in self.col_others) * -(-self.lane.extent // self.columns)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the largest tile."""
+        return math.prod(n for _, n in self.rows)
+
+    def describe(self) -> str:
+        """One line: what was chosen and what the model expects."""
+        names = "AB"
+        sides = " x ".join(str(n) for _, n in self.rows) or "1"
+        lanes = "the reduction" if self.along_k else f"columns ({names[self.col]})"
+        text = f"tile {sides} rows x {self.columns} columns, lanes along {lanes}"
+        if self.pack_row:
+            text += f", {names[self.row]} packed by {'steps' if self.pack_row == 'k' else 'rows'}"
+        if self.pack_col:
+            text += f", {names[self.col]} packed in panels"
+        if self.cut >= 0:
+            text += f", reduction {'split' if self.split else 'cut'} in blocks of {self.inside}"
+        return f"{text}; model: {100 * self.ideal / self.cycles:.0f}% of peak{'; ' + self.why if self.why else ''}"
+
+    @property
+    def vectors(self) -> int:
+        """Accumulators of a row of a whole panel, `lanes` elements each."""
+        return -(-self.columns // self.lanes) if not self.along_k else self.columns
+
+    @property
+    def inside(self) -> int:
+        """Steps of the reduction in one call of a tile (of a whole block)."""
+        loops = self.reduce if self.cut < 0 else self.reduce[self.cut + 1 :]
+        return math.prod(x.extent for x in loops) * (self.block if self.cut >= 0 else 1)
+
+
+def accumulator(dtype: DType) -> DType:
+    """What sums of products of a dtype are held in. Raises CompileError for what cannot be multiplied."""
+    if dtype in (f16, bf16):
+        return f32
+    if dtype.name in ("f32", "f64", "i32", "i64", "u32", "u64"):
+        return dtype
+    raise CompileError(f"a contraction of {dtype} is not supported; expected f32, f64, f16, bf16, i32, i64, u32 or u64")
+
+
+def pieces(extent: int, size: int) -> tuple[int, int, int]:
+    """(count, length, longer): `extent` in `count` pieces as equal as can be, the first `longer` of them one longer."""
+    count = -(-extent // size)
+    return count, extent // count, extent % count

@@ -1,0 +1,483 @@
+"""Planted bugs: each is caught by validation, which names the guilty pass and rewrite and writes a repro that fails again.
+
+A bug is planted by replacing a rule, a helper or a record for the length of one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from tensorwright.ir.build import constant, full, get, input_node
+from tensorwright.ir.errors import ValidationError
+from tensorwright.ir.graph import Graph, Label, Location
+from tensorwright.ir.lowering import Decompose as Decomposition
+from tensorwright.ir.op import lookup, make
+from tensorwright.ir.types import tensor
+from tensorwright.passes import (
+    algebra,
+    contract_form,
+    fold_affine,
+    gradient,
+    layout,
+    movement,
+    pack_weights,
+    prepare,
+    regions,
+    simplify,
+    strength,
+)
+from tensorwright.passes.contract import Context
+from tensorwright.passes.manager import Hooks, run_pipeline
+from tensorwright.passes.pipeline import PASSES, inference, training
+from tensorwright.passes.rewrite import Miss, rule
+from tensorwright.passes.validate import Validator, validate_split
+
+
+def t(*shape, dtype="f32"):
+    return tensor(dtype, shape)
+
+
+def bc(x, shape):
+    return make("broadcast_to", x, shape=shape)
+
+
+def total(y):
+    return make("sum", y, axes=tuple(range(len(y.shape))), keepdims=False)
+
+
+class Plant:
+    """Replaces things for one test."""
+
+    def __init__(self, monkeypatch, request):
+        self.monkeypatch, self.request = monkeypatch, request
+
+    def rule(self, fn):
+        """Puts a rule of the same name in place of one of simplify's (or adds it, first)."""
+        new = rule(fn)
+        old = [r for r in simplify.RULES if r.name != new.name]
+        self.monkeypatch.setattr(simplify, "RULES", (new, *old))
+
+    def function(self, module, name, new):
+        self.monkeypatch.setattr(module, name, new)
+
+    def record(self, name, **changes):
+        op = lookup(name)
+        for field, value in changes.items():
+            old = getattr(op, field)
+            object.__setattr__(op, field, value)
+            self.request.addfinalizer(lambda field=field, old=old: object.__setattr__(op, field, old))
+
+
+@pytest.fixture(name="plant")
+def plant_fixture(monkeypatch, request):
+    return Plant(monkeypatch, request)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A planted bug, a graph that meets it among other work, and who must be named."""
+
+    plant: Callable[[Plant], None]
+    graph: Callable[[], Graph]
+    guilty_pass: str
+    guilty_rule: str
+    passes: Callable[[], tuple] = inference
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------------
+
+
+def around(make_node, *shapes, roles=()):
+    """A graph in which the interesting node stands among others, with source locations on every line."""
+    roles = (*roles, *("data",) * (len(shapes) - len(roles)))
+    inputs = tuple(input_node(f"x{k}", t(*s), r) for k, (s, r) in enumerate(zip(shapes, roles, strict=True)))
+    busy = make("tanh", make("mul", inputs[0], make("sin", inputs[0])))
+    node = make_node(*inputs)
+    other = make("exp", make("neg", make("abs", busy)))
+    labels = {node: Label(None, Location("model.py", 12, "y = layer(x)"))}
+    return Graph(inputs, (make("sigmoid", make("add", node, full(0.25, node.tensor))), other), labels=labels)
+
+
+def signed_zero():
+    x, y = input_node("x", t(3, 4)), input_node("y", t(3, 4))
+    return Graph((x, y), (make("abs", y), make("neg", make("add", make("minimum", x, y), full(0.0, x.tensor)))))
+
+
+def conv_block(size=6):
+    x, w = input_node("x", t(2, 3, size, size)), input_node("w", t(4, 3, 3, 3), "parameter")
+    y = make("conv2d", x, w, padding=((1, 1), (1, 1)))
+    s, b = input_node("s", t(4), "parameter"), input_node("b", t(4), "parameter")
+
+    def channel(v):
+        return bc(make("reshape", v, shape=(4, 1, 1)), y.shape)
+
+    y = make("mul", make("sub", y, channel(b)), channel(s))
+    y = make("maximum", y, full(0.0, y.tensor))
+    out = make("sum", make("max_pool2d", y, kernel=(2, 2), stride=(2, 2)), axes=(1, 2), keepdims=False)
+    return Graph((x, w, s, b), (out,), labels={y: Label(None, Location("model.py", 12))})
+
+
+def linear(role="parameter"):
+    def build(x, w, s, b):
+        y = make("matmul", x, make("transpose", w, perm=(1, 0)))
+        return make("mul", make("add", y, bc(b, y.shape)), bc(s, y.shape))
+
+    return around(build, (4, 3), (5, 3), (5,), (5,), roles=("data", role, role, role))
+
+
+def gradient_of(fn, *shapes):
+    inputs = tuple(input_node(f"x{k}", t(*s)) for k, s in enumerate(shapes))
+    marks = [make("mark", i, id=k) for k, i in enumerate(inputs)]
+    y = fn(*marks)
+    g = make("gradient", total(make("mul", y, make("cos", y))), *marks)
+    labels = {y: Label(None, Location("model.py", 12))}
+    return Graph(inputs, tuple(get(g, k) for k in range(len(marks))), labels=labels)
+
+
+def mlp(x, w):
+    return make("tanh", make("matmul", make("tanh", make("matmul", x, w)), make("transpose", w, perm=(1, 0))))
+
+
+def update():
+    p, g, m = (input_node(k, t(8), "state") for k in "pgm")
+    new_m = make("add", make("mul", m, full(0.9, m.tensor)), g)
+    return Graph((p, g, m), (new_m, make("sub", p, make("mul", new_m, full(1e-2, p.tensor)))))
+
+
+# --- bugs -------------------------------------------------------------------------------------------------------------
+
+
+def plus_zero(plant):
+    @plant.rule
+    def add_zero(node, facts):
+        """x + 0.0 -> x: wrong for -0.0."""
+        hit = facts.form(node) == "add" and facts.value(node.inputs[1]) == 0
+        return node.inputs[0] if hit else Miss("no", node)
+
+
+def times_zero(plant):
+    @plant.rule
+    def times_zero(node, facts):
+        """x * 0 -> 0: wrong for NaN and Inf."""
+        hit = facts.form(node) == "mul" and facts.value(node.inputs[1]) == 0
+        return node.inputs[1] if hit else Miss("no", node)
+
+
+def reversed_difference(plant):
+    @plant.rule
+    def add_negated(node, facts):
+        """x + (-y) -> y - x: wrong sign."""
+        if facts.form(node) == "add" and facts.form(node.inputs[1]) == "neg":
+            return make("sub", node.inputs[1].inputs[0], node.inputs[0])
+        return Miss("no", node)
+
+
+def sine_is_idempotent(plant):
+    @plant.rule
+    def idempotent(node, facts):
+        """sin(sin(x)) -> sin(x): it is not."""
+        hit = facts.form(node) == "sin" and node.inputs[0].op is node.op
+        return node.inputs[0] if hit else Miss("no", node)
+
+
+def swapped_branches(plant):
+    @plant.rule
+    def select_known(node, facts):
+        """where(true, x, y) -> y."""
+        known = facts.value(node.inputs[0]) if facts.form(node) == "select" else None
+        return Miss("no", node) if known is None else node.inputs[2 if known else 1]
+
+
+def every_type_holds_every_other(plant):
+    plant.function(algebra, "_holds", lambda narrow, wide: True)
+
+
+def folding_is_off(plant):
+    right = algebra.evaluate
+    plant.function(algebra, "evaluate", lambda node, arrays: right(node, arrays) + np.float32(1e-3))
+
+
+def composed_the_wrong_way(plant):
+    right = movement.compose
+    plant.function(movement, "compose", lambda outer, inner: right(inner, outer) if len(outer) == len(inner) else right(outer, inner))
+
+
+def slice_forgets_its_start(plant):
+    right = movement._slice
+
+    def slice_(x, index, shape):
+        return right(x, tuple(replace(i, constant=0) for i in index), shape)
+
+    plant.function(movement, "_slice", slice_)
+
+
+def cube_is_square(plant):
+    @rule
+    def small_power(node, facts):
+        """x ** 3 -> x * x."""
+        hit = facts.form(node) == "pow" and facts.value(node.inputs[1]) == 3
+        return make("mul", node.inputs[0], node.inputs[0]) if hit else Miss("no", node)
+
+    plant.function(strength, "small_power", small_power)
+
+
+def mean_of_one_fewer(plant):
+    right = lookup("mean").lower
+
+    def lower(node):
+        build = right(node).build
+        return Decomposition(lambda n: make("mul", build(n), full(1.01, n.tensor)))
+
+    plant.record("mean", lower=lower)
+
+
+def reduced_axes_are_not_moved(plant):
+    @rule
+    def reduce_transposed(node, facts):
+        """sum(T(x), axes) -> sum(x, axes) with the axes of T(x)."""
+        perm = layout.perm_of(node.inputs[0], facts) if node.inputs and node.attrs.get("axes") else None
+        if perm is None or node.attrs["keepdims"]:
+            return Miss("no", node)
+        new = node.replace((node.inputs[0].inputs[0],))
+        return new if new.type == node.type else Miss("no", node)
+
+    plant.function(layout, "reduce_transposed", reduce_transposed)
+
+
+def pooling_keeps_its_kernel(plant):
+    right = lookup("max_pool2d").to_layout
+
+    def to_layout(node, wanted):
+        new = right(node, wanted)
+        return new if new is node else right(node.replace(kernel=(2, 1), padding=((0, 0), (0, 0))), wanted)
+
+    plant.record("max_pool2d", to_layout=to_layout)
+
+
+def index_map_forgets_the_start(plant):
+    right = contract_form.moved
+
+    def moved(index, read):
+        return right(index, replace(read, index=tuple(replace(i, constant=0) for i in read.index)))
+
+    plant.function(contract_form, "moved", moved)
+
+
+def operands_swapped_one_map_reversed(plant):
+    right = contract_form.swapped
+
+    def swapped(spec):
+        new = right(spec)
+        return replace(new, a=new.a[::-1])
+
+    plant.function(contract_form, "swapped", swapped)
+
+
+def shift_is_not_scaled(plant):
+    right = fold_affine._combine
+    plant.function(fold_affine, "_combine", lambda op, a, b: a if op == "mul" else right(op, a, b))
+
+
+def minus_is_plus(plant):
+    right = fold_affine._shifted
+
+    def shifted(u, fixed, facts):
+        found = right(u, fixed, facts)
+        if found is None or found[1] is None or facts.form(u) != "sub":
+            return found
+        return found[0], replace(found[1], node=make("neg", found[1].node))
+
+    plant.function(fold_affine, "_shifted", shifted)
+
+
+def panels_padded_in_front(plant):
+    def matrix(b, spec):
+        x = right(b, spec)
+        return x if x is None else make("reverse", x, axes=(0,))
+
+    right = pack_weights.matrix
+    plant.function(pack_weights, "matrix", matrix)
+
+
+def outputs_in_another_order(plant):
+    right = regions._Builder._set
+
+    def set_(self, old, new):
+        if new.op.name == "get":
+            last = len(new.inputs[0].type.items) - 1
+            new = get(new.inputs[0], last - new.attrs["index"])
+        right(self, old, new)
+
+    plant.function(regions._Builder, "_set", set_)
+
+
+def operands_in_another_order(plant):
+    right = regions._Builder._operands
+    emit = regions.fused
+
+    def fused(body, operands, kind):
+        same = [k for k in range(1, len(operands)) if operands[k].type == operands[0].type]
+        if same:
+            operands = list(operands)
+            operands[0], operands[same[0]] = operands[same[0]], operands[0]
+        return emit(body, operands, kind)
+
+    assert right is not None
+    plant.function(regions, "fused", fused)
+
+
+def slope_of_tanh(plant):
+    plant.record("tanh", grad=lambda node, dy: (make("mul", dy[0], make("sub", full(1.0, node.tensor), node)),))
+
+
+def product_forgets_a_factor(plant):
+    plant.record("mul", grad=lambda node, dy: (make("mul", dy[0], node.inputs[1]), None))
+
+
+def matmul_forgets_to_transpose(plant):
+    right = lookup("matmul").grad
+
+    def grad(node, dy):
+        da, db = right(node, dy)
+        return da, (make("transpose", db, perm=(1, 0)) if db.shape[0] == db.shape[1] else db)
+
+    plant.record("matmul", grad=grad)
+
+
+def cotangents_overwrite(plant):
+    def accumulate(slots, index, part):
+        slots[index] = part
+
+    plant.function(gradient, "_accumulate", accumulate)
+
+
+BUGS = {
+    "x + 0.0 -> x": Bug(plus_zero, signed_zero, "simplify", "add_zero"),
+    "x * 0 -> 0": Bug(times_zero, lambda: around(lambda x: make("mul", make("exp", x), full(0.0, x.tensor)), (3, 4)), "simplify", "times_zero"),
+    "x + (-y) -> y - x": Bug(reversed_difference, lambda: around(lambda x, y: make("add", x, make("neg", y)), (3,), (3,)), "simplify", "add_negated"),
+    "sin is idempotent": Bug(sine_is_idempotent, lambda: around(lambda x: make("sin", make("sin", make("exp", x))), (3,)), "simplify", "idempotent"),
+    "branches swapped": Bug(
+        swapped_branches, lambda: around(lambda x, y: make("where", full(True, t(3, dtype="bool")), make("exp", x), y), (3,), (3,)),
+        "simplify", "select_known",
+    ),
+    "narrowing casts dropped": Bug(
+        every_type_holds_every_other,
+        lambda: around(lambda x: make("cast", make("cast", make("exp", x), dtype=t(dtype="i32").dtype), dtype=x.dtype), (3,)),
+        "simplify", "cast_of_cast",
+    ),
+    "constants folded wrongly": Bug(
+        folding_is_off, lambda: around(lambda x: make("mul", x, bc(make("exp", constant(0.7, "f32")), x.shape)), (3,)), "simplify", "fold_constants"
+    ),
+    "movements composed backwards": Bug(
+        composed_the_wrong_way,
+        lambda: around(lambda x: make("transpose", make("transpose", make("exp", x), perm=(1, 2, 0)), perm=(0, 2, 1)), (3, 3, 3)),
+        "simplify", "movement_of_movement",
+    ),
+    "slice of slice forgets the start": Bug(
+        slice_forgets_its_start,
+        lambda: around(lambda x: make("slice", make("slice", make("exp", x), starts=(2,), stops=(8,), steps=(1,)), starts=(1,), stops=(4,), steps=(1,)), (8,)),
+        "simplify", "movement_of_movement",
+    ),
+    "x ** 3 -> x * x": Bug(cube_is_square, lambda: around(lambda x: make("pow", x, full(3.0, x.tensor)), (3,)), "strength", "small_power"),
+    "mean is off by a hundredth": Bug(
+        mean_of_one_fewer, lambda: around(lambda x: make("mean", make("exp", x), axes=(1,), keepdims=True), (3, 4)), "decompose", "build"
+    ),
+    "axes stay when a transpose moves": Bug(reduced_axes_are_not_moved, lambda: conv_block(8), "layout", "reduce_transposed"),
+    "pooling in another layout": Bug(
+        pooling_keeps_its_kernel,
+        lambda: around(lambda x: make("max_pool2d", make("exp", x), kernel=(2, 2), stride=(2, 2)), (1, 2, 4, 4)),
+        "layout", "channels_last",
+    ),
+    "index map forgets the start": Bug(
+        index_map_forgets_the_start,
+        lambda: around(lambda x, w: make("matmul", make("slice", make("exp", x), starts=(1, 0), stops=(4, 3), steps=(1, 1)), w), (5, 3), (3, 4)),
+        "contract_form", "move_a",
+    ),
+    "operands swapped, one map reversed": Bug(
+        operands_swapped_one_map_reversed,
+        lambda: around(lambda x, w: make("transpose", make("matmul", x, w), perm=(1, 0)), (4, 4), (4, 4)),
+        "contract_form", "vectors_along_n",
+    ),
+    "shift is not scaled": Bug(shift_is_not_scaled, linear, "fold_affine", "fold_scale"),
+    "minus taken for plus": Bug(minus_is_plus, conv_block, "fold_affine", "fold_scale"),
+    "panels upside down": Bug(panels_padded_in_front, linear, "pack_weights", "pack_operand"),
+    "outputs of a region exchanged": Bug(outputs_in_another_order, update, "fuse", "fuse_map", training),
+    "operands of a region exchanged": Bug(
+        operands_in_another_order, lambda: around(lambda x, y: make("sub", make("exp", x), y), (3,), (3,)), "fuse", "fuse_map"
+    ),
+    "slope of tanh": Bug(slope_of_tanh, lambda: gradient_of(mlp, (3, 4), (4, 2)), "gradient", "gradient of tanh"),
+    "product rule with one term": Bug(
+        product_forgets_a_factor, lambda: gradient_of(lambda x, y: make("mul", make("exp", x), y), (3,), (3,)), "gradient", "gradient of mul"
+    ),
+    "matmul forgets to transpose": Bug(
+        matmul_forgets_to_transpose, lambda: gradient_of(mlp, (3, 4), (4, 4)), "gradient", "gradient of matmul"
+    ),
+    "cotangents overwrite each other": Bug(cotangents_overwrite, lambda: gradient_of(mlp, (3, 4), (4, 2)), "gradient", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_bug_is_caught(name, plant, tmp_path, context):
+    bug = BUGS[name]
+    graph = bug.graph()
+    run_pipeline(graph, bug.passes(), context(), Hooks(validate=Validator(folder=tmp_path)))  # without the bug: fine
+    assert not list(tmp_path.iterdir())
+    bug.plant(plant)
+    with pytest.raises(ValidationError) as e:
+        run_pipeline(graph, bug.passes(), context(), Hooks(validate=Validator(folder=tmp_path)))
+    error, text = e.value, str(e.value)
+    assert error.pass_name == bug.guilty_pass, text
+    assert error.rule == bug.guilty_rule, text
+    assert f"pass {bug.guilty_pass}" in text and (not bug.guilty_rule or f"guilty rewrite: {bug.guilty_rule}" in text)
+    assert f"tensorwright opt --passes {bug.guilty_pass} --validate {error.repro}" in text
+    assert "in pass" in error.__notes__[0]
+    small = Graph.parse(error.repro.read_text())
+    assert sum(1 for n in small.nodes() if n.inputs) <= 10
+    assert len(small.nodes()) <= max(len(graph.nodes()), 10)
+    p = next(p for p in bug.passes() if p.name == bug.guilty_pass)
+    with pytest.raises(ValidationError):  # the repro fails again, from its text
+        after = p.run(small, ctx := context())
+        Validator(folder=tmp_path)(p, small, after, ctx)
+
+
+def test_the_location_is_named(plant, tmp_path, context):
+    reversed_difference(plant)
+    x, y = input_node("x", t(3)), input_node("y", t(3))
+    z = make("add", x, make("neg", y))
+    graph = Graph((x, y), (z,), labels={z: Label("z", Location("model.py", 12, "z = x + -y"))})
+    with pytest.raises(ValidationError, match=r"model\.py:12: z = x \+ -y"):
+        run_pipeline(graph, inference(), context(), Hooks(validate=Validator(folder=tmp_path)))
+
+
+def test_a_planted_split_is_caught(plant):
+    x, a, b = input_node("x", t(3)), input_node("a", t(3), "parameter"), input_node("b", t(3), "parameter")
+    graph = Graph((x, a, b), (make("add", make("mul", x, make("exp", a)), make("tanh", b)),))
+    validate_split(graph, *prepare.split(graph))
+    prepared, run_graph = prepare.split(graph)
+    crossed = replace(prepared, outputs=prepared.outputs[::-1])
+    with pytest.raises(ValidationError, match="split into prepare and run graph changed output 0"):
+        validate_split(graph, crossed, run_graph)
+
+
+def test_every_pass_has_a_planted_bug():
+    assert {b.guilty_pass for b in BUGS.values()} | {"drop_marks"} == set(PASSES)
+    assert len(BUGS) >= 15
+
+
+def test_dropping_more_than_marks_is_caught(plant, tmp_path):
+    from tensorwright.passes import drop_marks
+    from tensorwright.passes.drop_marks import DropMarks
+
+    @rule
+    def drop_mark(node, facts):
+        """neg(x) -> x: no mark."""
+        return node.inputs[0] if facts.form(node) == "neg" else Miss("no", node)
+
+    plant.function(drop_marks, "drop_mark", drop_mark)
+    x = input_node("x", t(3))
+    graph = Graph((x,), (make("exp", make("neg", x)),))
+    with pytest.raises(ValidationError, match="guilty rewrite: drop_mark"):
+        run_pipeline(graph, (DropMarks(),), Context(), Hooks(validate=Validator(folder=tmp_path)))
