@@ -82,7 +82,7 @@ def train(seed: int, epochs: int, data: Sequence[Array], verbose: bool) -> tuple
         seed=seed,
     )
     trainer.fit(x, y, epochs=epochs, batch_size=BATCH, verbose=verbose)
-    return trainer, trainer.evaluate(x2, y2)["accuracy"]
+    return trainer, trainer.evaluate(x2, y2, batch_size=120)["accuracy"]
 
 
 def _cosine(peak: float, steps: int) -> Any:

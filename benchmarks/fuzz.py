@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 import tensorwright.ir.ops  # noqa: F401  (registers the op records)
-from tensorwright.codegen import generate, loop_interp, nests, reduces, scatter
-from tensorwright.codegen.contraction import preferred_panel, tile
+from tensorwright.codegen import generate, loop_interp
+from tensorwright.codegen.contraction import preferred_panel
 from tensorwright.codegen.generate import assemble
 from tensorwright.codegen.loop_verify import verify as verify_loops
 from tensorwright.codegen.memory_plan import check_plan
@@ -107,11 +107,14 @@ def with_donations(graph: Graph, rng: np.random.Generator) -> Graph:
 @contextmanager
 def all_loops_shared() -> Iterator[None]:
     """Takes every loop to be worth several threads: random graphs are too small for that otherwise."""
-    places = [(m, n) for m in (nests, reduces, scatter) for n in ("PARALLEL_NS", "CHUNK_NS") if hasattr(m, n)]
-    places.append((tile, "PARALLEL_FROM"))
+    values = {"PARALLEL_NS": 0.0, "CHUNK_NS": 20.0, "PARALLEL_FROM": 0.0}
+    modules = [m for name, m in sorted(sys.modules.items()) if name.startswith("tensorwright.codegen.")]
+    places = [(m, n) for n in values for m in modules if hasattr(m, n)]
+    if missing := values.keys() - {n for _, n in places}:
+        raise AssertionError(f"the code generator has no threshold called {', '.join(sorted(missing))} any more")
     before = [getattr(m, n) for m, n in places]
     for module, name in places:
-        setattr(module, name, 20.0 if name == "CHUNK_NS" else 0.0)
+        setattr(module, name, values[name])
     try:
         yield
     finally:

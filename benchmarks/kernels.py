@@ -175,6 +175,9 @@ def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target)
         "gbps": p.bytes / seconds / 1e9,
         "fraction_of_peak": flops / seconds / (peak(target) * threads),
         "max_rel_error": p.error,
+        "peers_ms": {},  # what is measured against here is the machine
+        "best_peer": None,
+        "ratio_to_best": None,
         "note": p.scheduled.note,
     }
 
@@ -315,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for r in sorted(low, key=lambda r: r["of_neighbours"]):
             print(f"  {r['name']:28} {r['of_neighbours']:.2f} of its neighbours: {r['reason'] or 'no reason known'}")
     if given.json:
-        given.json.write_text(json.dumps({"machine": machine(), "rows": rows, "sweep": swept}, indent=1))
+        given.json.write_text(json.dumps({"machine": machine(), "rows": rows, "sweep": swept, "geomean_ratio": None}, indent=1))
     ones = [r for r in rows if r["threads"] == 1]
     return int(any(r["fraction_of_peak"] < GOAL.get(r["target"], 0.0) for r in ones))
 

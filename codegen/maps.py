@@ -187,25 +187,26 @@ def estimate_ns(box: Box, lanes: int) -> float:
     return box.size * max(unit / BYTES_PER_NS, work * 0.5 * CYCLE_NS / lanes)
 
 
-def in_place_pairs(body: Body, boxes: Sequence[Box]) -> frozenset[tuple[int, int]]:
+def in_place_pairs(body: Body, boxes: Sequence[Box], outputs: Sequence[int] | None = None) -> frozenset[tuple[int, int]]:
     """(output, operand) pairs that may share memory: the operand is read only at the index that is written then.
 
     All values of a spot are computed before any is stored, so that any choice among the pairs is safe that gives no
-    memory to two.
+    memory to two. `outputs` are the numbers of those that the boxes store, in their order (all, if not given).
     """
+    stored = range(len(body.outputs)) if outputs is None else outputs
     number = {b: i for i, b in enumerate(body.buffers)}
     pairs = {
         (k, i)
-        for k, out in enumerate(body.outputs)
+        for k in stored
         for i, b in enumerate(body.buffers)
-        if b.shape == out.shape and b.dtype is out.dtype
+        if b.shape == body.outputs[k].shape and b.dtype is body.outputs[k].dtype
     }
     for box in boxes:
         positions = [index for _, index, _ in box.stores]
         for e in loads_of(box.stores):
             if e.attr[0] in number:
                 i = number[e.attr[0]]
-                pairs -= {(k, i) for k in range(len(body.outputs)) if positions[k] is not e.args[0]}
+                pairs -= {(k, i) for k, at in zip(stored, positions, strict=True) if at is not e.args[0]}
     return frozenset(pairs)
 
 
@@ -291,30 +292,46 @@ def _tiled(
 def lower_map(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
     """The kernel of a group whose nodes are all maps and views: every output element in one visit."""
     body = Body(graph, aligns)
-    shape = static_shape(graph.outputs[0])
+    far = sum(b.span * b.dtype.itemsize for b in body.outputs) >= target.l3
+    statements, parallel, pairs, count = map_outputs(body, range(len(graph.outputs)), target, nontemporal=far)
+    note = f"{count} boxes" if count > 1 else ""
+    doc = f"map: {body_name(graph)}"
+    return lowered(body, name, statements, doc=doc, in_place=pairs, parallel=parallel, note=note)
+
+
+def map_outputs(
+    body: Body, outputs: Sequence[int], target: Target, numbers: Iterator[int] | None = None, *, nontemporal: bool = False
+) -> tuple[list[Stmt], bool, frozenset[tuple[int, int]], int]:
+    """The loops that compute some outputs, all of one size, in one visit of each element.
+
+    Gives the statements, whether they are parallel, the pairs that may share memory, and the number of boxes.
+    """
+    nodes = [body.graph.outputs[k] for k in outputs]
+    shape = static_shape(nodes[0])
     axes = [Axis(var(f"i{k}"), n) for k, n in enumerate(shape)]
     kept, fixed = unit_axes(axes)
     index = tuple(fixed.get(a.var, a.var) for a in axes)
     whole = Simplifier(ranges_of(kept))
     body.normal = whole.simplify
+    body.forget()
     stores: list[tuple[Buffer, Expr, Expr]] = []
-    for node, buffer in zip(graph.outputs, body.outputs, strict=True):
+    for k, node in zip(outputs, nodes, strict=True):
         its = static_shape(node)
         at = index if its == shape else unflatten(whole.simplify(flat_index(index, shape)), its)
-        stores.append((buffer, whole.simplify(flat_index(at, its)), body.value(node, at)))
+        stores.append((body.outputs[k], whole.simplify(flat_index(at, its)), body.value(node, at)))
     boxes = [merge_axes(b) for b in cut(*split_axes(kept, stores))]
-    pairs = in_place_pairs(body, boxes)
-    far = sum(b.span * b.dtype.itemsize for b in body.outputs) >= target.l3
+    pairs = in_place_pairs(body, boxes, outputs)
     statements: list[Stmt] = []
     parallel = False
-    numbers = itertools.count()
+    numbers = itertools.count() if numbers is None else numbers
     for box in boxes:
-        part, shared = box_nest(box, target, numbers, nontemporal=far)
+        part, shared = box_nest(box, target, numbers, nontemporal=nontemporal)
         statements += part
         parallel = parallel or shared
     dtypes = [b.dtype for b in (*body.buffers, *body.outputs)]
     if not has_masks(target, dtypes):
         pairs = frozenset()  # a tail that overlaps the last full vector computes elements twice
-    note = f"{len(boxes)} boxes" if len(boxes) > 1 else ""
-    doc = f"map: {body_name(graph)}"
-    return lowered(body, name, statements, doc=doc, in_place=pairs, parallel=parallel, note=note)
+    return statements, parallel, pairs, len(boxes)
+
+
+__all__ = ["Box", "box_nest", "cut", "lower_map", "map_outputs", "merge_axes", "restrict"]

@@ -7,7 +7,7 @@ size that depends on the shape alone, so that any number of threads gives the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final
@@ -37,7 +37,7 @@ from .groups import (
     static_shape,
 )
 from .loop_ir import Alloc, Buffer, For, Stmt, Store
-from .maps import BYTES_PER_NS, CYCLE_NS, Box, box_nest, cut, lower_map, merge_axes, ranges_of, restrict, stride_along
+from .maps import BYTES_PER_NS, CYCLE_NS, Box, lower_map, map_outputs, merge_axes, ranges_of, restrict, stride_along
 from .nests import CHUNK_NS, PARALLEL_NS, Axis, Spot, VectorLoop, has_masks, nest, parallel_nest, unit_axes, widen
 from .simplify_index import Simplifier
 
@@ -129,15 +129,19 @@ def lower_reduce(graph: Graph, target: Target, name: str, aligns: Sequence[int] 
         parallel = parallel or shared
         notes.append(note)
         done.update(group)
-    body.forget()
     numbers = count()
-    for k, n in enumerate(graph.outputs):
-        if n not in forms or homes[n] is not body.outputs[k]:
-            part, shared = _epilogue(body, n, body.outputs[k], target, numbers)
-            statements += part
-            parallel = parallel or shared
+    later = [k for k, n in enumerate(graph.outputs) if n not in forms or homes[n] is not body.outputs[k]]
+    sizes = dict.fromkeys(body.outputs[k].span for k in later)
+    pairs: frozenset[tuple[int, int]] = frozenset()
+    for size in sizes:
+        some = [k for k in later if body.outputs[k].span == size]
+        part, shared, found, _ = map_outputs(body, some, target, numbers)
+        statements += part
+        parallel = parallel or shared
+        # The reductions are done then: what only the last loops still read may make way for what they write.
+        pairs = found if len(sizes) == 1 else pairs
     doc = f"reduce: {body_name(graph)}"
-    return lowered(body, name, statements, doc=doc, workspaces=spaces, parallel=parallel, note="; ".join(notes))
+    return lowered(body, name, statements, doc=doc, workspaces=spaces, in_place=pairs, parallel=parallel, note="; ".join(notes))
 
 
 def _is_small(node: Node, form: Reduce) -> bool:
@@ -194,24 +198,6 @@ def _level(body: Body, forms: dict[Node, Reduce], group: Sequence[Node], homes: 
         for k, (n, (b, i, v)) in enumerate(zip(group, box.stores, strict=False))
     )
     return Level(tuple(a for a in box.axes if a.var not in inside), tuple(a for a in box.axes if a.var in inside), results, box)
-
-
-def _epilogue(body: Body, node: Node, out: Buffer, target: Target, numbers: Iterator[int]) -> tuple[list[Stmt], bool]:
-    """The loops that compute an output from finished reductions."""
-    shape = static_shape(node)
-    axes, fixed = unit_axes([Axis(var(f"i{k}"), n) for k, n in enumerate(shape)])
-    at = tuple(fixed.get(v, v) for v in (var(f"i{k}") for k in range(len(shape))))
-    simplifier = Simplifier(ranges_of(axes))
-    body.normal = simplifier.simplify
-    body.forget()
-    stores = [(out, simplifier.simplify(flat_index(at, shape)), body.value(node, at))]
-    statements: list[Stmt] = []
-    parallel = False
-    for box in cut(axes, stores):
-        part, shared = box_nest(merge_axes(box), target, numbers)
-        statements += part
-        parallel = parallel or shared
-    return statements, parallel
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ An atom is a variable, or whatever is not linear: a quotient, a remainder, a cla
 positions become equal expressions, so that a slice of a pad of a reshape is again one contiguous run: the rules are
 
     (c*q + r) // c = q               (c*q + r) % c = r               where 0 <= r < c
+    (g*a + b) // (g*c) = a // c      (g*a + b) % (g*c) = g * (a % c) + b      where 0 <= b < g
     (x // a) // b  = x // (a*b)      c*(x // c) + x % c = x
 
 and comparisons, clamps and selects that the ranges decide disappear.
@@ -210,6 +211,14 @@ class Simplifier:
         low, high = self.bounds(r)
         if low // c == high // c:
             return _build(dict(r.terms), r.constant - low // c * c)
+        for g in sorted({math.gcd(abs(k), c) for _, k in r.terms}, reverse=True):
+            if g == 1:
+                continue
+            outer, inner = self._split(r, g)  # (g*a + b) % c = g * (a % (c / g)) + b
+            low, high = self.bounds(inner)
+            if low // g == high // g:
+                small = self._mod(_build(dict(outer.terms), outer.constant + low // g), c // g)
+                return self._recombine(add(_build(dict(inner.terms), inner.constant - low // g * g), small, g))
         if len(r.terms) == 1 and r.constant == 0 and r.terms[0][1] == 1:
             atom = r.terms[0][0]
             if atom.op == "mod" and atom.args[1].is_const and int(atom.args[1].attr) % c == 0 and int(atom.args[1].attr) > 0:

@@ -15,6 +15,7 @@ from ..ir.dtypes import DType, bf16, f16, f32, f64
 from ..ir.errors import CompileError
 from ..ir.expr import MATH, Expr, cast, rebuild
 from . import vecmath_f32, vecmath_f64
+from .vecmath_parts import scale_steps as scale_steps
 
 BOUNDS: Final[dict[str, dict[str, float]]] = {
     "f32": {

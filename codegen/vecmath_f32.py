@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from ..ir.dtypes import f32, f64
+from ..ir.dtypes import f32, f64, i32
 from ..ir.expr import Expr, bitcast, cast, const, eq, fma, maximum, minimum, ne, select, unary
 from .vecmath_parts import bits, float32, integer, inverse_pi, magic, magnitude, number, pieces, scale, table, with_sign_of
 
@@ -142,8 +142,8 @@ def _log_special(x: Expr, result: Expr) -> Expr:
 def log(x: Expr) -> Expr:
     tiny = x < number(2.0**-126, x)
     e, m = _log_split(select(tiny, x * number(2.0**23, x), x))
-    number = cast(e, f32) + select(tiny, number(-23.0, x), number(0.0, x))
-    return _log_special(x, _log_sum(m - number(1.0, x), number))
+    exponent = cast(e, f32) + select(tiny, number(-23.0, x), number(0.0, x))
+    return _log_special(x, _log_sum(m - number(1.0, x), exponent))
 
 
 def log1p(x: Expr) -> Expr:

@@ -90,7 +90,7 @@ def main() -> None:
         c, error = fit(*arguments, single=single)  # type: ignore[arg-type]
         print(f"_{name} = ({', '.join(map(repr, c))})  # error {error:.1e}")
     segments(np.vectorize(math.erf), 17 / 64)
-    complement(np.vectorize(math.erfc), 12)
+    complement(np.vectorize(math.erfc), 18)
 
 
 def segments(erf: Function, width: float) -> None:
@@ -111,18 +111,22 @@ def segments(erf: Function, width: float) -> None:
 
 
 def complement(erfc: Function, degree: int) -> None:
-    """erfc(a) exp(a^2) (1 + 2a) on 1 <= a <= 6 as a Chebyshev interpolant in u = 2.2 - 9.6 / (a + 2), as powers of u."""
+    """erfc(a) exp(a^2) (1 + 2a) on 1 <= a <= 6 by least squares in u = 2.2 - 9.6 / (a + 2), weighted with erfc."""
 
     def target(u: Array) -> Array:
         a = 9.6 / (2.2 - u.astype(np.longdouble)) - 2
         near = a.astype(np.float64)
         # erfc at the f64 neighbour, moved to a by its derivative
         value = erfc(near) - (a - near) * np.exp(-a * a) * 2 / np.sqrt(np.pi)
-        return np.asarray((value * np.exp(a * a) * (1 + 2 * a)).astype(np.float64))
+        return np.asarray(value * np.exp(a * a) * (1 + 2 * a))
 
-    c = np.polynomial.Chebyshev.interpolate(target, degree).convert(kind=np.polynomial.Polynomial).coef
     u = nodes(-1, 1)
-    error = np.max(np.abs(np.polynomial.polynomial.polyval(u, c) / target(u) - 1) * erfc(9.6 / (2.2 - u) - 2))
+    basis, weight, exact = np.vander(u, degree + 1, increasing=True), erfc(9.6 / (2.2 - u) - 2), target(u)
+    c = np.zeros(degree + 1)
+    for _ in range(4):  # least squares, refined by residuals in longdouble
+        rest = exact - np.polynomial.polynomial.polyval(u.astype(np.longdouble), c.astype(np.longdouble))
+        c = c + np.linalg.lstsq(basis * weight[:, None], (rest * weight).astype(np.float64), rcond=None)[0]
+    error = np.max(np.abs(rest / exact * weight))
     print(f"_ERFC = ({', '.join(map(repr, map(float, c)))})  # error {error:.1e}")
 
 

@@ -248,8 +248,10 @@ def _through_reshape(node: Node, facts: Facts, which: int) -> Outcome:
     if facts.kind(operand) != "view" or operand.op.has(Trait.BARRIER):
         return Miss("the operand is no reshape", operand)
     moved_before = operand.inputs[0]
-    if facts.kind(moved_before) == "view" or permutation(moved_before, facts) is None:
-        return Miss("the reshape is not of a transpose: it costs nothing", operand)
+    read = facts.read(moved_before)
+    plain = read is not None and all(i.coefficient >= 0 for i in read.index) and not facts.replicates(moved_before)
+    if facts.kind(moved_before) == "view" or not plain:
+        return Miss("the reshape is not of a transpose or slice", operand)
     new = reshaped(spec, "ab"[which], operand.shape, moved_before.shape)
     if new is None:
         return Miss("an index that is no plain axis would have to split", operand)
@@ -259,13 +261,13 @@ def _through_reshape(node: Node, facts: Facts, which: int) -> Outcome:
 
 @rule
 def split_a(node: Node, facts: Facts) -> Outcome:
-    """contract(reshape(transpose(a)), b) -> contract(transpose(a), b) with the axes of A split as the reshape merged them."""
+    """contract(reshape(move(a)), b) -> contract(move(a), b), move a transpose or slice, with A's index under the other shape."""
     return _through_reshape(node, facts, 0)
 
 
 @rule
 def split_b(node: Node, facts: Facts) -> Outcome:
-    """contract(a, reshape(transpose(b))) -> contract(a, transpose(b)) with the axes of B split as the reshape merged them."""
+    """contract(a, reshape(move(b))) -> contract(a, move(b)), move a transpose or slice, with B's index under the other shape."""
     return _through_reshape(node, facts, 1)
 
 

@@ -156,9 +156,10 @@ class Binding:
                 home.append(frame)
                 return None
         if not self._simple:
+            addresses = [pointers[slot] for slot in self._slots]
             home.append(frame)
-            return self.run(inputs, [pointers[slot] for slot in self._slots])
-        for arrays, places in frame.outputs:
+            return self.run(inputs, addresses)
+        for arrays, places in frame.outputs:  # noqa: B007 (used after the loop)
             if _counts(arrays) <= _IDLE:
                 break
         else:

@@ -100,6 +100,7 @@ def clock() -> int:
 
 
 _contexts: dict[int, Context] = {}
+_to_tame: list[int] = []  # contexts that a forked child must not open parallel regions with
 _lock = threading.Lock()
 
 
@@ -108,16 +109,20 @@ def context(threads: int) -> Context:
     with _lock:
         found = _contexts.get(threads)
         if found is None:
-            fork = 0 if threads == 1 else openmp.runtime().fork
+            fork = 0
+            if threads > 1:
+                fork = openmp.runtime().fork
+                if not openmp.runtime().survives_fork:
+                    _to_tame.append(threads)
             found = _contexts[threads] = Context(threads, None, fork, None)
         return found
 
 
 def _after_fork() -> None:
-    # libgomp hangs in a forked child: its pool is gone but it does not know. One thread gives the same bits.
-    if any(c.fork for c in _contexts.values()) and not openmp.runtime().survives_fork:
-        for c in _contexts.values():
-            c.threads = 1
+    # libgomp hangs in a forked child: its pool is gone but it does not know. One thread gives the same bits. No lock is
+    # taken here: the thread that held it may not exist in the child.
+    for threads in _to_tame:
+        _contexts[threads].threads = 1
 
 
 if hasattr(os, "register_at_fork"):

@@ -142,7 +142,7 @@ class Model:
         k_steps = p.inside // inner * -(-inner // p.lanes) if p.along_k else p.inside
         scatter = 0.0
         if abs(p.lane.strides[C]) != 1 and p.lane.extent > 1 and not p.along_k:
-            scatter = 6.0 if abs(p.lane.strides[C]) * self.size >= 1024 else 2.0
+            scatter = 9.0 if abs(p.lane.strides[C]) * self.size >= 1024 else 2.0
         # turns of the loops around the innermost one
         turns = 4.0 * blocks * p.inside / (inner if p.cut < len(p.reduce) - 1 else p.inside) if len(p.reduce) > 1 else 0.0
         total = 0.0
@@ -151,23 +151,20 @@ class Model:
             row_vectors = 1 if p.along_k else v if p.lane.strides[p.row] != 0 else 0
             for times, r in heights:
                 work = blocks * k_steps * (self.step(r, v, p.parts, row_vectors) + stall)
-                ends = blocks * (CALL + r * v * (1.5 if blocks == 1 else 3.0)) + r * v * (10.0 if p.along_k else 2.0)
+                ends = blocks * (CALL + r * v * (1.5 if blocks == 1 else 3.0)) + r * v * (3.5 if p.along_k else 2.0)
                 total += across * times * (work + ends + r * width * scatter + turns)
         return total * (1 + 0.01 * (len(widths) * len(heights) - 1))  # code is not free either
 
     def _packing(self, nest: Nest, p: Plan) -> float:
-        both = math.prod(x.extent for x in p.both)
+        rows, columns = p.copied(nest.steps)
         total = 0.0
-        if p.pack_col:
-            amount = nest.steps * both * p.lane.extent * math.prod(x.extent for x in p.col_others)
-            total += self._copy(amount, 0.4 if p.lane.strides[p.col] == 1 else 1.2)
-        if p.pack_row:
-            amount = nest.steps * both * math.prod(x.extent for x, _ in p.rows) * math.prod(x.extent for x in p.row_others)
-            by_steps = p.pack_row == "k"
+        if columns:
+            total += self._copy(columns, 0.4 if p.lane.strides[p.col] == 1 else 1.2)
+        if rows:
             unit = bool(p.reduce_from) and p.reduce_from[-1].strides[0] == 1
-            if not by_steps:
+            if p.pack_row == "m":
                 unit = bool(p.rows) and p.rows[-1][0].strides[p.row] == 1
-            total += self._copy(amount, 0.5 if unit else 1.5)
+            total += self._copy(rows, 0.5 if unit else 1.5)
         return total
 
     def _copy(self, amount: int, cycles: float) -> float:

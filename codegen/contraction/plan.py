@@ -82,6 +82,13 @@ class Plan:
         """Rows of the largest tile."""
         return math.prod(n for _, n in self.rows)
 
+    def copied(self, steps: int) -> tuple[int, int]:
+        """Elements of the packed copies of the row and of the column operand, for a reduction of `steps`."""
+        both = math.prod(x.extent for x in self.both) * steps
+        rows = math.prod(x.extent for x, _ in self.rows) * math.prod(x.extent for x in self.row_others)
+        cols = self.lane.extent * math.prod(x.extent for x in self.col_others)
+        return (both * rows if self.pack_row else 0), (both * cols if self.pack_col else 0)
+
     def describe(self) -> str:
         """One line: what was chosen and what the model expects."""
         names = "AB"

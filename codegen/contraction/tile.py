@@ -18,6 +18,7 @@ from .plan import Plan, accumulator
 FEW_TILES: Final = 8  # fewer tiles of C than this cannot feed the threads: the reduction is split instead
 SPLIT: Final = 16  # parts of a split reduction, whatever the number of threads
 SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
+COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
 
 
@@ -291,5 +292,8 @@ def _unrolling(model: Model, p: Plan) -> tuple[int, int]:
 
 
 def choose(nest: Nest, target: Target, a: DType, b: DType) -> Plan:
-    """The plan with the fewest modelled cycles."""
-    return min(plans(nest, target, a, b), key=lambda p: p.cycles)
+    """The plan with the fewest modelled cycles whose copies are of reasonable size, if there is one."""
+    found = list(plans(nest, target, a, b))
+    most = max(COPIES, 2 * sum(nest.spans) * accumulator(nest.dtype).itemsize)
+    small = [p for p in found if sum(p.copied(nest.steps)) * accumulator(nest.dtype).itemsize <= most]
+    return min(small or found, key=lambda p: p.cycles)

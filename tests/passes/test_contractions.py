@@ -78,13 +78,29 @@ def test_attention_scores_need_no_transpose(checked):
     assert sorted(names(after)) == ["contract", "reshape", "reshape"]
 
 
-@pytest.mark.parametrize("operand", [
-    lambda x: make("slice", x, starts=(1, 0), stops=(4, 8), steps=(1, 2)),
-    lambda x: make("slice", x, starts=(0, 2), stops=(3, 6), steps=(1, 1)),
-    lambda x: make("reverse", make("slice", x, starts=(0, 0), stops=(3, 4), steps=(1, 1)), axes=(1,)),
-    lambda x: make("broadcast_to", make("slice", x, starts=(0, 0), stops=(1, 4), steps=(1, 1)), shape=(3, 4)),
-    lambda x: make("broadcast_to", make("slice", x, starts=(0, 0), stops=(3, 1), steps=(1, 1)), shape=(3, 4)),
-])  # fmt: skip
+def test_heads_of_a_joint_projection_are_read_in_place(checked):
+    """Queries and keys are slices of one tensor, reshaped to heads: both contractions read it as it is."""
+    x = input_node("x", t(2, 6, 24))
+
+    def heads(start):
+        part = make("slice", x, starts=(0, 0, start), stops=(2, 6, start + 12), steps=(1, 1, 1))
+        return make("transpose", make("reshape", part, shape=(2, 6, 3, 4)), perm=(0, 2, 1, 3))
+
+    scores = make("matmul", heads(0), make("transpose", heads(12), perm=(0, 1, 3, 2)))
+    after = checked(Graph((x,), (scores,)), Simplify(), ContractForm())
+    assert names(after) == ["contract"] and after.outputs[0].inputs == (x, x)
+
+
+@pytest.mark.parametrize(
+    "operand",
+    [
+        lambda x: make("slice", x, starts=(1, 0), stops=(4, 8), steps=(1, 2)),
+        lambda x: make("slice", x, starts=(0, 2), stops=(3, 6), steps=(1, 1)),
+        lambda x: make("reverse", make("slice", x, starts=(0, 0), stops=(3, 4), steps=(1, 1)), axes=(1,)),
+        lambda x: make("broadcast_to", make("slice", x, starts=(0, 0), stops=(1, 4), steps=(1, 1)), shape=(3, 4)),
+        lambda x: make("broadcast_to", make("slice", x, starts=(0, 0), stops=(3, 1), steps=(1, 1)), shape=(3, 4)),
+    ],
+)
 def test_movements_of_an_operand(operand, checked):
     x, w = input_node("x", t(4, 8)), input_node("w", t(4, 5))
     y = make("matmul", operand(x), w)

@@ -82,11 +82,14 @@ def convnet(x, w):
 NETS = {
     "softmax": (lambda x: weighted(softmax(x)), [(3, 5)]),
     "layer norm": (lambda x, g: weighted(layer_norm(x, g)), [(3, 6), (6,)]),
-    "linear twice": (lambda x, w: weighted(make("tanh", make("matmul", make("matmul", x, w), make("transpose", w, perm=(1, 0))))), [(2, 3), (3, 4)]),
+    "linear twice": (
+        lambda x, w: weighted(make("tanh", make("matmul", make("matmul", x, w), make("transpose", w, perm=(1, 0))))),
+        [(2, 3), (3, 4)],
+    ),
     "conv and pools": (lambda x, w: weighted(convnet(x, w)), [(2, 2, 7, 6), (3, 2, 3, 3)]),
     "shared": (lambda x: total(make("mul", make("exp", x), make("mul", x, make("exp", x)))), [(4,)]),
     "gather": (lambda x: weighted(make("gather", x, constant(np.array([0, 2, 0, 1]), "i64"), axis=0)), [(3, 2)]),
-}  # fmt: skip
+}
 
 
 def gradient_graph(fn, shapes, ids=0):

@@ -202,7 +202,9 @@ def folding_is_off(plant):
 
 def composed_the_wrong_way(plant):
     right = movement.compose
-    plant.function(movement, "compose", lambda outer, inner: right(inner, outer) if len(outer) == len(inner) else right(outer, inner))
+    plant.function(
+        movement, "compose", lambda outer, inner: right(inner, outer) if len(outer) == len(inner) else right(outer, inner)
+    )
 
 
 def slice_forgets_its_start(plant):
@@ -356,50 +358,81 @@ def cotangents_overwrite(plant):
 
 BUGS = {
     "x + 0.0 -> x": Bug(plus_zero, signed_zero, "simplify", "add_zero"),
-    "x * 0 -> 0": Bug(times_zero, lambda: around(lambda x: make("mul", make("exp", x), full(0.0, x.tensor)), (3, 4)), "simplify", "times_zero"),
-    "x + (-y) -> y - x": Bug(reversed_difference, lambda: around(lambda x, y: make("add", x, make("neg", y)), (3,), (3,)), "simplify", "add_negated"),
-    "sin is idempotent": Bug(sine_is_idempotent, lambda: around(lambda x: make("sin", make("sin", make("exp", x))), (3,)), "simplify", "idempotent"),
+    "x * 0 -> 0": Bug(
+        times_zero, lambda: around(lambda x: make("mul", make("exp", x), full(0.0, x.tensor)), (3, 4)), "simplify", "times_zero"
+    ),
+    "x + (-y) -> y - x": Bug(
+        reversed_difference, lambda: around(lambda x, y: make("add", x, make("neg", y)), (3,), (3,)), "simplify", "add_negated"
+    ),
+    "sin is idempotent": Bug(
+        sine_is_idempotent, lambda: around(lambda x: make("sin", make("sin", make("exp", x))), (3,)), "simplify", "idempotent"
+    ),
     "branches swapped": Bug(
-        swapped_branches, lambda: around(lambda x, y: make("where", full(True, t(3, dtype="bool")), make("exp", x), y), (3,), (3,)),
-        "simplify", "select_known",
+        swapped_branches,
+        lambda: around(lambda x, y: make("where", full(True, t(3, dtype="bool")), make("exp", x), y), (3,), (3,)),
+        "simplify",
+        "select_known",
     ),
     "narrowing casts dropped": Bug(
         every_type_holds_every_other,
         lambda: around(lambda x: make("cast", make("cast", make("exp", x), dtype=t(dtype="i32").dtype), dtype=x.dtype), (3,)),
-        "simplify", "cast_of_cast",
+        "simplify",
+        "cast_of_cast",
     ),
     "constants folded wrongly": Bug(
-        folding_is_off, lambda: around(lambda x: make("mul", x, bc(make("exp", constant(0.7, "f32")), x.shape)), (3,)), "simplify", "fold_constants"
+        folding_is_off,
+        lambda: around(lambda x: make("mul", x, bc(make("exp", constant(0.7, "f32")), x.shape)), (3,)),
+        "simplify",
+        "fold_constants",
     ),
     "movements composed backwards": Bug(
         composed_the_wrong_way,
         lambda: around(lambda x: make("transpose", make("transpose", make("exp", x), perm=(1, 2, 0)), perm=(0, 2, 1)), (3, 3, 3)),
-        "simplify", "movement_of_movement",
+        "simplify",
+        "movement_of_movement",
     ),
     "slice of slice forgets the start": Bug(
         slice_forgets_its_start,
-        lambda: around(lambda x: make("slice", make("slice", make("exp", x), starts=(2,), stops=(8,), steps=(1,)), starts=(1,), stops=(4,), steps=(1,)), (8,)),
-        "simplify", "movement_of_movement",
+        lambda: around(
+            lambda x: make(
+                "slice", make("slice", make("exp", x), starts=(2,), stops=(8,), steps=(1,)), starts=(1,), stops=(4,), steps=(1,)
+            ),
+            (8,),
+        ),
+        "simplify",
+        "movement_of_movement",
     ),
-    "x ** 3 -> x * x": Bug(cube_is_square, lambda: around(lambda x: make("pow", x, full(3.0, x.tensor)), (3,)), "strength", "small_power"),
+    "x ** 3 -> x * x": Bug(
+        cube_is_square, lambda: around(lambda x: make("pow", x, full(3.0, x.tensor)), (3,)), "strength", "small_power"
+    ),
     "mean is off by a hundredth": Bug(
-        mean_of_one_fewer, lambda: around(lambda x: make("mean", make("exp", x), axes=(1,), keepdims=True), (3, 4)), "decompose", "build"
+        mean_of_one_fewer,
+        lambda: around(lambda x: make("mean", make("exp", x), axes=(1,), keepdims=True), (3, 4)),
+        "decompose",
+        "build",
     ),
     "axes stay when a transpose moves": Bug(reduced_axes_are_not_moved, lambda: conv_block(8), "layout", "reduce_transposed"),
     "pooling in another layout": Bug(
         pooling_keeps_its_kernel,
         lambda: around(lambda x: make("max_pool2d", make("exp", x), kernel=(2, 2), stride=(2, 2)), (1, 2, 4, 4)),
-        "layout", "channels_last",
+        "layout",
+        "channels_last",
     ),
     "index map forgets the start": Bug(
         index_map_forgets_the_start,
-        lambda: around(lambda x, w: make("matmul", make("slice", make("exp", x), starts=(1, 0), stops=(4, 3), steps=(1, 1)), w), (5, 3), (3, 4)),
-        "contract_form", "move_a",
+        lambda: around(
+            lambda x, w: make("matmul", make("slice", make("exp", x), starts=(1, 0), stops=(4, 3), steps=(1, 1)), w),
+            (5, 3),
+            (3, 4),
+        ),
+        "contract_form",
+        "move_a",
     ),
     "operands swapped, one map reversed": Bug(
         operands_swapped_one_map_reversed,
         lambda: around(lambda x, w: make("transpose", make("matmul", x, w), perm=(1, 0)), (4, 4), (4, 4)),
-        "contract_form", "vectors_along_n",
+        "contract_form",
+        "vectors_along_n",
     ),
     "shift is not scaled": Bug(shift_is_not_scaled, linear, "fold_affine", "fold_scale"),
     "minus taken for plus": Bug(minus_is_plus, conv_block, "fold_affine", "fold_scale"),
@@ -410,13 +443,16 @@ BUGS = {
     ),
     "slope of tanh": Bug(slope_of_tanh, lambda: gradient_of(mlp, (3, 4), (4, 2)), "gradient", "gradient of tanh"),
     "product rule with one term": Bug(
-        product_forgets_a_factor, lambda: gradient_of(lambda x, y: make("mul", make("exp", x), y), (3,), (3,)), "gradient", "gradient of mul"
+        product_forgets_a_factor,
+        lambda: gradient_of(lambda x, y: make("mul", make("exp", x), y), (3,), (3,)),
+        "gradient",
+        "gradient of mul",
     ),
     "matmul forgets to transpose": Bug(
         matmul_forgets_to_transpose, lambda: gradient_of(mlp, (3, 4), (4, 4)), "gradient", "gradient of matmul"
     ),
     "cotangents overwrite each other": Bug(cotangents_overwrite, lambda: gradient_of(mlp, (3, 4), (4, 2)), "gradient", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BUGS)

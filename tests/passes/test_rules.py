@@ -34,51 +34,81 @@ CASES = {
     "subtract_zero": [lambda s: make("sub", s.x, c(0.0)), lambda s: make("sub", s.i, c(0, I))],
     "times_one": [lambda s: make("mul", s.x, c(1.0)), lambda s: make("div", s.x, c(1.0)), lambda s: make("mul", s.i, c(1, I))],
     "times_minus_one": [lambda s: make("mul", s.x, c(-1.0)), lambda s: make("div", s.x, c(-1.0))],
-    "divide_by_power_of_two": [lambda s: make("div", s.x, c(8.0)), lambda s: make("div", s.x, c(-0.25)), lambda s: make("div", s.x, c(2.0**100))],
+    "divide_by_power_of_two": [
+        lambda s: make("div", s.x, c(8.0)),
+        lambda s: make("div", s.x, c(-0.25)),
+        lambda s: make("div", s.x, c(2.0**100)),
+    ],
     "same_twice": [lambda s: make("maximum", s.x, s.x), lambda s: make("minimum", s.x, s.x), lambda s: make("and", s.b, s.b)],
     "double_negation": [lambda s: make("neg", make("neg", s.x)), lambda s: make("not", make("not", s.b))],
     "idempotent": [lambda s: make("abs", make("abs", s.x)), lambda s: make("floor", make("floor", s.x))],
     "add_negated": [
-        lambda s: make("add", s.x, make("neg", s.y)), lambda s: make("add", make("neg", s.x), s.y), lambda s: make("sub", s.x, make("neg", s.y)),
+        lambda s: make("add", s.x, make("neg", s.y)),
+        lambda s: make("add", make("neg", s.x), s.y),
+        lambda s: make("sub", s.x, make("neg", s.y)),
     ],
     "times_negated": [
-        lambda s: make("mul", make("neg", s.x), make("neg", s.y)), lambda s: make("div", make("neg", s.x), make("neg", s.y)),
+        lambda s: make("mul", make("neg", s.x), make("neg", s.y)),
+        lambda s: make("div", make("neg", s.x), make("neg", s.y)),
         lambda s: make("mul", make("neg", s.x), c(3.0)),
     ],
     "select_known": [
-        lambda s: make("where", s.b, s.x, s.x), lambda s: make("where", c(True, B), s.x, s.y), lambda s: make("where", c(False, B), s.x, s.y),
+        lambda s: make("where", s.b, s.x, s.x),
+        lambda s: make("where", c(True, B), s.x, s.y),
+        lambda s: make("where", c(False, B), s.x, s.y),
     ],
     "logic_with_constant": [lambda s: make("and", s.b, c(True, B)), lambda s: make("or", s.b, c(True, B))],
     "cast_to_itself": [lambda s: to(s.x, "f32")],
     "cast_of_cast": [
-        lambda s: to(to(s.x, "f64"), "f32"), lambda s: to(to(s.i, "i64"), "i32"), lambda s: to(to(s.b, "f32"), "i32"),
+        lambda s: to(to(s.x, "f64"), "f32"),
+        lambda s: to(to(s.i, "i64"), "i32"),
+        lambda s: to(to(s.b, "f32"), "i32"),
         lambda s: to(to(to(s.i, "i16"), "f32"), "f64"),
     ],
     "constants_right": [lambda s: make("add", c(2.0), s.x), lambda s: make("mul", c(3.0), s.x)],
     "fold_constants": [
-        lambda s: make("add", s.x, make("exp", c(2.0))), lambda s: make("mul", s.x, make("add", constant(np.ones((3, 4), "f4")), c(0.5))),
-        lambda s: make("add", s.x, make("broadcast_to", make("sum", constant(np.arange(4, dtype="f4")), axes=(0,), keepdims=False), shape=(3, 4))),
+        lambda s: make("add", s.x, make("exp", c(2.0))),
+        lambda s: make("mul", s.x, make("add", constant(np.ones((3, 4), "f4")), c(0.5))),
+        lambda s: make(
+            "add",
+            s.x,
+            make("broadcast_to", make("sum", constant(np.arange(4, dtype="f4")), axes=(0,), keepdims=False), shape=(3, 4)),
+        ),
     ],
     "movement_of_scalar": [lambda s: make("add", make("transpose", c(2.0, tensor("f32", (4, 3))), perm=(1, 0)), s.x)],
     "no_movement": [
-        lambda s: make("transpose", s.x, perm=(0, 1)), lambda s: make("slice", s.x, starts=(0, 0), stops=(3, 4), steps=(1, 1)),
+        lambda s: make("transpose", s.x, perm=(0, 1)),
+        lambda s: make("slice", s.x, starts=(0, 0), stops=(3, 4), steps=(1, 1)),
         lambda s: make("transpose", make("reshape", make("exp", s.x), shape=(12, 1)), perm=(1, 0)),
     ],
     "movement_of_movement": [
         lambda s: make("transpose", make("transpose", s.x, perm=(1, 0)), perm=(1, 0)),
-        lambda s: make("slice", make("slice", s.x, starts=(1, 0), stops=(3, 4), steps=(1, 2)), starts=(0, 1), stops=(2, 2), steps=(1, 1)),
-        lambda s: make("transpose", make("slice", make("transpose", s.x, perm=(1, 0)), starts=(1, 0), stops=(4, 3), steps=(1, 1)), perm=(1, 0)),
+        lambda s: make(
+            "slice", make("slice", s.x, starts=(1, 0), stops=(3, 4), steps=(1, 2)), starts=(0, 1), stops=(2, 2), steps=(1, 1)
+        ),
+        lambda s: make(
+            "transpose",
+            make("slice", make("transpose", s.x, perm=(1, 0)), starts=(1, 0), stops=(4, 3), steps=(1, 1)),
+            perm=(1, 0),
+        ),
         lambda s: make("broadcast_to", make("broadcast_to", s.v, shape=(3, 4)), shape=(2, 3, 4)),
-        lambda s: make("transpose", make("broadcast_to", make("reshape", s.v, shape=(4, 1, 1)), shape=(2, 4, 3, 3)), perm=(0, 2, 3, 1)),
+        lambda s: make(
+            "transpose", make("broadcast_to", make("reshape", s.v, shape=(4, 1, 1)), shape=(2, 4, 3, 3)), perm=(0, 2, 3, 1)
+        ),
     ],
-    "reshape_of_reshape": [lambda s: make("reshape", make("reshape", s.x, shape=(12,)), shape=(4, 3)), lambda s: make("reshape", make("reshape", s.x, shape=(12,)), shape=(3, 4))],
+    "reshape_of_reshape": [
+        lambda s: make("reshape", make("reshape", s.x, shape=(12,)), shape=(4, 3)),
+        lambda s: make("reshape", make("reshape", s.x, shape=(12,)), shape=(3, 4)),
+    ],
     "broadcast_last": [
         lambda s: make("exp", make("broadcast_to", s.v, shape=(3, 4))),
-        lambda s: make("mul", make("broadcast_to", s.v, shape=(3, 4)), make("add", make("broadcast_to", s.v, shape=(3, 4)), c(2.0))),
+        lambda s: make(
+            "mul", make("broadcast_to", s.v, shape=(3, 4)), make("add", make("broadcast_to", s.v, shape=(3, 4)), c(2.0))
+        ),
     ],
     "reshape_last": [lambda s: make("add", make("reshape", make("exp", s.x), shape=(2, 6)), c(2.0, tensor("f32", (2, 6))))],
     "reduce_single": [lambda s: make("max", make("reshape", s.x, shape=(3, 1, 4)), axes=(1,), keepdims=False)],
-}  # fmt: skip
+}
 
 
 class Operands:

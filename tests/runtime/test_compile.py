@@ -301,7 +301,7 @@ def test_inputs_need_no_more_alignment_than_an_element(offset):
         return tw.relu(a @ b) + 1, a.sum(1), tw.softmax(b, -1)
 
     def at(array):
-        room = np.zeros(array.size + 16, np.float32)
+        room = np.zeros(array.size + 32, np.float32)
         start = (-room.ctypes.data % 64) // 4 + offset
         view = room[start : start + array.size].reshape(array.shape)
         view[...] = array

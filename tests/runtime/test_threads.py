@@ -86,6 +86,25 @@ def test_a_child_of_fork_still_computes(assemble):
     pytest.fail("the child of a fork hangs in a parallel region")
 
 
+def test_a_child_of_fork_stays_on_one_thread_where_the_runtime_is_libgomp():
+    code = (
+        "import ctypes, os, sys\n"
+        "try:\n    ctypes.CDLL(sys.argv[1])\nexcept OSError:\n    sys.exit('no libgomp')\n"
+        "from tensorwright.runtime import openmp, threads\n"
+        "assert 'libgomp' in openmp.runtime().path and not openmp.runtime().survives_fork\n"
+        "c = threads.context(2)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(c.threads)\n"
+        "print(c.threads, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    libgomp = [str(p) for base in sys.path for p in Path(base).glob("*/libgomp-*.so*")] or ["libgomp.so.1"]
+    done = subprocess.run([sys.executable, "-c", code, libgomp[0]], capture_output=True, text=True, check=False, timeout=60)
+    if "no libgomp" in done.stderr:
+        pytest.skip("there is no libgomp on this machine to test with")
+    assert done.stdout.split() == ["2", "1"]
+
+
 def test_no_runtime_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(openmp, "loaded", list)
     monkeypatch.setattr(openmp.metadata, "files", lambda name: None)
