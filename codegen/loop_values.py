@@ -163,9 +163,9 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
         if op == "broadcast":
             return np.repeat(args[0], e.lanes)
         if op == "scale":
-            return np.ldexp(args[0].astype(np.float64), np.nan_to_num(args[1]).astype(np.int32)).astype(d.numpy)
+            return np.ldexp(args[0].astype(np.longdouble), np.nan_to_num(args[1]).astype(np.int32)).astype(d.numpy)
         if op == "table":
-            return np.asarray(np.array(e.attr, np.float32)[args[0] & 15])
+            return np.asarray(np.array(e.attr, d.numpy)[args[0] & (len(e.attr) - 1)])
         if op in REDUCE:
             return reduce_lanes(op.removeprefix("reduce_"), d, args[0])
         if len(args) == 1:

@@ -214,8 +214,10 @@ def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: b
     """The loops over a box, and whether they are parallel. `numbers` make the names of lets unique in a kernel."""
     dtypes = [b.dtype for b, _, _ in box.stores] + [e.dtype for e in loads_of(box.stores)]
     lanes = lanes_for(target, dtypes)
-    if not box.axes:
-        return [Store(b, (i,), v) for b, i, v in box.stores], False
+    if not box.axes:  # as in a loop's body, every value is read before anything is stored: memory may be shared in place
+        names = [var(f"h{next(numbers)}", v.dtype) for _, _, v in box.stores]
+        lets = [Let(name, v) for name, (_, _, v) in zip(names, box.stores, strict=True)]
+        return [*lets, *(Store(b, (i,), name) for name, (b, i, _) in zip(names, box.stores, strict=True))], False
     at = vector_axis(box, lanes)
     axis = box.axes[at]
     while lanes > 1 and lanes // 2 >= axis.extent:

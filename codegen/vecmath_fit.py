@@ -90,7 +90,7 @@ def main() -> None:
         c, error = fit(*arguments, single=single)  # type: ignore[arg-type]
         print(f"_{name} = ({', '.join(map(repr, c))})  # error {error:.1e}")
     segments(np.vectorize(math.erf), 17 / 64)
-    complement(np.vectorize(math.erfc), 18)
+    complement(np.vectorize(math.erfc), 12)
 
 
 def segments(erf: Function, width: float) -> None:

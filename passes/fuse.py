@@ -194,9 +194,19 @@ class _Grower:
             space = _Space(full, len(low.axes))
             region = self._start("rows", [i])
             self._grow_rows(region, space)
-            if space.lead == 0 and not any(self.nodes[m].shape == full and m != i for m in region.members):
+            single = space.lead == 0 and not any(self.nodes[m].shape == full and m != i for m in region.members)
+            if single and self._all_reduced(region):
                 region.kind = "reduce"
             self._finish(region)
+
+    def _all_reduced(self, region: Region) -> bool:
+        """Whether every value that leaves the region is computed from its reductions, as a 'reduce' region demands."""
+        reduced: set[int] = set()
+        for m in sorted(region.members):  # operands come before their users
+            if self.regions.form[m] == "reduce" or not reduced.isdisjoint(self.regions.sources[m]):
+                reduced.add(m)
+        others = region.members - reduced
+        return not any(m in self.regions.results or self.partition.users[m] - region.members for m in others)
 
     def _grow_rows(self, region: Region, space: _Space) -> None:
         regions = self.regions

@@ -5,12 +5,13 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
-from ...ir.dtypes import DType, bool_, f32, i64
+from ...ir.dtypes import DType, bool_, f32, f64, i64
 from ...ir.errors import CompileError
 from ...ir.expr import COMPARE, REDUCE, UNARY, Expr
 from ..linear import Linear, free_variables, linear
 from ..loop_ir import Buffer
-from ..vecmath import expand, scale_steps
+from ..vecmath import expand
+from ..vecmath_parts import scale_steps
 from .arithmetic import Arithmetic
 from .builder import ModuleText
 from .types import NARROW, element, literal, stored, suffix, vector
@@ -250,7 +251,7 @@ class Values(Arithmetic):
     def _scale(self, e: Expr) -> str:
         """x * 2^n: one instruction with AVX-512, else integer steps that give the same bits."""
         n = e.lanes
-        if self.module.target.vector_bits < 512 or not self.module.is_x86 or n not in (16, 32, 64):
+        if e.dtype is f64 or self.module.target.vector_bits < 512 or not self.module.is_x86 or n not in (16, 32, 64):
             return self.value(scale_steps(e))
         x, power = (self.memo[a] for a in e.args)
         v, parts = "<16 x float>", []
@@ -262,20 +263,22 @@ class Values(Arithmetic):
         return self._joined("float", 16, parts)
 
     def _table(self, e: Expr) -> str:
-        """One of sixteen f32 constants: a permutation of registers with AVX-512 and AVX2, else a load."""
-        index, n, entries = self.memo[e.args[0]], e.lanes, [f"float {literal(c, f32)}" for c in e.attr]
+        """One of a few constants: sixteen f32 by permuting registers with AVX-512 and AVX2, else a load."""
+        index, n, kind, count = self.memo[e.args[0]], e.lanes, element(e.dtype), len(e.attr)
+        entries = [f"{kind} {literal(c, e.dtype)}" for c in e.attr]
         wide = self.module.target.vector_bits if self.module.is_x86 else 128
         size = min(wide // 32, 16)
-        if size < 8 or n % size or (n // size) & (n // size - 1):
-            name = self.module.constant(f"[16 x float] [{', '.join(entries)}]")
-            low = self.t(f"and {vector('i32', n)} {index}, {self._constant(15, 'i32', n)}")
-            p = self.t(f"getelementptr float, ptr {name}, {vector('i32', n)} {low}")
+        if e.dtype is not f32 or count != 16 or size < 8 or n % size or (n // size) & (n // size - 1):
+            name = self.module.constant(f"[{count} x {kind}] [{', '.join(entries)}]")
+            low = self.t(f"and {vector('i32', n)} {index}, {self._constant(count - 1, 'i32', n)}")
+            p = self.t(f"getelementptr {kind}, ptr {name}, {vector('i32', n)} {low}")
             if n == 1:
-                return self.t(f"load float, ptr {p}")
-            v, ptrs, flag = vector("float", n), f"<{n} x ptr>", vector("i1", n)
-            gather = f"llvm.masked.gather.v{n}f32.v{n}p0"
+                return self.t(f"load {kind}, ptr {p}")
+            v, ptrs, flag = vector(kind, n), f"<{n} x ptr>", vector("i1", n)
+            gather = f"llvm.masked.gather.{suffix(kind, n)}.v{n}p0"
             self.module.declare(gather, v, f"{ptrs}, {flag}, {v}")
-            return self.t(f"call {v} @{gather}({ptrs} align 4 {p}, {flag} {literal(True, bool_, n)}, {v} zeroinitializer)")
+            align = e.dtype.itemsize
+            return self.t(f"call {v} @{gather}({ptrs} align {align} {p}, {flag} {literal(True, bool_, n)}, {v} zeroinitializer)")
         parts, v, iv = [], vector("float", size), vector("i32", size)
         for first in range(0, n, size):
             i = self._lanes("i32", n, index, first, size)

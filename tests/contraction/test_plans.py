@@ -156,3 +156,22 @@ def test_the_inner_loop_is_multiply_adds_without_spills(target: str, register: s
     assert f"%{register}" in inner
     assert "%rsp" not in inner
     assert inner.count("\n") < 2.2 * inner.count("vfmadd")
+
+
+def test_copies_stay_of_reasonable_size() -> None:
+    """A batch of images is not unfolded into its windows, nine times its size, in memory."""
+    spec = conv(64, 64, 56, 64, 3, stride=2, layout="NCHW")
+    nest = canonical(spec, *operands(spec), None)
+    plan = choose(nest, V4, f32, f32)
+    assert sum(plan.copied(nest.steps)) <= 2 * sum(nest.spans)
+
+
+def test_code_for_aarch64_is_generated() -> None:
+    spec = conv(1, 16, 8, 24, 3)
+    t = row("aarch64-neon")
+    panel = preferred_panel(spec, t)
+    assert panel % 4 == 0 and panel > 0
+    scheduled = schedule(spec.packed(panel, ()), *_packed_operands(spec, panel), None, t, threads=1, name="root")
+    emitted = emit_kernel(Module(scheduled.kernels), "root", t)
+    assert len(emitted.object_code) > 1000
+    assert emitted.asm.count("fmla") >= 8
