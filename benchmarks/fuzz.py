@@ -37,7 +37,9 @@ from tensorwright.codegen.loop_verify import verify as verify_loops
 from tensorwright.codegen.memory_plan import check_plan
 from tensorwright.ir.dtypes import f64
 from tensorwright.ir.graph import Graph, Node
+from tensorwright.ir.graphs import rebuild
 from tensorwright.ir.interp import run as interpret
+from tensorwright.ir.op import make
 from tensorwright.ir.program import Program
 from tensorwright.ir.target import Target, row
 from tensorwright.ir.testing import random_arrays, random_graph
@@ -45,6 +47,7 @@ from tensorwright.ir.text import print_graph
 from tensorwright.ir.types import TupleType
 from tensorwright.passes import pipeline
 from tensorwright.passes.contract import Context
+from tensorwright.passes.gradient import Gradient
 from tensorwright.passes.manager import Hooks, run_pipeline
 from tensorwright.passes.oracle import budget_of, close_difference, exact_difference
 from tensorwright.passes.prepare import split
@@ -83,10 +86,16 @@ class Failure:
     what: str
 
 
-def case(seed: int, nodes: int | None = None) -> Case:
-    """The graph of a seed. A third of them update inputs in place; half give every loop to several threads."""
+def case(seed: int, nodes: int | None = None, gradients: bool = False) -> Case:
+    """The graph of a seed. A third of them update inputs in place; half give every loop to several threads.
+
+    With `gradients`, it computes the derivatives of such a graph instead. At a tie (of a maximum, at zero of an abs) a last
+    bit decides which way a derivative flows: a failure there is none.
+    """
     rng = np.random.default_rng(seed)
     graph, arrays = random_graph(rng, int(rng.integers(4, 36)) if nodes is None else nodes, matmul=bool(rng.integers(4)))
+    if gradients:
+        graph = with_gradients(graph)
     if rng.integers(3) == 0:
         graph = with_donations(graph, rng)
     purpose = "training" if graph.aliases else "inference"
@@ -102,6 +111,23 @@ def with_donations(graph: Graph, rng: np.random.Generator) -> Graph:
             aliases.append((len(outputs), i))
             outputs.append(alike[int(rng.integers(len(alike)))])
     return Graph(graph.inputs, tuple(outputs), (), graph.name, tuple(aliases))
+
+
+def with_gradients(graph: Graph) -> Graph:
+    """The graph whose outputs are the derivatives of the sum of all outputs by the floating data inputs."""
+    marks = {x: make("mark", x, id=k) for k, x in enumerate(graph.inputs) if x.dtype.is_float and x.attrs["role"] == "data"}
+    if not marks:
+        return graph
+    outputs = rebuild(graph.outputs, marks)
+    total: Node | None = None
+    for o in outputs:
+        if o.dtype.is_float:
+            part = make("sum", o, axes=tuple(range(len(o.shape))))
+            total = part if total is None else make("add", total, part)
+    assert total is not None
+    parts = make("gradient", total, *marks.values())
+    found = tuple(make("get", parts, index=k) for k in range(len(marks)))
+    return run_pipeline(Graph(graph.inputs, found, (), graph.name), (Gradient(),))
 
 
 @contextmanager
@@ -275,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=None, help="at most so many seeds")
     parser.add_argument("--nodes", type=int, default=None, help="operations of a graph (default: 4 to 35, by seed)")
+    parser.add_argument("--gradients", action="store_true", help="graphs of derivatives")
     parser.add_argument("--rows", default="", help="target rows, separated by commas (default: all that this machine runs)")
     parser.add_argument("--no-shrink", action="store_true", help="print failing graphs as they are")
     parser.add_argument("--json", metavar="FILE", help="write the failures there")
@@ -287,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = 0
     while time.monotonic() < end and (args.count is None or done < args.count):
         seed = args.first + done
-        c = case(seed, args.nodes)
+        c = case(seed, args.nodes, args.gradients)
         failure = check(c, rows)
         done += 1
         if failure is None:

@@ -259,10 +259,16 @@ def _lower(b: _Builder, body: Graph, kind: str, aligns: tuple[int, ...]) -> Lowe
         kind = kind or _kind(b, body.outputs[0])
         stem = f"{kind}_{body_name(body)}"
         name = b.fresh_name("".join(c if c.isalnum() or c == "_" else "_" for c in stem))
-        if kind == "contraction":
-            found = lower_contraction(body, b.target, name, aligns, b.threads)
-        else:
-            found = _LOWER[kind](body, b.target, name, aligns)
+        try:
+            if kind == "contraction":
+                found = lower_contraction(body, b.target, name, aligns, b.threads)
+            else:
+                found = _LOWER[kind](body, b.target, name, aligns)
+        except RecursionError:
+            raise CompileError(
+                f"a {kind} region of {len(body.nodes())} nodes ({body_name(body)}) nests movements too deeply to be inlined: "
+                "fuse less"
+            ) from None
         b.cache[key] = found
     return found
 

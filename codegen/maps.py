@@ -24,6 +24,8 @@ from .nests import Axis, Piece, VectorLoop, has_masks, parallel_nest, parallel_v
 from .simplify_index import Simplifier, linear_roots
 
 MAX_BOXES: Final = 32
+MAX_PIECES: Final = 512
+MAX_RESIDUES: Final = 4
 TILE: Final = 16
 CYCLE_NS: Final = 0.3
 BYTES_PER_NS: Final = 15.0
@@ -135,12 +137,51 @@ def cut(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]], limit
     for axis in whole.axes:
         ends = [axis.start, *sorted(points.get(axis.var, ())), axis.start + axis.extent]
         segments.append([Axis(axis.var, b - a, a) for a, b in itertools.pairwise(ends)])
+    if sum(len(s) > 1 for s in segments) == 1:
+        limit = max(limit, MAX_PIECES)  # a concat of many parts
     while int(np.prod([len(s) for s in segments], dtype=np.int64)) > limit:
         k = max(range(len(segments)), key=lambda n: len(segments[n]))
         segments[k] = [whole.axes[k]]
     if all(len(s) == 1 for s in segments):
-        return [whole]
-    return [restrict(part, whole.stores) for part in itertools.product(*segments)]
+        boxes = [whole]
+    else:
+        boxes = [restrict(part, whole.stores) for part in itertools.product(*segments)]
+    return [part for box in boxes for part in by_residue(box, max(1, 2 * limit // len(boxes)))]
+
+
+def by_residue(box: Box, limit: int) -> list[Box]:
+    """Boxes in which a remainder of one variable is fixed, where it decides something (a pad between elements does that).
+
+    With v = start + c * w + b for each b < c in turn, (v + k) % c is known and (v + k) // c is linear.
+    """
+    todo, done = [box], list[Box]()
+    while todo:
+        one = todo.pop()
+        found = _remainder(one) if len(todo) + len(done) < limit else None
+        if found is None:
+            done.append(one)
+            continue
+        k, c = found
+        axis = one.axes[k]
+        w = var(f"{axis.var.attr}r")
+        for b in range(min(c, axis.extent)):
+            moved = {axis.var: binary("add", binary("mul", w, c), axis.start + b)}
+            stores = [(buffer, substitute(i, moved), substitute(v, moved)) for buffer, i, v in one.stores]
+            axes = list(one.axes)
+            axes[k] = Axis(w, -(-(axis.extent - b) // c))
+            todo.append(restrict(axes, stores))
+    return done
+
+
+def _remainder(box: Box) -> tuple[int, int] | None:
+    """An axis and a small divisor such that a condition asks for the axis' remainder."""
+    number = {a.var: k for k, a in enumerate(box.axes)}
+    for e in postorder([v for _, _, v in box.stores]):
+        if e.op in ("eq", "ne") and e.args[0].op == "mod" and e.args[0].dtype is i64 and e.args[0].args[1].is_const:
+            form, c = box.simplifier.linear(e.args[0].args[0]), int(e.args[0].args[1].attr)
+            if len(form.terms) == 1 and form.terms[0][0] in number and 1 < c <= MAX_RESIDUES:
+                return number[form.terms[0][0]], c
+    return None
 
 
 def stride_along(box: Box, index: Expr, v: Expr) -> int | None:
@@ -216,8 +257,8 @@ def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: b
     lanes = lanes_for(target, dtypes)
     if not box.axes:  # as in a loop's body, every value is read before anything is stored: memory may be shared in place
         names = [var(f"h{next(numbers)}", v.dtype) for _, _, v in box.stores]
-        lets = [Let(name, v) for name, (_, _, v) in zip(names, box.stores, strict=True)]
-        return [*lets, *(Store(b, (i,), name) for name, (b, i, _) in zip(names, box.stores, strict=True))], False
+        first = [Let(name, v) for name, (_, _, v) in zip(names, box.stores, strict=True)]
+        return [*first, *(Store(b, (i,), name) for name, (b, i, _) in zip(names, box.stores, strict=True))], False
     at = vector_axis(box, lanes)
     axis = box.axes[at]
     while lanes > 1 and lanes // 2 >= axis.extent:

@@ -16,6 +16,7 @@ from typing import Final
 from ..ir.errors import CompileError
 
 ALIGN: Final = 64
+MANY: Final = 3000  # items from which packing must be nearly linear
 
 
 def aligned(nbytes: int) -> int:
@@ -332,6 +333,8 @@ def _copy_step(value: int, source: Place, to: Place) -> PlannedStep:
 
 def _pack(items: Sequence[_Item]) -> int:
     """Gives every item an offset, the largest first, each in the smallest gap that fits; the total size."""
+    if len(items) > MANY:
+        return _sweep(items)
     total = 0
     placed: list[_Item] = []
     for item in sorted(items, key=lambda i: (-i.nbytes, i.first, i.last)):
@@ -348,6 +351,41 @@ def _pack(items: Sequence[_Item]) -> int:
         placed.append(item)
         total = max(total, item.offset + item.nbytes)
     return total
+
+
+def _sweep(items: Sequence[_Item]) -> int:
+    """As `_pack` for very many items, in the order of the steps: the best gap that is free at that time."""
+    total = 0
+    free: list[tuple[int, int]] = []  # (offset, size), by offset
+    live: list[tuple[int, int, int]] = []  # (last, offset, size), a heap
+    for item in sorted(items, key=lambda i: (i.first, -i.nbytes)):
+        while live and live[0][0] < item.first:
+            _, offset, size = heapq.heappop(live)
+            free = _released(free, offset, size)
+        fitting = [(size, offset) for offset, size in free if size >= item.nbytes]
+        if fitting:
+            size, item.offset = min(fitting)
+            free.remove((item.offset, size))
+            if size > item.nbytes:
+                free = _released(free, item.offset + item.nbytes, size - item.nbytes)
+        else:
+            item.offset = total
+            total += item.nbytes
+        heapq.heappush(live, (item.last, item.offset, item.nbytes))
+    return total
+
+
+def _released(free: list[tuple[int, int]], offset: int, size: int) -> list[tuple[int, int]]:
+    """The free ranges with one more, neighbours joined."""
+    if size == 0:
+        return free
+    merged: list[tuple[int, int]] = []
+    for at, n in sorted([*free, (offset, size)]):
+        if merged and merged[-1][0] + merged[-1][1] == at:
+            merged[-1] = (merged[-1][0], merged[-1][1] + n)
+        else:
+            merged.append((at, n))
+    return merged
 
 
 class PlanError(CompileError):

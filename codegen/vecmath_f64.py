@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from ..ir.dtypes import f64, i32, i64, u32, u64
@@ -19,12 +20,14 @@ _EXP: Final = tuple(1 / math.factorial(k) for k in range(2, 15))  # (exp(r) - 1 
 _ATANH: Final = tuple(2 / (2 * k + 3) for k in range(11))  # (2 atanh(s) - 2 s) / s^3 in s^2, on |s| <= 0.172
 _SIN: Final = tuple((-1) ** (k + 1) / math.factorial(2 * k + 3) for k in range(9))  # (sin(r) - r) / r^3 in r^2
 _COS: Final = tuple((-1) ** k / math.factorial(2 * k + 4) for k in range(9))  # (cos(r) - 1 + r^2 / 2) / r^4 in r^2
-_ERF: Final = tuple((-1) ** k * 2 / math.sqrt(math.pi) / (math.factorial(k) * (2 * k + 1)) for k in range(20))  # erf(x) / x in x^2
+_ERF: Final = tuple(
+    (-1) ** k * 2 / math.sqrt(math.pi) / (math.factorial(k) * (2 * k + 1)) for k in range(20)
+)  # erf(x) / x in x^2
 
 _LN2_HIGH: Final = math.floor(math.log(2) * 2.0**32) / 2.0**32  # 32 bits: a product with an exponent is exact
 _LN2_LOW: Final = 1.9082149292705877e-10
 _TURNS: Final = inverse_pi(3, 1280)  # the digits of 1 / (2 pi)
-_WORDS: Final = tuple(([0] + [(_TURNS >> (1280 - 32 * (k + 1))) & 0xFFFFFFFF for k in range(40)] + [0] * 23))
+_WORDS: Final = tuple([0] + [(_TURNS >> (1280 - 32 * (k + 1))) & 0xFFFFFFFF for k in range(40)] + [0] * 23)
 _BIG_ANGLE: Final = 2.0**20
 
 
@@ -154,7 +157,7 @@ def _reduce_big(x: Expr) -> tuple[Expr, Expr]:
     shift = cast(position & integer(31, x), u64)
     words = [cast(table(_WORDS, first + const(k, i32, x.lanes), u32), u64) for k in range(6)]
     low = word(0xFFFFFFFF)
-    window = [(((a << word(32)) | b) >> (word(32) - shift)) & low for a, b in zip(words, words[1:], strict=False)]
+    window = [(((a << word(32)) | b) >> (word(32) - shift)) & low for a, b in pairwise(words)]
     m = cast((raw & integer((1 << 52) - 1, x)) | integer(1 << 52, x), u64)
     m0, m1 = m & low, m >> word(32)
     c = [window[k] * m0 for k in range(5)]

@@ -200,10 +200,14 @@ class _Grower:
             self._finish(region)
 
     def _all_reduced(self, region: Region) -> bool:
-        """Whether every value that leaves the region is computed from its reductions, as a 'reduce' region demands."""
+        """Whether every value that leaves the region is computed from its reductions, and none of these from another, as a
+        'reduce' region demands."""
         reduced: set[int] = set()
         for m in sorted(region.members):  # operands come before their users
-            if self.regions.form[m] == "reduce" or not reduced.isdisjoint(self.regions.sources[m]):
+            after = not reduced.isdisjoint(self.regions.sources[m])
+            if after and self.regions.form[m] == "reduce":
+                return False
+            if after or self.regions.form[m] == "reduce":
                 reduced.add(m)
         others = region.members - reduced
         return not any(m in self.regions.results or self.partition.users[m] - region.members for m in others)

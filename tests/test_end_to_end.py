@@ -86,7 +86,8 @@ def cnn() -> nn.Module:
     tw.seed(2)
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 10),
+        nn.Conv2d(8, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.SiLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(16, 10),
     )  # fmt: skip
     rng = np.random.default_rng(3)
     for name, buffer in net.named_buffers():
@@ -168,9 +169,9 @@ def test_training_step_with_dropout_and_adam() -> None:
     tw.seed(6)
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Dropout(0.3), nn.Linear(32, 10))
     x, target = draw(8, 16), np.arange(8) % 10
-    # Adam divides by the root of the second moment, of the gradient's own size at first: its relative error stays, but it is
-    # that of each gradient's element, of which the smallest lose most; 1e-3 of a step of the largest weight's size
-    losses = steps(model, tw.optim.Adam(0.01), x, target, 2, 1e-3)
+    # Adam divides the first moment by the root of the second, which keeps relative errors; only a gradient that is small
+    # beside the others of its array has a large one, and its weight moves by less than the learning rate of 0.05
+    losses = steps(model, tw.optim.Adam(0.01), x, target, 2, 5e-5)
     assert losses[-1] < losses[0]
 
 
@@ -242,6 +243,13 @@ def test_gradients() -> None:
     assert abs((up - down) / 2e-5 - (expected[1] * np.sign(step)).sum()) < 1e-6 * np.abs(expected[1]).sum()
 
 
+def test_products_with_constants() -> None:
+    """A product reads its operands from memory, also where every element is one constant, as in the gradient of a sum."""
+    x = draw(5, 7)
+    agrees(lambda x: tw.tanh(x @ tw.full((7, 4), 0.5) + 1.0), x)
+    agrees(tw.grad(lambda x: (x @ x.T).sum()), x)
+
+
 def test_gradient_of_a_gradient() -> None:
     slope = tw.grad(lambda x: (tw.sin(x) * x * x).sum())
     exe = tw.compile(tw.grad(lambda x: slope(x).sum()), tw.spec(19))
@@ -251,7 +259,7 @@ def test_gradient_of_a_gradient() -> None:
 
 
 def test_f64() -> None:
-    """Everything in f64 (arithmetic, sums, products; there are no f64 transcendental kernels) is f64 to the end."""
+    """What is f64 in the beginning is f64 to the end, to f64's precision."""
     x, y = (np.random.default_rng(s).normal(size=(9, 9)) for s in (0, 1))
     exe = tw.compile(lambda a, b: ((a @ b) / (tw.sqrt(a * a) + 1.0)).sum(axis=0), x, y)
     found = exe(x, y)

@@ -14,6 +14,7 @@ from tensorwright.codegen import nests
 from tensorwright.ir.build import input_node
 from tensorwright.ir.graph import Graph
 from tensorwright.ir.op import make
+from tensorwright.ir.testing import random_arrays
 from tensorwright.ir.text import parse_graph
 from tensorwright.ir.types import tensor
 from tensorwright.runtime import host
@@ -29,6 +30,12 @@ def test_agrees(seed: int, target: str) -> None:
     if lacking := host.missing_features(target):
         pytest.skip(f"this machine cannot run {target} code: it lacks {', '.join(lacking)}")
     assert check(case(seed, 14), (target,), loops=False) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_derivatives_agree(seed: int) -> None:
+    """Graphs of gradients, which hold ops that no forward graph has, on the best row."""
+    assert check(case(seed, 8, gradients=True), host.runnable_rows()[-1:], checked=False, loops=False) is None
 
 
 @pytest.mark.parametrize("seed", SMALL_SEEDS)
@@ -72,19 +79,23 @@ graph @main(%x: f32[] data, %y: f32[4] data, %z: f32[] data) -> (a: f32[], b: f3
   %2 = minimum(%0, %1) : f32[]
   return %2, %0
 }""",
+    "a scalar updated in place that another output reads": """
+graph @main(%x: i64[] data) -> (a: i64[], b: f32[]) aliases(0: 0) {
+  %0 = constant() {value = i64[](1)} : i64[]
+  %1 = add(%x, %0) : i64[]
+  %2 = cast(%1) {dtype = f32} : f32[]
+  return %1, %2
+}""",
 }
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_found_before(name: str) -> None:
     graph = parse_graph(FOUND[name].strip())
-    rng = np.random.default_rng(0)
-    arrays = [
-        rng.uniform(-2, 2, i.tensor.static_shape).astype(np.float32) if i.dtype.is_float else np.array([1, 0, 1])
-        for i in graph.inputs
-    ]
+    arrays = tuple(random_arrays(graph, np.random.default_rng(0)))
+    purpose = "training" if graph.aliases else "inference"
     for shared in (False, True):
-        assert check(Case(graph, tuple(arrays), shared=shared)) is None
+        assert check(Case(graph, arrays, purpose, shared=shared)) is None
 
 
 def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def data_layout(target: Target) -> str:
 # The emitter's text is in SSA form with common subexpressions shared, registers promoted and loops rotated: of LLVM's
 # pipelines, inlining and local simplification are all that changes its machine code. The full O1 gave the same loops
 # at eight times the cost of these passes; contraction, vectorising and unrolling must not happen here.
-_PASSES = ("always_inliner", "instruction_combine", "simplify_cfg")
+_PASSES = ("always_inliner", "instruction_combine", "simplify_cfg", "global_dead_code_eliminate")
 
 
 def optimised(text: str, target: Target) -> Any:

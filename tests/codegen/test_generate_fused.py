@@ -242,6 +242,21 @@ def test_movement_stays_in_contiguous_vectors() -> None:
     assert "//" not in text and "%" not in text.replace("%0", "")
 
 
+def test_pad_between_elements_has_no_remainder_in_its_loops() -> None:
+    def build(x: Node) -> Node:
+        return make("pad", x, low=(0, 1, 2, 0), high=(0, 2, 1, 0), interior=(0, 1, 2, 0), value=0.0)
+
+    graph = region("map", build, (2, 5, 6, 16))
+    runner = agree(graph, draw(graph))
+    assert not {"%", "//", "select"} & set(runner.program.texts["loops"].replace("%0", "").split())
+
+
+def test_concat_of_many_parts_is_cut_at_each() -> None:
+    graph = region("map", lambda *xs: make("concat", *xs, axis=0), *((1 + k % 3, 20) for k in range(50)))
+    runner = agree(graph, draw(graph))
+    assert "select" not in runner.program.texts["loops"]
+
+
 def matmul(m: int, n: int, k: int) -> Contraction:
     axes = (Axis("m", m, "m"), Axis("n", n, "n"), Axis("k", k, "k"))
     return Contraction(axes, (affine("m"), affine("k")), (affine("k"), affine("n")), (affine("m"), affine("n")))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorwright.codegen import memory_plan
 from tensorwright.codegen.generate import assemble
 from tensorwright.codegen.memory_plan import Place, Plan, PlanError, PlannedStep, Problem, Task, check_plan, plan_memory
 from tensorwright.ir.build import input_node
@@ -61,6 +63,22 @@ def problem_from(seed: int) -> Problem:
 def test_random_plans_are_sound(seed: int) -> None:
     problem = problem_from(seed)
     check_plan(plan_memory(problem), problem)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 1 << 40))
+def test_packing_of_very_many_values_is_sound_too(seed: int) -> None:
+    problem = problem_from(seed)
+    with mock.patch.object(memory_plan, "MANY", 0):
+        plan = plan_memory(problem)
+    check_plan(plan, problem)
+    run(problem, plan)
+
+
+def test_a_chain_of_thousands_is_planned_in_seconds() -> None:
+    tasks = tuple(Task(f"t{k}", (k,), (k + 1,)) for k in range(20_000))
+    plan = plan_memory(Problem((1024,) * 20_001, 1, 0, (20_000,), tasks))
+    assert plan.arena_bytes == 2048
 
 
 def run(problem: Problem, plan: Plan) -> None:

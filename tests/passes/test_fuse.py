@@ -127,6 +127,17 @@ def test_rows_without_keepdims(checked):
     assert kinds(after) == ["rows"] and len(after.nodes()) == 4  # x, the region, two gets
 
 
+def test_a_reduction_of_a_reduction_over_one_row(checked):
+    """The second sum reads the first one back: that is a row of its own kind, not two sums of one pass."""
+    x = input_node("x", t(12))
+    s = make("sum", x, axes=(0,), keepdims=False)
+    y = make("sum", make("exp", bc(make("neg", s), (12,))), axes=(0,), keepdims=False)
+    one = input_node("one", t(1))
+    z = make("sum", make("sum", one, axes=(0,), keepdims=True), axes=(0,), keepdims=False)
+    after = checked(Graph((x, one), (y, z, make("neg", s))), Fuse())
+    assert set(kinds(after)) <= {"rows", "map"}
+
+
 def test_long_rows_are_not_kept_in_cache(checked):
     x = input_node("x", t(2, 64))
     y = make("sub", x, bc(make("max", x, axes=(1,), keepdims=True), x.shape))
