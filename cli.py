@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = {k: v for k in ("threads", "cache", "checked") if (v := getattr(args, k, None)) is not None}
     try:
         destination = getattr(args, "json", None)
+        for path in (destination, getattr(args, "output", None)):
+            _check_destination(path)
         # with '-', standard output is for the JSON alone
         with config(**changes), contextlib.redirect_stdout(sys.stderr if destination == "-" else sys.stdout):
             result = args.run(args)
@@ -49,10 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         _complain(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except MemoryError as error:
+        _complain(f"not enough memory: {error}; give smaller sizes")
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
     return 1
+
+
+def _check_destination(path: str | None) -> None:
+    """Raises OSError where a file cannot be written: better known before the work than after it."""
+    if path is None or path == "-":
+        return
+    found, folder = Path(path), Path(path).absolute().parent
+    if found.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot write a file here, it is a folder", path)
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"cannot write {path}: there is no folder", str(folder))
+    if not os.access(found if found.exists() else folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "no permission to write", path)
 
 
 def _complain(message: str, notes: Sequence[str] = ()) -> None:
@@ -106,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("model", metavar="MODEL", help="FILE.py:NAME, FILE.tw, or a file with a graph's text")
             sub.add_argument("--spec", action="append", metavar="SHAPE", default=[], help=_SPEC_HELP)
             sub.add_argument("--size", action="append", metavar="N=8", default=[], help="size of a symbolic dimension")
-            sub.add_argument("--weights", metavar="FILE", help="weights by input name: .safetensors or .npz (else random ones)")
+            sub.add_argument("--weights", metavar="FILE", help="weights by input name: .safetensors or .npz (else those of the Python model, or random ones)")
         sub.add_argument("--target", metavar="ROW", help="host (default), x86-64-v2, x86-64-v3, x86-64-v4 or aarch64-neon")
         sub.add_argument("--threads", type=_count, metavar="N", help="most threads to use (default: all this process may use)")
         sub.add_argument("--no-cache", dest="cache", action="store_const", const="off", help="compile anew, store nothing")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -15,23 +18,25 @@ from typing import Any, Final
 import numpy as np
 
 from .driver import compile as compile_model
-from .driver import load
 from .ir import ops as _records  # noqa: F401 (registers the op records)
-from .ir.errors import InputError, ParseError, TraceError
+from .ir.errors import InputError, ParseError, TensorwrightError, TraceError
 from .ir.graph import Graph
+from .ir.graphs import bind_sizes
 from .ir.text import parse_graph
 from .ir.types import TensorType
+from .runtime import artifact
 from .runtime.buffers import Array
 from .runtime.compiled import Compiled
 from .runtime.executable import Executable
 
+_UNREADABLE: Final = (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile)  # what np.load raises on other files
 _CHECK: Final = 1e-4  # greatest relative error of --check: f32 sums over a few thousand terms stay well below
 
 
 def compile_command(args: argparse.Namespace) -> dict[str, Any]:
     """Compiles, prints what was done, saves if asked; the figures."""
     exe, sizes = executable(args, validate=args.validate or None, dump=args.dump)
-    compiled = exe.specialise(**sizes) if exe.symbols else exe.compiled
+    compiled = exe.specialise(**_all_sizes(exe, sizes)) if exe.symbols else exe.compiled
     figures = describe(exe, compiled)
     show(exe, compiled)
     if args.output:
@@ -45,6 +50,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     exe, sizes = executable(args)
     inputs = arguments(exe, args.input, sizes, args.seed)
     result = exe(*inputs)
+    if exe.symbols:
+        sizes = _met(exe, inputs, sizes)
     outputs = _flat(result)
     times = []
     for _ in range(args.repeat):
@@ -66,7 +73,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         if not error <= _CHECK:
             raise InputError(f"the outputs differ from the interpreter's by {error:.2e} relative; at most {_CHECK} is expected")
     if args.output:
-        np.savez(args.output, **dict(zip(exe.output_names, outputs, strict=False)))  # type: ignore[arg-type]
+        with open(args.output, "wb") as file:  # a path would get .npz appended
+            np.savez(file, **dict(zip(exe.output_names, outputs, strict=False)))  # type: ignore[arg-type]
         print(f"outputs written to {args.output}")
     return figures
 
@@ -75,7 +83,7 @@ def inspect_command(args: argparse.Namespace) -> None:
     """Prints one stage, or the list of them."""
     exe, sizes = executable(args)
     if exe.symbols:
-        exe.specialise(**sizes)
+        exe.specialise(**_all_sizes(exe, sizes))
     if args.stage is None:
         print("\n".join(exe.stages))
     else:
@@ -89,6 +97,15 @@ def inspect_command(args: argparse.Namespace) -> None:
 def executable(args: argparse.Namespace, **more: Any) -> tuple[Executable, dict[str, int]]:
     """The Executable of the model that the command line names, and the sizes given for its symbolic dimensions."""
     sizes = _sizes(args.size)
+    exe = _executable(args, more)
+    unknown = sorted(sizes.keys() - set(exe.symbols))
+    if unknown:
+        there = f"its symbolic sizes are {', '.join(exe.symbols)}" if exe.symbols else "all its sizes are numbers"
+        raise InputError(f"--size {unknown[0]}={sizes[unknown[0]]}: {exe.graph.name} has no such size; {there}")
+    return exe, sizes
+
+
+def _executable(args: argparse.Namespace, more: Mapping[str, Any]) -> Executable:
     options = {"target": args.target, **{k: v for k, v in more.items() if v is not None}}
     path, _, name = args.model.partition(":") if re.search(r"\.py(:|$)", args.model) else (args.model, "", "")
     if not Path(path).is_file():
@@ -97,17 +114,20 @@ def executable(args: argparse.Namespace, **more: Any) -> tuple[Executable, dict[
         fn, defaults = _from_python(Path(path), name)
         given = [parse_spec(s) for s in args.spec] or defaults
         if isinstance(fn, Graph):
-            return compile_model(fn, parameters=_weights(fn, args.weights), **options), sizes
-        exe = compile_model(fn, *given, **options)
+            return compile_model(fn, parameters=_weights(fn, args.weights), **options)
+        with _their_code(Path(path), "tracing the model"):
+            exe = compile_model(fn, *given, **options)
         if args.weights:
             exe.set_parameters(_read_arrays(args.weights))
-        return exe, sizes
+        return exe
     if args.spec:
         raise InputError("--spec belongs to a Python model; a graph and a .tw file have their types in them")
     if path.endswith(".tw"):
-        return load(path, target=args.target), sizes
+        found = artifact.load(path)
+        weights = _weights(found.graph, args.weights) if args.weights else found.parameters
+        return compile_model(found.graph, parameters=weights, **options)
     graph = read_graph(path)
-    return compile_model(graph, parameters=_weights(graph, args.weights), **options), sizes
+    return compile_model(graph, parameters=_weights(graph, args.weights), **options)
 
 
 def read_graph(path: str) -> Graph:
@@ -130,7 +150,8 @@ def _from_python(path: Path, name: str) -> tuple[Callable[..., Any] | Graph, lis
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # so that its classes find their own module
     sys.path.insert(0, str(path.parent))
-    spec.loader.exec_module(module)
+    with _their_code(path, "loading it"):
+        spec.loader.exec_module(module)
     names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == path.stem]
     if not name:
         name = "model" if hasattr(module, "model") else ""
@@ -140,10 +161,32 @@ def _from_python(path: Path, name: str) -> tuple[Callable[..., Any] | Graph, lis
         )
     found = getattr(module, name)
     if isinstance(found, type) or _takes_nothing(found):
-        found = found()
+        with _their_code(path, f"calling {name}()"):
+            found = found()
     if not callable(found) and not isinstance(found, Graph):
         raise TraceError(f"{path}:{name} is a {type(found).__name__}; expected a Module, a function of Tensors or a Graph")
-    return found, list(getattr(module, "specs", ()))
+    specs = getattr(module, "specs", ())
+    if not isinstance(specs, (list, tuple)):
+        raise InputError(f"{path}: specs is a {type(specs).__name__}; expected a list with one tw.spec(...) per argument")
+    return found, list(specs)
+
+
+@contextlib.contextmanager
+def _their_code(path: Path, doing: str) -> Iterator[None]:
+    """What the user's file raises becomes a TraceError that names the line in it; errors of ours go through as they are."""
+    try:
+        yield
+    except (TensorwrightError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        text = (error.text or "").strip()
+        raise TraceError(f"{error.filename}:{error.lineno}: not valid Python: {error.msg}: {text}") from error
+    except (Exception, SystemExit) as error:
+        theirs = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()]
+        if not theirs and not doing.startswith("calling"):
+            raise  # it happened in our code and is none of theirs
+        where = f"{path}:{theirs[-1].lineno}: {theirs[-1].line}" if theirs else str(path)
+        raise TraceError(f"{where}\n  raised {type(error).__name__}: {error}, while {doing}") from error
 
 
 def _takes_nothing(value: Any) -> bool:
@@ -161,7 +204,7 @@ def parse_spec(text: str) -> Any:
     shape, _, dtype = text.partition(":")
     dims: list[str | int] = []
     for part in filter(None, (p.strip() for p in shape.strip("()[] ").split(","))):
-        dims.append(int(part) if part.isdigit() else part)
+        dims.append(int(part) if re.fullmatch(r"-?[0-9]+", part) else part)
     try:
         return spec(*dims, dtype=dtype or "f32") if dims else spec((), dtype=dtype or "f32")
     except ValueError as error:
@@ -172,10 +215,28 @@ def _sizes(texts: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for text in texts:
         name, _, size = text.partition("=")
-        if not name.isidentifier() or not size.isdigit():
-            raise InputError(f"--size {text!r}: expected a name and a number, such as N=8")
+        if not name.isidentifier() or not re.fullmatch(r"[0-9]+", size) or int(size) < 1:
+            raise InputError(f"--size {text!r}: expected a name and a number of at least 1, such as N=8")
         sizes[name] = int(size)
     return sizes
+
+
+def _all_sizes(exe: Executable, sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """The sizes, if there is one for every symbolic dimension. Raises InputError."""
+    missing = [s for s in exe.symbols if s not in sizes]
+    if missing:
+        raise InputError(f"{exe.graph.name} has symbolic sizes; give them: {' '.join(f'--size {m}=8' for m in missing)}")
+    return sizes
+
+
+def _met(exe: Executable, inputs: Sequence[Array], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes that the inputs have. Raises InputError if other ones were asked for."""
+    shapes = {n: i.tensor.shape for n, i in ((str(i.attrs["name"]), i) for i in exe.graph.inputs)}
+    found = bind_sizes(exe.graph, shapes | {n: x.shape for (n, _), x in zip(exe.arguments, inputs, strict=True)})
+    for name, size in sizes.items():
+        if found[name] != size:
+            raise InputError(f"--size {name}={size}, but the arrays given with --input make it {found[name]}")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- arrays
@@ -204,10 +265,15 @@ def _read_arrays(path: str) -> dict[str, Array]:
         except SafetensorError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
     try:
-        with np.load(path, allow_pickle=False) as found:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise InputError(f"{path}: expected .safetensors, or .npz with arrays by name; this holds one array without a name")
+        with found:
             return {n: found[n] for n in found.files}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: expected .safetensors or .npz with arrays by name: {error}") from error
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: expected .safetensors, or .npz with arrays by name: {_why(error)}") from error
 
 
 def arguments(exe: Executable, files: Sequence[str], sizes: Mapping[str, int], seed: int) -> list[Array]:
@@ -215,12 +281,27 @@ def arguments(exe: Executable, files: Sequence[str], sizes: Mapping[str, int], s
     if files:
         if len(files) != len(exe.arguments):
             raise InputError(f"the model takes {len(exe.arguments)} inputs, --input was given {len(files)} times")
-        return [np.load(f, allow_pickle=False) for f in files]
-    missing = [s for s in exe.symbols if s not in sizes]
-    if missing:
-        raise InputError(f"the model has symbolic sizes; give them: {' '.join(f'--size {m}=8' for m in missing)}")
+        return [_read_array(f) for f in files]
+    _all_sizes(exe, sizes)
     rng = np.random.default_rng(seed)
     return [random_array(rng, t.with_sizes(sizes)) for _, t in exe.arguments]
+
+
+def _why(error: Exception) -> str:
+    # numpy takes what it does not know for a pickle, and then tells how to load that unsafely
+    return "it is no such file, or it holds Python objects" if "pickle" in str(error) else str(error)
+
+
+def _read_array(path: str) -> Array:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: expected one array as numpy.save writes it (.npy): {_why(error)}") from error
+    if not isinstance(found, np.ndarray):
+        names = ", ".join(found.files[:8])
+        found.close()
+        raise InputError(f"{path}: expected one array as numpy.save writes it (.npy), got an archive of arrays: {names}")
+    return found
 
 
 def random_array(rng: np.random.Generator, type: TensorType, weight: bool = False) -> Array:

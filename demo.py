@@ -22,13 +22,14 @@ from .driver import compile as compile_model
 from .frontend import losses, nn, optim
 from .frontend.nn.init import seed as seed_weights
 from .frontend.specs import spec
-from .ir.errors import RuntimeUnavailableError
+from .ir.errors import InputError, RuntimeUnavailableError
 from .ir.interp import run as interpret
 from .passes import pipeline
 from .passes.manager import run_pipeline
+from .runtime import host
 from .runtime.buffers import Array
 from .runtime.executable import Executable
-from .settings import config
+from .settings import config, flags
 from .trainer import Trainer
 
 BATCH: Final = 64
@@ -93,6 +94,12 @@ def command(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the demo; the figures."""
     console = wide_console()
     start = time.perf_counter()
+    row = host.resolve(args.target or flags().target).name
+    if lacking := host.missing_features(row):
+        raise InputError(
+            f"the demo runs what it compiles, and this machine cannot run {row}: it lacks {', '.join(lacking)}; "
+            f"targets that run here: {', '.join(host.runnable_rows())}"
+        )
     data = digits()
     console.print(f"[bold]Data[/]: {len(data[0])} images to train on, {len(data[2])} to test, 8x8 pixels, 10 classes")
 
@@ -125,7 +132,8 @@ def command(args: argparse.Namespace) -> dict[str, Any]:
     console.print(_picture(image[0, 0]))
     console.print(f"seen as {int(np.argmax(scores))}, labelled {int(data[3][0])}")
 
-    console.rule(f"4. Accuracy on {len(data[2])} unseen images, {args.seeds} trainings")
+    trainings = "one training" if args.seeds == 1 else f"{args.seeds} trainings"
+    console.rule(f"4. Accuracy on {len(data[2])} unseen images, {trainings}")
     accuracies = [first]
     for seed in range(1, args.seeds):
         accuracies.append(train(seed, args.epochs, data, verbose=False)[1])

@@ -328,5 +328,5 @@ def _stage_names(passes: Sequence[str]) -> list[str]:
 def _code_text(stage: str, run: Program, prepare: Program | None) -> str:
     if prepare is None:
         return run.texts[stage]
-    mark = "; " if stage != "asm" else "# "
+    mark = "; " if stage == "llvm" else "# "
     return f"{mark}---- prepare: once per set of weights\n{prepare.texts[stage]}\n{mark}---- run\n{run.texts[stage]}"

@@ -57,7 +57,7 @@ class _LayerNorm(nn.Module):
 CASES: dict[str, Case] = {
     "softmax_4096x1024": Case((4096, 1024), lambda: lambda x: tw.softmax(x, -1)),
     "layernorm_4096x1024": Case((4096, 1024), lambda: _LayerNorm(1024)),
-    "gelu_16m": Case((1 << 24,), lambda: lambda x: tw.gelu(x)),
+    "gelu_16m": Case((1 << 24,), lambda: tw.gelu),
 }
 
 
@@ -196,7 +196,9 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
     }
 
 
-def run(names: str | None = None, peers: str | None = None, threads: int | None = None, quick: bool = False) -> list[dict[str, Any]]:
+def run(
+    names: str | None = None, peers: str | None = None, threads: int | None = None, quick: bool = False
+) -> list[dict[str, Any]]:
     """The rows. Raises InputError for an unknown case or peer."""
     from tensorwright.ir.errors import InputError
     from tensorwright.runtime.threads import available
@@ -220,8 +222,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             ratio += f" ({best:.2f}x)"
         others = "  ".join(f"{c} {t:.3f}" for c, t in r["peers_ms"].items())
         lines.append(
-            f"{ratio:<24} {r['name']:<20} ours {r['ours_ms']:.3f} ms  {others}  copy {r['copy_ms']:.3f}  "
-            f"{r['gbps']:.1f} GB/s ({r['fraction_of_peak']:.0%} of a copy's)  {r['gflops']:.1f} GFLOP/s  error {r['max_rel_error']:.1e}"
+            f"{ratio:<24} {r['name']:<20} ours {r['ours_ms']:.3f} ms  {others}  copy {r['copy_ms']:.3f}  {r['gbps']:.1f} GB/s "
+            f"({r['fraction_of_peak']:.0%} of a copy's)  {r['gflops']:.1f} GFLOP/s  error {r['max_rel_error']:.1e}"
         )
     mean = geometric_mean([r["ratio_to_best"] for r in rows if r["ratio_to_best"]])
     if mean is not None:

@@ -79,7 +79,9 @@ def ours(name: str, weights: Mapping[str, Array], threads: int) -> tuple[Callabl
     return lambda: exe(rate, *arrays), facts
 
 
-def by_torch(name: str, weights: Mapping[str, Array], threads: int, fused: bool = False) -> tuple[Callable[[], Any], dict[str, Any]]:
+def by_torch(
+    name: str, weights: Mapping[str, Array], threads: int, fused: bool = False
+) -> tuple[Callable[[], Any], dict[str, Any]]:
     """PyTorch eager."""
     import torch
     from tensorwright.benchmarks import torch_training
@@ -89,7 +91,9 @@ def by_torch(name: str, weights: Mapping[str, Array], threads: int, fused: bool 
     x, target = map(torch.from_numpy, batch(name))
     if x.ndim == 4:
         module, x = module.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(module.parameters(), lr=RATE, fused=True) if fused else torch.optim.Adam(module.parameters(), lr=RATE)
+    optimizer = (
+        torch.optim.Adam(module.parameters(), lr=RATE, fused=True) if fused else torch.optim.Adam(module.parameters(), lr=RATE)
+    )
     run = torch_training.step(module, optimizer, x, target)
     return run, {"losses": [float(run()) for _ in range(STEPS)]}
 
@@ -108,7 +112,9 @@ def reference_losses(name: str, weights: Mapping[str, Array]) -> list[float]:
 
     module = torch_training.model(name, weights).double()
     x, target = map(torch.from_numpy, batch(name))
-    run = torch_training.step(module, torch.optim.Adam(module.parameters(), lr=RATE), x.double() if x.is_floating_point() else x, target)
+    run = torch_training.step(
+        module, torch.optim.Adam(module.parameters(), lr=RATE), x.double() if x.is_floating_point() else x, target
+    )
     return [float(run()) for _ in range(STEPS)]
 
 
@@ -167,7 +173,9 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
     }
 
 
-def run(names: str | None = None, peers: str | None = None, threads: int | None = None, quick: bool = False) -> list[dict[str, Any]]:
+def run(
+    names: str | None = None, peers: str | None = None, threads: int | None = None, quick: bool = False
+) -> list[dict[str, Any]]:
     """The rows. Raises InputError for an unknown workload or peer."""
     from tensorwright.ir.errors import InputError
     from tensorwright.runtime.threads import available

@@ -196,8 +196,26 @@ def _needed(b: _Builder) -> set[Node]:
         if node in wanted or node in inputs or is_constant(node):
             continue
         wanted.add(node)
-        stack += [b.root((i, 0))[0] for i in node.inputs if _filled(b, i) is None]
+        stack += [b.root((i, 0))[0] for i, c in zip(node.inputs, _filled_operands(b, node), strict=True) if c is None]
     return wanted
+
+
+def _filled_operands(b: _Builder, node: Node) -> list[Node | None]:
+    """For each operand of a node with a kernel what is put into its body instead, or None. A contraction reads memory."""
+    found = [_filled(b, i) for i in node.inputs]
+    given = node.attrs.get("body")
+    if isinstance(given, Graph):
+        number = {p: k for k, p in enumerate(given.inputs)}
+        core = [n for n in given.nodes() if n.inputs and not n.op.has(Trait.STRUCTURAL) and isinstance(b.form(n), Contract)]
+        read = [i for n in core for i in n.inputs]
+        for i in read:
+            while i not in number and isinstance(b.form(i), View):
+                i = i.inputs[0]
+            if i in number:
+                found[number[i]] = None
+    elif not node.op.has(Trait.STRUCTURAL) and isinstance(b.form(node), Contract):
+        found[:] = [None] * len(found)
+    return found
 
 
 def _filled(b: _Builder, node: Node) -> Node | None:
@@ -227,8 +245,7 @@ def _body(b: _Builder, node: Node) -> tuple[Graph, tuple[Value, ...], str]:
     operands: dict[Value, Node] = {}
     stand_ins: list[Node] = []
     values: list[Value] = []
-    for operand in node.inputs:
-        filled = _filled(b, operand)
+    for operand, filled in zip(node.inputs, _filled_operands(b, node), strict=True):
         if filled is not None:
             stand_ins.append(filled)
             continue

@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from .errors import AttributeValueError, TensorwrightError
+from .errors import AttributeValueError, ShapeError, TensorwrightError
 from .graph import Attrs, Node
 from .lowering import Lowering
-from .types import TensorType, Type
+from .types import TensorType, TupleType, Type
 
 Array = np.ndarray[Any, Any]
+MAX_BYTES: Final = 1 << 62  # of one array: byte offsets are 64-bit integers, and sums of two must not overflow
 
 
 class Trait(Enum):
@@ -148,4 +149,17 @@ def make(op: Op | str, *inputs: Node, **attrs: Any) -> Node:
     if missing:
         raise AttributeValueError(f"{record.name} needs the attribute {missing}")
     types = [i.tensor if not record.has(Trait.STRUCTURAL) else i.type for i in inputs]
-    return Node(record, inputs, full, record.infer(types, full))  # type: ignore[arg-type]
+    result = record.infer(types, full)  # type: ignore[arg-type]
+    for item in result.items if isinstance(result, TupleType) else (result,):
+        _check_addressable(record.name, item)
+    return Node(record, inputs, full, result)
+
+
+def _check_addressable(name: str, type: TensorType) -> None:
+    nbytes = type.dtype.itemsize
+    for d in type.shape:
+        if not isinstance(d, int):
+            return  # checked again when its size is known
+        nbytes *= d
+    if nbytes > MAX_BYTES:
+        raise ShapeError(f"{name}: {type} would take {nbytes:,} bytes; an array has at most 2**62: check its shape")

@@ -146,6 +146,8 @@ class _Grower:
                 if not self._free(j) or not self._elementwise(j) or self.nodes[j].shape != shape or j in self.regions.results:
                     continue
                 users = self.partition.users[j]
+                if any(self.regions.form[s] == "contract" and self.partition.users[s] == {j} for s in self.regions.sources[j]):
+                    continue  # the start of that contraction's own epilogue
                 if users <= region.members and core not in users and all(self._plain(u, j) for u in users):
                     progress |= self._fits(region, {j}) and self._join(region, j)
 

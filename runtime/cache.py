@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,12 +30,22 @@ from .container import DamagedError, pack, unpack, write_atomically
 
 MAGIC: Final = b"TWCACHE1"
 DEFAULT_BYTES: Final = 1024**3
+_reported: set[Path] = set()  # folders that a warning was given for
+
+
+class CacheWarning(UserWarning):
+    """The disk cache cannot be used: programs are compiled anew in each process, which is slower and not wrong."""
 
 
 def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/tensorwright`, or `~/.cache/tensorwright`."""
+    """`$XDG_CACHE_HOME/tensorwright`, or `~/.cache/tensorwright`; for a user without a home, a folder in the temporary one."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "tensorwright"
+    if os.path.isabs(base):
+        return Path(base) / "tensorwright"
+    try:
+        return Path.home() / ".cache" / "tensorwright"
+    except RuntimeError:  # a container's user that no password file knows
+        return Path(tempfile.gettempdir()) / f"tensorwright-{os.getuid()}"
 
 
 def source_digest(root: Path, places: Iterable[str]) -> str:
@@ -95,27 +107,39 @@ class DiskCache:
                 raise DamagedError("it is filed under another key")
             found = _decode(meta, parts)
         except (DamagedError, KeyError, TypeError, ValueError, IndexError, OverflowError):
-            path.unlink(missing_ok=True)  # so that a damaged entry is met once
+            with contextlib.suppress(OSError):  # in a folder that is read-only it stays, and is a miss each time
+                path.unlink()  # so that a damaged entry is met once
             return None
         with contextlib.suppress(OSError):  # evicted this moment by another process; the entry in hand is good
             os.utime(path)  # its age is what eviction goes by
         return found
 
     def put(self, key: Key, compiled: Compiled) -> bool:
-        """Stores an entry; False when the disk does not let us (full, read-only), which costs only speed."""
+        """Stores an entry; False, and a CacheWarning once per folder, when that cannot be (disk full, read-only, not ours)."""
         meta, parts = _encode(compiled)
         meta["key"] = key.digest()
         path = self._path(key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not self._trusted():
-                return False
+                return self._refused("others than its owner may write to it, so no machine code is taken from it")
             path.parent.mkdir(exist_ok=True, mode=0o700)
             write_atomically(path, pack(MAGIC, meta, parts))
-        except OSError:
-            return False
+        except OSError as error:
+            return self._refused(f"{error.strerror or error} ({error.filename or path})")
         self.evict()
         return True
+
+    def _refused(self, why: str) -> bool:
+        if self.folder not in _reported:
+            _reported.add(self.folder)
+            warnings.warn(
+                f"the compile cache {self.folder} cannot be written: {why}. Programs are compiled anew in each process; set "
+                "TENSORWRIGHT_CACHE to a folder that is yours alone, or to 'off'",
+                CacheWarning,
+                stacklevel=2,
+            )
+        return False
 
     def entries(self) -> list[tuple[Path, int, float]]:
         """(path, bytes, time of last use) of every entry, the oldest first."""
@@ -125,6 +149,8 @@ class DiskCache:
                 status = path.stat()
             except OSError:
                 continue  # evicted by another process between the listing and the look
+            if not stat.S_ISREG(status.st_mode):
+                continue  # nothing that we wrote
             found.append((path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda e: e[2])
 
@@ -135,15 +161,20 @@ class DiskCache:
         for path, size, _ in entries:
             if total <= self.max_bytes:
                 break
-            path.unlink(missing_ok=True)
+            _remove(path)
             total -= size
 
     def clear(self) -> int:
         """Removes every entry; how many there were."""
         entries = self.entries()
         for path, _, _ in entries:
-            path.unlink(missing_ok=True)
+            _remove(path)
         return len(entries)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # another process was first, or the folder is read-only
+        path.unlink()
 
 
 def _encode(compiled: Compiled) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -62,12 +62,20 @@ def unpack(magic: bytes, data: bytes) -> tuple[Any, dict[str, memoryview]]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes next to `path` and renames, so that a reader sees the old file or the whole new one. Raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    """Writes next to `path` and renames, so that a reader sees the old file or the whole new one.
+
+    Raises OSError, which names `path` and not the file next to it.
+    """
+    beside = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with beside.open("xb") as file:  # with the permissions that the umask gives, unlike the files of tempfile
+            try:
+                file.write(data)
+                file.flush()
+                os.replace(beside, path)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise

@@ -193,6 +193,11 @@ class Executable:
     def _into(self, binding: Binding, ready: Sequence[Array], addresses: Sequence[int], out: Any) -> Any:
         program = binding.program
         wanted = [program.outputs[k] for k in binding.fresh]
+        if not isinstance(out, (np.ndarray, list, tuple)):
+            raise InputError(
+                f"{self.graph.name}: out= takes an array, or a list or tuple of arrays in the order of the outputs "
+                f"({', '.join(a.name for a in wanted)}); got {describe(out)}"
+            )
         given = [out] if isinstance(out, np.ndarray) else list(out)
         if len(given) != len(wanted):
             raise InputError(f"{self.graph.name}: out= has {len(given)} arrays, the model has {len(wanted)} outputs")
@@ -202,8 +207,15 @@ class Executable:
                 raise InputError(f"{self.graph.name}: out= for {argument.name!r} must be {argument.type}, got {describe(array)}")
             if not array.flags.writeable:
                 raise InputError(f"{self.graph.name}: out= for {argument.name!r} is read-only")
+        for i, (array, argument) in enumerate(zip(given, wanted, strict=True)):
+            for other, name in zip(given[:i], wanted, strict=False):
+                if np.shares_memory(array, other):
+                    raise InputError(
+                        f"{self.graph.name}: out= for {argument.name!r} shares memory with out= for {name.name!r}: "
+                        "one would overwrite the other"
+                    )
         # native code takes its arrays to be distinct and contiguous; where they are not, it writes elsewhere first
-        overlap = any(np.may_share_memory(a, x) for i, a in enumerate(given) for x in [*ready, *given[:i]])
+        overlap = any(np.may_share_memory(a, x) for a in given for x in ready)
         if overlap or not all(a.flags.c_contiguous and a.flags.aligned for a in given):
             made = [empty(a.shape, w.type.dtype) for a, w in zip(given, wanted, strict=True)]
             result = binding.run(ready, addresses, made)
@@ -317,21 +329,25 @@ class Executable:
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """The weights and state by name: copies of what the program updates, the bound arrays otherwise."""
-        if self._state_lock is None:
-            return dict(self._parameters)
-        with self._state_lock:
-            return {n: a.copy() if n in self._state_names else a for n, a in self._parameters.items()}
+        """The weights and state by name: copies of what the program updates, read-only views of the rest.
+
+        `set_parameters` changes them.
+        """
+        with self._state_lock or threading.Lock():
+            return {n: a.copy() if n in self._state_names else _read_only(a) for n, a in self._parameters.items()}
 
     # ------------------------------------------------------------------ what there is to read
 
     def specialise(self, **sizes: int) -> Compiled:
         """Compiles for given sizes of the symbolic dimensions, if not done yet: `exe.specialise(N=8)`.
 
-        Raises InputError if a size is missing or unknown.
+        Raises InputError if a size is missing, unknown, or no integer of at least 1.
         """
         if set(sizes) != set(self.symbols):
             raise InputError(f"{self.graph.name} has the symbolic sizes {list(self.symbols)}, got {sorted(sizes)}")
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
+                raise InputError(f"{self.graph.name}: size {name}: expected an integer of at least 1, got {size!r}")
         shapes = tuple(t.with_sizes(sizes).static_shape for _, t in self.arguments)
         found = self._specialise(shapes, sizes)
         self._latest = found
@@ -409,3 +425,9 @@ class Executable:
         takes = ", ".join(f"{n}: {t}" for n, t in self.arguments)
         gives = ", ".join(f"{n}: {t}" for n, t in zip(self.output_names, self._output_types, strict=True))
         return f"<Executable {self.graph.name}({takes}) -> {gives}, {self.threads} threads>"
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view

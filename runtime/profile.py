@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.errors import InputError
 from .buffers import Array, address_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Profile:
         from rich.table import Table
 
         peak = "" if self.peak_gflops is None else f", peak {self.peak_gflops:.0f} GFLOP/s"
-        table = Table(title=f"{self.name}: {self.milliseconds:.3f} ms, {self.threads} threads{peak}", title_justify="left")
+        count = f"{self.threads} thread" + ("" if self.threads == 1 else "s")
+        table = Table(title=f"{self.name}: {self.milliseconds:.3f} ms, {count}{peak}", title_justify="left")
         for column in ("kernel", "ms", "share", "GFLOP/s", "GB/s", "of peak", "stands for"):
             table.add_column(
                 column, justify="left" if column in ("kernel", "stands for") else "right", no_wrap=column != "stands for"
@@ -93,7 +95,12 @@ class Profile:
 
 
 def measure(binding: Binding, inputs: Sequence[Array], repeats: int, peak: Peak | None) -> Profile:
-    """The profile of a binding on contiguous inputs; one run first, unmeasured, warms caches and threads."""
+    """The profile of a binding on contiguous inputs; one run first, unmeasured, warms caches and threads.
+
+    Raises InputError if `repeats` is no integer of at least 1.
+    """
+    if type(repeats) is not int or repeats < 1:
+        raise InputError(f"repeats: expected an integer of at least 1, got {repeats!r}")
     infos, threads = binding.program.kernels, binding.threads_now
     ticks = np.zeros((repeats + 1, len(infos) + 1), np.int64)
     addresses = [address_of(a) for a in inputs]

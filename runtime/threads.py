@@ -70,11 +70,11 @@ def available() -> int:
 def resolve(asked: int | None) -> int:
     """The thread count for an explicit cap (None: OMP_NUM_THREADS if set, else all that are available).
 
-    Raises InputError for a count below 1.
+    Raises InputError for what is no integer of at least 1.
     """
     if asked is not None:
-        if asked < 1:
-            raise InputError(f"threads must be at least 1, got {asked}")
+        if type(asked) is not int or asked < 1:
+            raise InputError(f"threads: expected an integer of at least 1, got {asked!r}")
         return asked
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if text.isdigit() and int(text) > 0:

@@ -118,12 +118,30 @@ div = _binary(
 # --- floor division and remainder: numpy's, where a == q * b + r and r has the sign of b --------------------------------
 
 
+def _remainder(a: Expr, q: Expr, b: Expr) -> Expr:
+    """a - q * b with the product exact. f64 takes it from Dekker's product (1971), as a row without FMA has none for f64:
+    with x = xh + xl split in halves of 26 bits (Veltkamp), q * b = p + e exactly. Splitting overflows beyond 2**990."""
+    if a.dtype is not f64:
+        return fma(-q, b, a)
+
+    def halves(x: Expr) -> tuple[Expr, Expr]:
+        t = x * 134217729.0  # 2**27 + 1
+        high = t - (t - x)
+        return high, x - high
+
+    (qh, ql), (bh, bl) = halves(q), halves(b)
+    p = q * b
+    e = ((qh * bh - p) + qh * bl + ql * bh) + ql * bl
+    small = (unary("abs", b) < 2.0**990) & (unary("abs", q) < 2.0**990)
+    return select(small, (a - p) - e, a - p)
+
+
 def _divmod(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-    """Quotient and remainder of floats. floor(a / b) may be one off, as a / b is rounded; fma gives the exact remainder
-    of that quotient (for quotients below 2**24), whose sign and size tell."""
+    """Quotient and remainder of floats. floor(a / b) may be one off, as a / b is rounded; the exact remainder of
+    that quotient (for quotients below 2**24, in f64 2**53) tells by its sign and size."""
     zero, one = const(0.0, a.dtype), const(1.0, a.dtype)
     q0 = unary("floor", a / b)
-    r0 = fma(-q0, b, a)
+    r0 = _remainder(a, q0, b)
     low = select(b < zero, zero < r0, r0 < zero)
     high = unary("abs", b) <= unary("abs", r0)
     q = select(low, q0 - one, select(high, q0 + one, q0))

@@ -27,6 +27,12 @@ def add(x, y):
 def broken(x):
     return x @ x
 
+def raises(x):
+    return x.shape[7]
+
+def builder():
+    raise ValueError("cannot build")
+
 specs = [tw.spec("N", 20)]
 model = Net()
 """
@@ -95,6 +101,15 @@ def test_inspect_lists_stages_and_its_graph_text_is_a_model_again(capsys):
     assert cli.main(["run", "add.txt", "--check", "--repeat", "1"]) == 0
 
 
+def test_run_takes_its_sizes_from_the_arrays_and_writes_to_the_file_that_is_named(capsys):
+    np.save("x.npy", np.ones((3, 20), np.float32))
+    assert cli.main(["run", "m.py", "--input", "x.npy", "--check", "--repeat", "1", "--output", "y.dat"]) == 0
+    assert "relative error" in capsys.readouterr().out
+    with np.load("y.dat") as found:
+        assert found["y"].shape == (3, 4)
+    assert not Path("y.dat.npz").exists()
+
+
 def test_opt_applies_passes_and_fuel_limits_them(capsys):
     assert cli.main(["opt", "g.txt", "--passes", "simplify", "--validate"]) == 0
     assert "neg" not in capsys.readouterr().out
@@ -156,6 +171,27 @@ def test_doctor_reports_the_machine(capsys):
         (["opt", "g.txt"], "opt needs FILE and --passes"),
         (["opt", "none.txt", "--passes", "simplify"], "No such file"),
         (["bench", "inference", "--models", "gpt9"], "unknown workload 'gpt9'"),
+        (["compile", "syntax.py:f"], r"syntax\.py:1: not valid Python: .*def f\(x\)"),
+        (["compile", "stops.py"], r"stops\.py:2: sys\.exit\(3\)\n  raised SystemExit: 3, while loading it"),
+        (["compile", "specs.py:f"], "specs is a int; expected a list with one tw.spec"),
+        (["compile", "m.py:raises"], r"m\.py:\d+: return x\.shape\[7\]\n  raised IndexError: .* while tracing"),
+        (["compile", "m.py:builder"], r"m\.py:\d+: raise ValueError.*\n  raised ValueError: cannot build, while calling builder"),
+        (["compile", "m.py", "--size", "N=99999999999999999999"], r"would take .* bytes; an array has at most 2\*\*62"),
+        (["run", "m.py", "--size", "N=100000000000"], "not enough memory: .*; give smaller sizes"),
+        (["compile", "m.py"], "give them: --size N=8"),
+        (["compile", "m.py", "--size", "M=8"], "--size M=8: Net has no such size; its symbolic sizes are N"),
+        (["run", "g.txt", "--size", "N=8"], "all its sizes are numbers"),
+        (["run", "m.py", "--input", "x.npy", "--size", "N=9"], "--size N=9, but the arrays given with --input make it 3"),
+        (["run", "m.py", "--input", "cut.npy"], r"cut\.npy: expected one array as numpy.save writes it"),
+        (["run", "m.py", "--input", "objects.npy"], r"objects\.npy: .*: it is no such file, or it holds Python objects"),
+        (["run", "m.py", "--input", "w.npz"], "got an archive of arrays: q"),
+        (["run", "m.py", "--input", "folder"], "Is a directory: folder"),
+        (["compile", "m.py", "--spec", "8,20", "--weights", "cut.npy"], r"cut\.npy: expected \.safetensors, or \.npz"),
+        (["compile", "m.py", "--spec", "8,20", "--weights", "x.npy"], "one array without a name"),
+        (["compile", "g.txt", "-o", "folder"], "cannot write a file here, it is a folder: folder"),
+        (["run", "g.txt", "--json", "none/x.json"], "cannot write none/x.json: there is no folder"),
+        (["compile", "g.txt", "--dump", "x.npy"], "Not a directory: x.npy"),
+        (["demo", "--target", "aarch64-neon"], "cannot run aarch64-neon"),
     ],
 )
 def test_errors_are_one_message_without_a_traceback(capsys, arguments, message):
@@ -164,6 +200,14 @@ def test_errors_are_one_message_without_a_traceback(capsys, arguments, message):
     Path("cut.txt").write_text(GRAPH[:90])
     Path("cut.tw").write_bytes(b"TWMODEL1 and no more")
     Path("binary.txt").write_bytes(b"\xff\xfe\x00")
+    Path("syntax.py").write_text("def f(x)\n    return x\n")
+    Path("stops.py").write_text("import sys\nsys.exit(3)\n")
+    Path("specs.py").write_text("specs = 5\ndef f(x):\n    return x\n")
+    Path("folder").mkdir()
+    np.save("x.npy", np.zeros((3, 20), np.float32))
+    Path("cut.npy").write_bytes(Path("x.npy").read_bytes()[:150])
+    np.save("objects.npy", np.array([{}]), allow_pickle=True)
+    np.savez("w.npz", q=np.zeros(3, np.float32))
     assert cli.main(arguments) == 1
     err = capsys.readouterr().err
     assert err.startswith("tensorwright: ") and "Traceback" not in err
