@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,7 +105,8 @@ def case(seed: int, nodes: int | None = None, gradients: bool = False) -> Case:
 
 def with_donations(graph: Graph, rng: np.random.Generator) -> Graph:
     """The graph with more outputs that take the memory of inputs of their type: other inputs' values among them."""
-    outputs, aliases = list(graph.outputs), []
+    outputs = list(graph.outputs)
+    aliases: list[tuple[int, int]] = []
     for i, x in enumerate(graph.inputs):
         alike = [n for n in graph.nodes() if n.type == x.type and n is not x]
         if x.attrs["role"] == "data" and alike and len(aliases) < 3:
@@ -205,7 +207,7 @@ def interpret_loops(graph: Graph, target: Target, given: Mapping[str, Array]) ->
 def elements(graph: Graph) -> int:
     """How many elements the nodes of a graph have in all."""
     types = [t for n in graph.nodes() for t in (n.type.items if isinstance(n.type, TupleType) else (n.type,))]
-    return sum(int(t.size) for t in types)  # type: ignore[arg-type]
+    return sum(math.prod(t.static_shape) for t in types)
 
 
 def check(c: Case, rows: Sequence[str] = (), *, checked: bool = True, loops: bool = True) -> Failure | None:

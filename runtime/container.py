@@ -77,5 +77,6 @@ def write_atomically(path: Path, data: bytes) -> None:
                 beside.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -10,7 +10,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime")
-ALLOWED = {"ir": {"ir"}, "frontend": {"frontend", "ir"}, "passes": {"passes", "ir"}, "codegen": {"codegen", "ir"}, "runtime": {"runtime", "ir"}}
+ALLOWED = {
+    "ir": {"ir"},
+    "frontend": {"frontend", "ir"},
+    "passes": {"passes", "ir"},
+    "codegen": {"codegen", "ir"},
+    "runtime": {"runtime", "ir"},
+}
 THIRD_PARTY = {
     "ir": {"numpy", "ml_dtypes", "networkx"},
     "frontend": {"numpy"},

@@ -18,7 +18,9 @@ def test_every_package_folder_is_listed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     homes = ("ir", "frontend", "passes", "codegen", "runtime", "benchmarks")
     found = {"tensorwright"} | {
-        ".".join(("tensorwright", *p.parent.relative_to(ROOT).parts)) for home in homes for p in (ROOT / home).rglob("__init__.py")
+        ".".join(("tensorwright", *p.parent.relative_to(ROOT).parts))
+        for home in homes
+        for p in (ROOT / home).rglob("__init__.py")
     }
     assert listed == found
 
@@ -34,11 +36,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert all(n.startswith("tensorwright/") and (n.endswith(".py") or n.endswith("py.typed")) for n in names), names
     folders = {n.split("/")[1] for n in names if n.count("/") > 1}
     assert folders == {"ir", "frontend", "passes", "codegen", "runtime", "benchmarks"}
-    assert {"tensorwright/py.typed", "tensorwright/cli.py", "tensorwright/driver.py", "tensorwright/ir/ops/unary.py"} <= set(names)
+    assert {"tensorwright/py.typed", "tensorwright/cli.py", "tensorwright/driver.py", "tensorwright/ir/ops/unary.py"} <= set(
+        names
+    )
 
 
 def test_import_does_not_load_the_heavy_modules() -> None:
-    code = "import sys, tensorwright; print([m for m in ('llvmlite', 'networkx', 'sklearn', 'torch', 'rich') if m in sys.modules])"
+    code = (
+        "import sys, tensorwright; print([m for m in ('llvmlite', 'networkx', 'sklearn', 'torch', 'rich') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "tests")
     assert out.stdout.strip() == "[]"
 

@@ -5,13 +5,14 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorwright.runtime import host
 from tensorwright.runtime.binding import Binding
-from tensorwright.runtime.cache import DiskCache, Key, default_folder, source_digest
+from tensorwright.runtime.cache import CacheWarning, DiskCache, Key, default_folder, source_digest
 from tensorwright.runtime.compiled import Compiled, PassRecord
 
 
@@ -102,7 +103,9 @@ def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path, key, compil
     cache.put(key, compiled)
     (tmp_path / "cache").chmod(0o777)
     assert cache.get(key) is None
-    assert not cache.put(key, compiled)
+    with pytest.warns(CacheWarning, match="others than its owner may write to it.*TENSORWRIGHT_CACHE"):
+        assert not cache.put(key, compiled)
+    assert not cache.put(key, compiled), "said once for a folder"
     (tmp_path / "cache").chmod(0o700)
     assert cache.get(key) is not None
 
@@ -124,12 +127,14 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp
 def test_a_disk_that_takes_nothing_costs_no_error(tmp_path, key, compiled):
     (tmp_path / "file").write_text("")
     cache = DiskCache(tmp_path / "file" / "cache")
-    assert not cache.put(key, compiled)
+    with pytest.warns(CacheWarning, match=r"cannot be written: Not a directory"):
+        assert not cache.put(key, compiled)
     assert cache.get(key) is None
 
 
 FILL = """
 import sys
+import tempfile
 from pathlib import Path
 from tensorwright.runtime import host
 from tensorwright.runtime.cache import DiskCache, Key
@@ -164,3 +169,23 @@ def test_where_the_cache_lies_by_default(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "tensorwright"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert default_folder() == Path.home() / ".cache" / "tensorwright"
+
+    def homeless():
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_folder() == Path(tempfile.gettempdir()) / f"tensorwright-{os.getuid()}"
+
+
+def test_what_is_no_entry_of_ours_is_left_alone(tmp_path, key, compiled):
+    cache = DiskCache(tmp_path / "cache", max_bytes=0)
+    odd = tmp_path / "cache" / "ab" / "folder.twc"
+    odd.mkdir(parents=True)
+    (tmp_path / "cache").chmod(0o700)
+    assert cache.put(key, compiled) and cache.entries() == []
+    entry = cache._path(key)
+    entry.mkdir()  # a folder where an entry belongs
+    assert cache.get(key) is None
+    with pytest.warns(CacheWarning, match="directory"):
+        assert not cache.put(key, compiled)
+    assert cache.clear() == 0 and odd.is_dir() and entry.is_dir()

@@ -73,6 +73,23 @@ def test_a_header_longer_than_the_file_is_refused_before_memory_is_taken():
         unpack(MAGIC, sealed(b"{}", b"", length=1 << 60))
 
 
+def test_a_write_that_cannot_be_names_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path, kind in ((tmp_path / "folder", IsADirectoryError), (tmp_path / "none" / "file", FileNotFoundError)):
+        with pytest.raises(kind, match=f"'{re.escape(str(path))}'$"):
+            write_atomically(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_written_file_has_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")

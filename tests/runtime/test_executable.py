@@ -206,6 +206,10 @@ def test_outputs_of_a_model_with_several_are_kept_apart(assemble):
     assert [(float(a), float(b)) for a, b in kept] == [(n, -n) for n in range(10)]
     a, _ = exe(np.float32(5))
     assert all(exe(np.float32(n))[0] is not a for n in range(10)) and a == 5
+    one, other = np.zeros((), np.float32), np.zeros((), np.float32)
+    assert exe(np.float32(7), out=(one, other)) == (one, other) and (one, other) == (7, -7)
+    with pytest.raises(InputError, match="out= for 'b' shares memory with out= for 'a'"):
+        exe(np.float32(7), out=(one, one[None].reshape(())))
 
 
 def test_out_takes_the_result(plus_one):
@@ -230,6 +234,8 @@ def test_out_takes_the_result(plus_one):
         (read_only(), "read-only"),
         ([], "out= has 0 arrays, the model has 1"),
         ([[1.0]], "got a list"),
+        (5, r"out= takes an array, or a list or tuple of arrays in the order of the outputs \(y\); got a int"),
+        ({"y": X}, "got a dict"),
     ],
 )
 def test_an_out_that_does_not_fit(plus_one, out, message):
@@ -313,6 +319,9 @@ def test_symbolic_sizes_are_specialised_per_call(plus_one):
     assert exe.memory["outputs"] == 9 * 12
     with pytest.raises(InputError, match=r"has the symbolic sizes \['N'\], got \['M'\]"):
         exe.specialise(M=1)
+    for size in (0, -3, 2.5, True, "8"):
+        with pytest.raises(InputError, match=r"size N: expected an integer of at least 1, got"):
+            exe.specialise(N=size)
 
 
 def test_text_and_stages(plus_one):
@@ -360,6 +369,10 @@ def test_bound_weights_are_ours(plus_one):
     exe = plus_one(parameters={"x": weights}, role="parameter")
     weights[...] = 100
     assert np.array_equal(exe(), X + 1)
+    with pytest.raises(ValueError, match="read-only"):
+        exe.parameters["x"][...] = 0
+    with pytest.raises(InputError, match="read-only"):
+        exe(out=exe.parameters["x"])
     exe.set_parameters({"x": weights})
     assert np.array_equal(exe(), weights + 1)
     with pytest.raises(InputError, match=r"unknown parameters \['w'\]"):
@@ -387,3 +400,5 @@ def test_profile_against_a_peak(plus_one):
     (kernel,) = profile.kernels
     assert profile.peak_gflops == 100 and profile.to_dict()["kernels"][0]["nodes"] == ("add",)
     assert "add_one" in str(profile) and kernel.share in (0.0, 1.0)
+    with pytest.raises(InputError, match="repeats: expected an integer of at least 1, got 0"):
+        exe.profile(np.zeros((64, 64), np.float32), repeats=0)
