@@ -267,17 +267,20 @@ class _Compiler:
             check = Validator()
         ctx = Context(target=self.target, preferred_panel=preferred_panel)
         passes = getattr(pipeline, self.purpose)(self.target)
-        hooks = Hooks(dump=folder, verify=self.now.verify or self.now.validate, validate=check)
+        check_all = self.now.verify or self.now.validate
+        hooks = Hooks(dump=folder, verify=check_all, validate=check)
         final = run_pipeline(graph, passes, ctx, hooks)
         first, run = split(final) if self.bound else (None, final)
         if self.now.validate:
             from .passes.validate import validate_split
 
             validate_split(final, first, run)
-        program = generate(run, self.target, name="main", threads=self.count, checked=self.now.checked)
+        program = generate(run, self.target, name="main", threads=self.count, checked=self.now.checked, verify=check_all)
         prepare = None
         if first is not None:
-            prepare = generate(first, self.target, name="prepare", threads=self.count, checked=self.now.checked)
+            prepare = generate(
+                first, self.target, name="prepare", threads=self.count, checked=self.now.checked, verify=check_all
+            )
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
             texts[stage] = functools.partial(str, result.after)

@@ -31,7 +31,7 @@ class Flags:
     cache: str = _flag("", "folder of the compile cache, or 'off'; unset: $XDG_CACHE_HOME/tensorwright or ~/.cache/tensorwright")
     cache_bytes: int = _flag(1024**3, "bytes the cache may take before the entries used longest ago are removed")
     validate: bool = _flag(False, "check every pass against the interpreter while compiling (slow)")
-    verify: bool = _flag(False, "check the graph's invariants after every pass")
+    verify: bool = _flag(False, "check the graph after every pass, and the loops and the memory plan")
     checked: bool = _flag(False, "compile every load and store with a bounds check (slow)", code=True)
     dump: str = _flag("", "folder that gets the text of every stage of every compile, numbered; unset: none")
 

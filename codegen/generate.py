@@ -21,6 +21,7 @@ from .groups import Lowered, body_name, immediate, is_constant, share_buffers
 from .llvm import Emitted, emit
 from .loop_ir import Kernel, Module
 from .loop_text import print_module
+from .loop_verify import verify as verify_loops
 from .maps import lower_map
 from .memory_plan import Plan, PlannedStep, Problem, Task, check_plan, plan_memory
 from .plan import EntryPlan, Step
@@ -31,6 +32,7 @@ from .scatter import lower_scatter
 
 Value = tuple[Node, int]
 _COPY: Final = "copy"
+STREAM_ALIGN: Final = 16
 
 
 class _Texts(Mapping[str, str]):
@@ -62,6 +64,7 @@ class Assembled:
     plan: Plan
     constants: tuple[Literal, ...]
     kernels: tuple[KernelInfo, ...]
+    output_align: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -85,6 +88,7 @@ class _Builder:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     shared: dict[tuple[str, tuple[tuple[int, int], ...]], Kernel] = field(default_factory=dict)
+    promised: dict[Value, int] = field(default_factory=dict)  # outputs that the runtime aligns: see `_promises`
 
     def form(self, node: Node) -> Lowering:
         found = self.forms.get(node)
@@ -114,17 +118,26 @@ class _Builder:
 
 
 def generate(
-    graph: Graph, target: Target, *, name: str = "main", threads: int = 2, checked: bool = False, texts: bool = True
+    graph: Graph,
+    target: Target,
+    *,
+    name: str = "main",
+    threads: int = 2,
+    checked: bool = False,
+    verify: bool = False,
+    texts: bool = True,
 ) -> Program:
     """The native program of a graph of static shapes, whose nodes are fused regions and lowered ops.
 
     `threads` is a hint: neither the result nor the memory depends on it. With `checked`, every access compares its index
-    with its buffer's shape. With `texts`, the program keeps its loop IR, LLVM and assembly texts. Raises CompileError for
-    a node that has no code (naming it, its type and what to do).
+    with its buffer's shape. With `verify`, the loop IR and the memory plan are verified before code is made of them. With
+    `texts`, the program keeps its loop IR, LLVM and assembly texts. Raises CompileError for a node that has no code (naming
+    it, its type and what to do), VerifyError for a bug of the generator.
     """
     made = assemble(graph, target, name=name, threads=threads)
-    if checked:
+    if checked or verify:
         check_plan(made.plan, made.problem)
+        verify_loops(made.module)
     emitted = emit(made.module, made.entry, target, checked=checked)
     return Program(
         name=name,
@@ -136,6 +149,7 @@ def generate(
         kernels=made.kernels,
         object_code=emitted.object_code,
         aliases=graph.aliases,
+        output_align=made.output_align,
         texts=_texts(made.module, emitted) if texts else {},
     )
 
@@ -144,12 +158,15 @@ def assemble(graph: Graph, target: Target, *, name: str = "main", threads: int =
     """The loop IR of a graph's program, with its memory plan: all of `generate` but the machine code."""
     _check_static(graph)
     b = _Builder(graph, target, threads)
+    b.promised = _promises(b)
     groups = _groups(b)
     problem, number, constants = _problem(b, groups)
     plan = plan_memory(problem)
     steps, infos = _steps(b, groups, plan, constants, number)
     module, entry = Module(tuple(b.kernels.values())), EntryPlan(name, tuple(steps))
-    return Assembled(module, entry, problem, plan, tuple(constants), tuple(infos))
+    roots = enumerate(b.root((o, 0)) for o in graph.outputs)
+    output_align = tuple((k, b.promised[r]) for k, r in roots if r in b.promised)
+    return Assembled(module, entry, problem, plan, tuple(constants), tuple(infos), output_align)
 
 
 def _texts(module: Module, emitted: Emitted) -> Mapping[str, str]:
@@ -231,9 +248,21 @@ def _filled(b: _Builder, node: Node) -> Node | None:
     return None
 
 
+def _promises(b: _Builder) -> dict[Value, int]:
+    """The outputs that far exceed the cache, with STREAM_ALIGN: streaming stores need it, and any new array of numpy's has it.
+
+    Outputs that take the memory of an input are not among them: it may be anyone's.
+    """
+    roots = [b.root((o, 0)) for o in b.graph.outputs]
+    taken = {roots[k] for k, _ in b.graph.aliases}
+    return {r: STREAM_ALIGN for r in roots if r[0].inputs and r not in taken and b.type(r).nbytes >= b.target.l3}
+
+
 def _align(b: _Builder, value: Value, outside: set[Value]) -> int:
-    """What an address is known to be a multiple of. Arguments may be anyone's arrays: an element's size."""
+    """What an address is known to be a multiple of. Arguments may be anyone's arrays: an element's size, but for promises."""
     root = b.root(value)
+    if root in b.promised:
+        return b.promised[root]
     external = root[0] in b.graph.inputs or root in outside
     return b.type(value).dtype.itemsize if external else 64
 

@@ -18,7 +18,7 @@ from .lowering import Lowering
 from .types import TensorType, TupleType, Type
 
 Array = np.ndarray[Any, Any]
-MAX_BYTES: Final = 1 << 62  # of one array: byte offsets are 64-bit integers, and sums of two must not overflow
+MAX_BYTES: Final = 1 << 56  # of one array: what no machine addresses; and sums of byte offsets stay far from 2**63
 
 
 class Trait(Enum):
@@ -162,4 +162,4 @@ def _check_addressable(name: str, type: TensorType) -> None:
             return  # checked again when its size is known
         nbytes *= d
     if nbytes > MAX_BYTES:
-        raise ShapeError(f"{name}: {type} would take {nbytes:,} bytes; an array has at most 2**62: check its shape")
+        raise ShapeError(f"{name}: {type} would take {nbytes:,} bytes; an array has at most 2**56: check its shape")

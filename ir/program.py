@@ -54,6 +54,7 @@ class Program:
     """One compiled graph. `texts` maps stage names ('loops', 'llvm', 'asm') to their text.
 
     `aliases` are (output, input) pairs that share a buffer: the runtime passes the input's address for the output.
+    `output_align` are (output, bytes): what the address of an output must be a multiple of (an element's size, for others).
     `arena_bytes` is all the memory a run needs besides arguments and constants; `align` its alignment.
     """
 
@@ -67,6 +68,7 @@ class Program:
     object_code: bytes
     aliases: tuple[tuple[int, int], ...] = ()
     align: int = 64
+    output_align: tuple[tuple[int, int], ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -212,6 +212,7 @@ def _encode_program(program: Program, prefix: str, parts: dict[str, bytes]) -> d
         "kernels": [asdict(k) for k in program.kernels],
         "aliases": [list(a) for a in program.aliases],
         "align": program.align,
+        "output_align": [list(a) for a in program.output_align],
     }
 
 
@@ -232,6 +233,7 @@ def _decode_program(meta: dict[str, Any], prefix: str, parts: dict[str, memoryvi
         object_code=bytes(parts[f"{prefix}/object"]),
         aliases=tuple((int(o), int(i)) for o, i in meta["aliases"]),
         align=int(meta["align"]),
+        output_align=tuple((int(o), int(n)) for o, n in meta["output_align"]),
     )
 
 

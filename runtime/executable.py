@@ -37,8 +37,9 @@ class Executable:
 
     Arrays must have the dtype they were compiled for; nothing is converted silently. Arrays that are not contiguous are
     copied; read-only and empty ones are fine. Results are arrays that are used again for a later call once nobody holds
-    them, or a view of them; `out=` writes into the caller's instead. Any number of Python threads may call at once; calls
-    of a model with state of its own (a training step) wait for each other.
+    them, or a view of them; `out=` writes into the caller's instead, by way of memory of ours where an array overlaps an
+    input, is not contiguous, or is larger than the cache and not aligned to 16 bytes (new arrays are). Any number of Python
+    threads may call at once; calls of a model with state of its own (a training step) wait for each other.
 
     Weights are bound when it is made. Those that only feed the preparation of others are not copied: change weights with
     `set_parameters`, not by writing into the arrays.
@@ -216,7 +217,9 @@ class Executable:
                     )
         # native code takes its arrays to be distinct and contiguous; where they are not, it writes elsewhere first
         overlap = any(np.may_share_memory(a, x) for a in given for x in ready)
-        if overlap or not all(a.flags.c_contiguous and a.flags.aligned for a in given):
+        needs = dict(program.output_align)
+        astray = any(address_of(a) % needs.get(k, 1) for k, a in zip(binding.fresh, given, strict=True))
+        if overlap or astray or not all(a.flags.c_contiguous and a.flags.aligned for a in given):
             made = [empty(a.shape, w.type.dtype) for a, w in zip(given, wanted, strict=True)]
             result = binding.run(ready, addresses, made)
             for array, value in zip(given, made, strict=True):

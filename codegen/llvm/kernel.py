@@ -135,8 +135,8 @@ class KernelText(Values):
             self.module.declare(name, "void", f"{v}, <{n} x ptr>, {flag}")
             self.line(f"call void @{name}({v} {x}, <{n} x ptr> align {b.dtype.itemsize} {q}, {flag} {m})")
         elif mask is None:
-            size = n * b.dtype.itemsize
-            stream = s.nontemporal and align >= min(size, self.module.target.vector_bits // 8)
+            # a vector that is aligned to 16 bytes only is streamed in pieces of 16
+            stream = s.nontemporal and align >= min(n * b.dtype.itemsize, 16)
             self.streamed |= stream
             self.line(f"store {v} {x}, ptr {p}, align {align}{', !nontemporal !0' if stream else ''}")
         elif n == 1:

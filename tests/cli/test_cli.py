@@ -176,7 +176,7 @@ def test_doctor_reports_the_machine(capsys):
         (["compile", "specs.py:f"], "specs is a int; expected a list with one tw.spec"),
         (["compile", "m.py:raises"], r"m\.py:\d+: return x\.shape\[7\]\n  raised IndexError: .* while tracing"),
         (["compile", "m.py:builder"], r"m\.py:\d+: raise ValueError.*\n  raised ValueError: cannot build, while calling builder"),
-        (["compile", "m.py", "--size", "N=99999999999999999999"], r"would take .* bytes; an array has at most 2\*\*62"),
+        (["compile", "m.py", "--size", "N=99999999999999999999"], r"would take .* bytes; an array has at most 2\*\*56"),
         (["run", "m.py", "--size", "N=100000000000"], "not enough memory: .*; give smaller sizes"),
         (["compile", "m.py"], "give them: --size N=8"),
         (["compile", "m.py", "--size", "M=8"], "--size M=8: Net has no such size; its symbolic sizes are N"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import struct
 
 import pytest
