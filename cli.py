@@ -124,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("model", metavar="MODEL", help="FILE.py:NAME, FILE.tw, or a file with a graph's text")
             sub.add_argument("--spec", action="append", metavar="SHAPE", default=[], help=_SPEC_HELP)
             sub.add_argument("--size", action="append", metavar="N=8", default=[], help="size of a symbolic dimension")
-            sub.add_argument("--weights", metavar="FILE", help="weights by input name: .safetensors or .npz (else those of the Python model, or random ones)")
+            sub.add_argument(
+                "--weights",
+                metavar="FILE",
+                help="weights by input name: .safetensors or .npz (else those of the Python model, or random ones)",
+            )
         sub.add_argument("--target", metavar="ROW", help="host (default), x86-64-v2, x86-64-v3, x86-64-v4 or aarch64-neon")
         sub.add_argument("--threads", type=_count, metavar="N", help="most threads to use (default: all this process may use)")
         sub.add_argument("--no-cache", dest="cache", action="store_const", const="off", help="compile anew, store nothing")

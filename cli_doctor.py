@@ -70,7 +70,7 @@ def report(peaks: bool = True) -> dict[str, dict[str, Any]]:
         }
     versions = {"tensorwright": f"{__version__} (compiler {compiler_digest()[:12]})", "llvm": llvm_version()}
     versions |= {p: _version(p) for p in _PACKAGES}
-    found = {
+    found: dict[str, dict[str, Any]] = {
         "machine": machine,
         "targets": rows,
         "threads": parallel,

@@ -278,9 +278,7 @@ class _Compiler:
         program = generate(run, self.target, name="main", threads=self.count, checked=self.now.checked, verify=check_all)
         prepare = None
         if first is not None:
-            prepare = generate(
-                first, self.target, name="prepare", threads=self.count, checked=self.now.checked, verify=check_all
-            )
+            prepare = generate(first, self.target, name="prepare", threads=self.count, checked=self.now.checked, verify=check_all)
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
             texts[stage] = functools.partial(str, result.after)

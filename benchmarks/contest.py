@@ -46,7 +46,8 @@ def serve(make: Callable[[], tuple[Callable[[], Any], dict[str, Any]]], result: 
         return
     facts = {"ready": time.perf_counter() - start, **facts}
     if isinstance(first, dict):
-        np.savez(result, **{k: np.asarray(v) for k, v in first.items()})
+        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in first.items()}
+        np.savez(result, **arrays)
     else:
         np.save(result, np.asarray(first))
     print(json.dumps(facts), file=answers, flush=True)

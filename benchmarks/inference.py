@@ -157,7 +157,7 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
     module = workload.make()
     (x,) = workload.inputs()
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(f"{folder}/weights.npz", **module.state_dict())  # type: ignore[arg-type]
+        np.savez(f"{folder}/weights.npz", **module.state_dict())
         np.save(f"{folder}/input.npy", x)
         words = {c: (c, name, folder) for c in ("tensorwright", *peers)}
         with contestants("tensorwright.benchmarks.inference", words, threads, name) as running:

@@ -10,6 +10,7 @@ the first three steps are compared with PyTorch's in f64.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import sys
@@ -101,7 +102,7 @@ def by_torch(
 CONTESTANTS: dict[str, Callable[..., tuple[Callable[[], Any], dict[str, Any]]]] = {
     "tensorwright": ours,
     "torch": by_torch,
-    "torch_fused": lambda *a: by_torch(*a, fused=True),
+    "torch_fused": functools.partial(by_torch, fused=True),
 }
 
 

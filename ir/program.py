@@ -3,7 +3,8 @@
 Entry point:  int32_t NAME_run(void *const *buffers, const int64_t *dims, Context *context)
 
 `buffers` holds the addresses of, in this order: every input, every output, every constant, the arena. The entry runs
-the kernels in order and returns 0 (in a bounds-checked program: 1 + the number of the first access found out of range). `Context` is (all fields 64 bits):
+the kernels in order and returns 0 (in a bounds-checked program: 1 + the number of the first access found out of range).
+`Context` is (all fields 64 bits):
 
     0  threads       how many threads a parallel region may use (>= 1)
     1  ticks         address of int64[len(kernels) + 1] to write nanosecond timestamps to, or 0

@@ -172,8 +172,9 @@ class Arithmetic(FunctionText):
                 return self.rounded(d, self.t(f"{_FLOAT[op]} {v} {a}, {b}"), n)
             if op in ("max", "min"):
                 # x86's maxps is a > b ? a : b, which gives b where either is NaN: right unless a alone is NaN.
-                better = self.compare("fcmp ogt" if op == "max" else "fcmp olt", kind, n, a, b)
-                best = self.choose(better, kind, n, a, b)
+                best = None if first_const else self._native_extreme(op, d, n, a, b)
+                if best is None:
+                    best = self.choose(self.compare("fcmp ogt" if op == "max" else "fcmp olt", kind, n, a, b), kind, n, a, b)
                 return best if first_const else self.choose(self.compare("fcmp uno", kind, n, a, a), kind, n, a, best)
         elif op in _INTEGER:
             return self.t(f"{_INTEGER[op]} {v} {a}, {b}")
@@ -191,6 +192,22 @@ class Arithmetic(FunctionText):
         elif op in ("floordiv", "mod") and d is not bool_:
             return self._divide(op, d, n, a, b, known=second_const)
         raise CompileError(f"{op} is not defined on {d} values")
+
+    def _native_extreme(self, op: str, d: DType, n: int, a: str, b: str) -> str | None:
+        """x86's maxps or minps of one register, else None. By name: LLVM folds a compare and select into that of the NaN test."""
+        name = {
+            (f32, 4): f"sse.{op}.ps",
+            (f64, 2): f"sse2.{op}.pd",
+            (f32, 8): f"avx.{op}.ps.256",
+            (f64, 4): f"avx.{op}.pd.256",
+            (f32, 16): f"avx512.{op}.ps.512",
+            (f64, 8): f"avx512.{op}.pd.512",
+        }.get((d, n))
+        if name is None or not self.module.is_x86 or n * d.bits > self.module.target.vector_bits:
+            return None
+        v = vector(element(d), n)
+        rounding = [("i32", "4")] if n * d.bits == 512 else []  # the mode of this thread
+        return self.call(f"llvm.x86.{name}", v, [(v, a), (v, b), *rounding], f"{v}, {v}, i32 immarg" if rounding else None)
 
     def _divide(self, op: str, d: DType, n: int, a: str, b: str, *, known: int | None) -> str:
         kind = element(d)
