@@ -71,15 +71,10 @@ def by_numpy(name: str, weights: dict[str, Any], x: Any, threads: int) -> Callab
 
 def _torch_model(name: str, weights: dict[str, Any], threads: int) -> Any:
     import torch
-    from tensorwright.benchmarks.torch_models import MODELS
+    from tensorwright.benchmarks import torch_models
 
     torch.set_num_threads(threads)
-    model = MODELS[name.partition("_")[0]]()
-    state = {k: torch.from_numpy(v.copy()) for k, v in weights.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or [m for m in missing if not m.endswith("num_batches_tracked")]:
-        raise RuntimeError(f"{name}: the torch model's weights have other names: {missing[:3]}, {unexpected[:3]}")
-    return model.eval()
+    return torch_models.load(torch_models.INFERENCE[name.partition("_")[0]](), weights).eval()
 
 
 def by_torch(name: str, weights: dict[str, Any], x: Any, threads: int) -> Callable[[], Any]:

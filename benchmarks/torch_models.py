@@ -1,22 +1,27 @@
-"""The inference workloads as PyTorch modules, with the attribute names of `models.py`: weights are copied by name."""
+"""The workloads of `models.py` as PyTorch modules with the same attribute names: weights are copied by name, both ways."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code gives it
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
+
+relu = partial(F.relu, inplace=True)  # where nothing else reads its operand: the way that is fast
+relu6 = partial(F.relu6, inplace=True)
 
 
 class MLP(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, softmax: bool = True) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(784, 128), nn.Linear(128, 10)
+        self.a, self.b, self.softmax = nn.Linear(784, 128), nn.Linear(128, 10), softmax
 
     def forward(self, x: Any) -> Any:
-        return torch.softmax(self.b(F.relu(self.a(x))), -1)
+        y = self.b(F.relu(self.a(x)))
+        return torch.softmax(y, -1) if self.softmax else y
 
 
 class LeNet(nn.Module):
@@ -43,23 +48,32 @@ class Cifar(nn.Module):
         return self.f2(F.relu(self.f1(F.relu(self.c3(x)).flatten(1))))
 
 
-class ConvNorm(nn.Module):
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, relu: bool = False) -> None:
+class DemoCNN(nn.Module):
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out)
-        self.relu = relu
+        self.c1, self.c2 = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.f1, self.f2 = nn.Linear(32 * width, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Any) -> Any:
+        x = F.max_pool2d(F.relu(self.c2(F.relu(self.c1(x)))), 2)
+        return self.f2(F.relu(self.f1(x.flatten(1))))
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act: Any = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn, self.act = nn.BatchNorm2d(out), act
 
     def forward(self, x: Any) -> Any:
         y = self.bn(self.conv(x))
-        return F.relu(y, inplace=True) if self.relu else y
+        return y if self.act is None else self.act(y)
 
 
 class Bottleneck(nn.Module):
     def __init__(self, channels: int, middle: int, out: int, stride: int) -> None:
         super().__init__()
-        self.a = ConvNorm(channels, middle, 1, relu=True)
-        self.b = ConvNorm(middle, middle, 3, stride, relu=True)
+        self.a, self.b = ConvNorm(channels, middle, 1, act=relu), ConvNorm(middle, middle, 3, stride, act=relu)
         self.c = ConvNorm(middle, out, 1)
         self.d = ConvNorm(channels, out, 1, stride) if stride != 1 or channels != out else None
 
@@ -68,22 +82,135 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, classes: int = 1000) -> None:
         super().__init__()
-        self.stem = ConvNorm(3, 64, 7, 2, relu=True)
+        self.stem, channels = ConvNorm(3, width, 7, 2, act=relu), width
         layers: list[nn.Module] = []
-        channels = 64
-        for stage, count in enumerate((3, 4, 6, 3)):
-            middle = 64 << stage
+        for stage, count in enumerate(blocks):
             for i in range(count):
-                layers.append(Bottleneck(channels, middle, 4 * middle, 2 if i == 0 and stage > 0 else 1))
-                channels = 4 * middle
-        self.layers = nn.Sequential(*layers)
-        self.fc = nn.Linear(channels, 1000)
+                layers.append(Bottleneck(channels, width << stage, 4 * (width << stage), 2 if i == 0 and stage else 1))
+                channels = 4 * (width << stage)
+        self.layers, self.fc = nn.Sequential(*layers), nn.Linear(channels, classes)
 
     def forward(self, x: Any) -> Any:
-        x = F.max_pool2d(self.stem(x), 3, 2, 1)
-        return self.fc(F.adaptive_avg_pool2d(self.layers(x), 1).flatten(1))
+        x = self.layers(F.max_pool2d(self.stem(x), 3, 2, 1))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": MLP, "lenet": LeNet, "cifar": Cifar, "resnet50": ResNet50}
+class BasicBlock(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.a, self.b = ConvNorm(channels, out, 3, stride, act=relu), ConvNorm(out, out, 3)
+        self.d = ConvNorm(channels, out, 1, stride) if stride != 1 or channels != out else None
+
+    def forward(self, x: Any) -> Any:
+        return F.relu(self.b(self.a(x)) + (x if self.d is None else self.d(x)))
+
+
+class ResNet18(nn.Module):
+    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512), classes: int = 10) -> None:
+        super().__init__()
+        self.stem, channels = ConvNorm(3, widths[0], 3, act=relu), widths[0]
+        layers: list[nn.Module] = []
+        for stage, out in enumerate(widths):
+            layers += [BasicBlock(channels, out, 2 if stage else 1), BasicBlock(out, out, 1)]
+            channels = out
+        self.layers, self.fc = nn.Sequential(*layers), nn.Linear(channels, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.layers(self.stem(x)).mean((2, 3)))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int, expand: int) -> None:
+        super().__init__()
+        hidden = channels * expand
+        self.e = ConvNorm(channels, hidden, 1, act=relu6) if expand != 1 else None
+        self.d, self.p = ConvNorm(hidden, hidden, 3, stride, hidden, relu6), ConvNorm(hidden, out, 1)
+        self.residual = stride == 1 and channels == out
+
+    def forward(self, x: Any) -> Any:
+        y = self.p(self.d(x if self.e is None else self.e(x)))
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    def __init__(self, settings: Sequence[tuple[int, int, int, int]], head: int, classes: int) -> None:
+        super().__init__()
+        self.stem, channels = ConvNorm(3, 32, 3, 2, act=relu6), 32
+        layers: list[nn.Module] = []
+        for expand, out, count, stride in settings:
+            for i in range(count):
+                layers.append(InvertedResidual(channels, out, stride if i == 0 else 1, expand))
+                channels = out
+        self.layers, self.head = nn.Sequential(*layers), ConvNorm(channels, head, 1, act=relu6)
+        self.fc = nn.Linear(head, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(F.adaptive_avg_pool2d(self.head(self.layers(self.stem(x))), 1).flatten(1))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int, inner: int, causal: bool = False) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.f1, self.f2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.n1, self.n2 = nn.LayerNorm(width, eps=1e-12), nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: Any) -> Any:
+        batch, time, width = x.shape
+        q, k, v = (f(x).view(batch, time, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = self.n1(x + self.o(a.transpose(1, 2).reshape(batch, time, width)))
+        return self.n2(x + self.f2(F.gelu(self.f1(x))))
+
+
+class BERT(nn.Module):
+    def __init__(self, layers: int, width: int, heads: int, inner: int, vocabulary: int, positions: int) -> None:
+        super().__init__()
+        self.emb, self.pos, self.typ = nn.Embedding(vocabulary, width), nn.Embedding(positions, width), nn.Embedding(2, width)
+        self.n = nn.LayerNorm(width, eps=1e-12)
+        self.layers = nn.ModuleList([EncoderLayer(width, heads, inner) for _ in range(layers)])
+
+    def forward(self, ids: Any) -> Any:
+        x = self.n(self.emb(ids) + self.pos.weight[: ids.shape[1]] + self.typ.weight[0])
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class TinyTransformer(nn.Module):
+    def __init__(
+        self, layers: int = 4, width: int = 256, heads: int = 8, inner: int = 1024, vocabulary: int = 1000, length: int = 128
+    ) -> None:
+        super().__init__()
+        self.emb, self.pos = nn.Embedding(vocabulary, width), nn.Parameter(torch.randn(length, width) * 0.02)
+        self.layers = nn.ModuleList([EncoderLayer(width, heads, inner, causal=True) for _ in range(layers)])
+        self.f = nn.Linear(width, vocabulary)
+
+    def forward(self, ids: Any) -> Any:
+        x = self.emb(ids) + self.pos
+        for layer in self.layers:
+            x = layer(x)
+        return self.f(x)
+
+
+INFERENCE: dict[str, Callable[[], nn.Module]] = {"mlp": MLP, "lenet": LeNet, "cifar": Cifar, "resnet50": ResNet50}
+TRAINING: dict[str, Callable[[], nn.Module]] = {
+    "mlp": partial(MLP, softmax=False),
+    "demo": DemoCNN,
+    "cifar": Cifar,
+    "resnet18": ResNet18,
+    "transformer": TinyTransformer,
+}
+
+
+def load(module: nn.Module, weights: Mapping[str, Any]) -> nn.Module:
+    """The module with these weights (arrays by name). Raises RuntimeError where names differ."""
+    state = {k: torch.from_numpy(v.copy()) for k, v in weights.items()}
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    if unexpected or [m for m in missing if not m.endswith("num_batches_tracked")]:
+        name = type(module).__name__
+        raise RuntimeError(f"{name}: the torch model's weights have other names: {missing[:3]}, {unexpected[:3]}")
+    return module

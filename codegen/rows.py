@@ -97,7 +97,7 @@ class _Lowering:
         self.lets: list[tuple[Expr, Expr]] = []
         self.numbers = count()  # of names: the lets of all passes stand in one block
         self.busy: set[Node] = set()
-        self.scratch: dict[Node, Buffer] = {}
+        self.scratch: dict[Node, tuple[Buffer, Expr]] = {}  # where a value is kept: an array, and the flat index there
         self.saved: set[Node] = set()
 
     def full_index(self) -> tuple[Expr, ...]:
@@ -107,8 +107,8 @@ class _Lowering:
         """What is known of a node's element: a row's scalar, or an element of a scratch row."""
         r = self.r
         if node in self.saved and at == self.full_index():
-            b = self.scratch[node]
-            return load(b, (self.simplifier.simplify(flat_index(self.column_at, r.columns)),), b.dtype)
+            b, place = self.scratch[node]
+            return load(b, (place,), b.dtype)
         if node in r.reduces or (r.is_row(node) and node not in self.busy and not is_constant(node)):
             if at != r.row_index(node, self.row_at):
                 if node in r.reduces:
@@ -190,9 +190,6 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     r, body = state.r, state.r.body
     passes = plan_passes(r, target)
     columns = int(np.prod(r.columns, dtype=np.int64))
-    for p in passes:
-        for n in p.saves:
-            state.scratch[n] = Buffer(f"kept{len(state.scratch)}", n.dtype, (columns,), scope="local", align=64)
     # Expressions first, so that all indices can be merged together; then the statements.
     plans: list[Code] = []
     dtypes = [n.dtype for n in graph.nodes() if static_shape(n) == r.full]
@@ -200,12 +197,13 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     while lanes > 1 and lanes // 2 >= columns:
         lanes //= 2
     place = state.simplifier.simplify(flat_index(state.column_at, r.columns))
+    _places(state, passes, place)
     position = 0
     for p in passes:
         body.forget()
         stores: list[Item] = []
         for n in p.saves:
-            stores.append((state.scratch[n], place, body.value(n, state.full_index())))
+            stores.append((*state.scratch[n], body.value(n, state.full_index())))
         scalar_stores: list[Item] = []
         for k in p.outputs:
             n = graph.outputs[k]
@@ -228,6 +226,33 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     return _emit(state, plans, name, lanes, columns)
 
 
+def _places(state: _Lowering, passes: Sequence[Pass], place: Expr) -> None:
+    """Where values are kept between passes: in the row of an output that a later pass overwrites, or in an array of our own.
+
+    The output's row is then fetched into the cache while something is computed, not when there is nothing but stores.
+    """
+    r = state.r
+    outputs = {k: q for q, p in enumerate(passes) for k in p.outputs if static_shape(r.graph.outputs[k]) == r.full}
+    direct = has_masks(state.target, [n.dtype for n in r.graph.nodes()]) and not _far(state)
+    row = state.simplifier.simplify(flat_index(state.full_index(), r.full))
+    for q, p in enumerate(passes):
+        for n in p.saves:
+            fits = (k for k, written in outputs.items() if written > q and r.graph.outputs[k].dtype is n.dtype)
+            k = next(fits, None) if direct else None  # a tail that overlaps would take the new value for the kept one
+            if k is not None:
+                del outputs[k]
+                state.scratch[n] = (r.body.outputs[k], row)
+            else:
+                columns = int(np.prod(r.columns, dtype=np.int64))
+                own = Buffer(f"kept{len(state.scratch)}", n.dtype, (columns,), scope="local", align=64)
+                state.scratch[n] = (own, place)
+
+
+def _far(state: _Lowering) -> bool:
+    """Whether the outputs are streamed past the cache."""
+    return sum(b.span * b.dtype.itemsize for b in state.r.body.outputs) >= 2 * state.target.l3
+
+
 def _reduced_value(state: _Lowering, node: Node) -> Expr:
     """What a reduction of the region adds up at the row and column variables."""
     body, form = state.r.body, state.r.reduces[node]
@@ -248,12 +273,12 @@ def _emit(
     row_vars = {a.var for a in state.row_axes}
     rows = [a for a in merged.axes if a.var in row_vars]
     inner = [a for a in merged.axes if a.var not in row_vars] or [Axis(var("c"), 1)]
-    used = {e.attr[0] for e in _loads(everything)} | set(body.outputs) | set(state.scratch.values())
+    scratch = [b for b, _ in state.scratch.values() if b.scope == "local"]
+    used = {e.attr[0] for e in _loads(everything)} | set(body.outputs) | set(scratch)
     masks = has_masks(target, [b.dtype for b in used])
-    far = sum(b.span * b.dtype.itemsize for b in body.outputs) >= 2 * target.l3
     numbers = count()
-    how = _Columns(merged, tuple(inner), lanes, "mask" if masks else "overlap", far)
-    statements: list[Stmt] = [Alloc(b) for b in state.scratch.values()]
+    how = _Columns(merged, tuple(inner), lanes, "mask" if masks else "overlap", _far(state))
+    statements: list[Stmt] = [Alloc(b) for b in scratch]
     work = 0.0
     for lets, stores, accs, ends in plans:
         statements += [Let(v, put(e)) for v, e in lets]
@@ -415,20 +440,29 @@ def _walk(
 
 
 def _in_place(state: _Lowering, plans: Sequence[Code]) -> frozenset[tuple[int, int]]:
-    """(output, operand): the last pass may overwrite, element by element, what the passes of the same row read."""
+    """(output, operand): the last pass may overwrite, element by element, what the passes of the same row read.
+
+    So may an earlier one that keeps values in the output's row, if no later pass reads the operand.
+    """
     body = state.r.body
     _, stores, accs, ends = plans[-1]
-    if len(stores) != 1 or accs or ends or any(b.scope == "global" for _, group, _, _ in plans[:-1] for b, _, _ in group):
+    if len(stores) != 1 or accs or ends:
         return frozenset()
-    buffer, index, value = stores[0]
+    buffer, index, _ = stores[0]
+    for _, group, _, _ in plans[:-1]:
+        if any(b.scope == "global" and b is not buffer for b, _, _ in group):
+            return frozenset()
+    first = next(q for q, (_, group, _, _) in enumerate(plans) if any(b is buffer for b, _, _ in group))
+    if len(plans[first][1]) != 1:
+        return frozenset()
     pairs = set()
     whole = [e for lets_, stores_, accs_, ends_ in plans for e in _expressions(lets_, stores_, accs_, ends_)]
+    after = [e for lets_, stores_, accs_, ends_ in plans[first + 1 :] for e in _expressions(lets_, stores_, accs_, ends_)]
     for i, b in enumerate(body.buffers):
         if b.shape != buffer.shape or b.dtype is not buffer.dtype:
             continue
-        here = {e.args[0] for e in _loads([value]) if e.attr[0] is b or e.attr[0] == b}
-        all_ = {e.args[0] for e in _loads(whole) if e.attr[0] == b}
-        if here <= {index} and all_ <= {index}:
+        reads = {e.args[0] for e in _loads(whole) if e.attr[0] == b}
+        if reads <= {index} and not any(e.attr[0] == b for e in _loads(after)):
             pairs.add((body.outputs.index(buffer), i))
             break
     return frozenset(pairs)

@@ -22,6 +22,13 @@ class OutOfMemoryError(TensorwrightError, MemoryError):
     """A buffer that the system has no memory for; `Executable.peak_bytes` tells the need before a run."""
 
 
+def _private(nbytes: int) -> mmap.mmap:
+    """Anonymous memory. Python maps it shared by default, and shared memory gets no huge pages."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, nbytes)
+
+
 def block(nbytes: int, align: int = ALIGN) -> tuple[Any, int]:
     """Zeroed memory as (owner, address of its first aligned byte). The owner exports a writable buffer.
 
@@ -29,7 +36,7 @@ def block(nbytes: int, align: int = ALIGN) -> tuple[Any, int]:
     """
     if nbytes >= _HUGE:
         try:
-            owner: Any = mmap.mmap(-1, nbytes + align)
+            owner: Any = _private(nbytes + align)
         except (OSError, MemoryError, OverflowError, ValueError) as error:
             raise OutOfMemoryError(
                 f"the model needs a block of {nbytes:,} bytes, which the system does not give: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ...ir.contraction import Affine, Contraction
 from ...ir.dims import as_int
@@ -53,6 +54,7 @@ def schedule_nest(
     return Root(nest, abc, extra, target, name, dtype, plan or choose(nest, target, abc[A].dtype, abc[B].dtype)).build()
 
 
+@lru_cache(maxsize=1024)
 def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> int:
     """The panel width B is best packed with beforehand, or 0 to leave it as it is.
 
@@ -82,7 +84,7 @@ def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> in
     for vectors in sorted({-(-need // -(-need // n)) for n in range(1, min(most, need) + 1)}):
         panel = vectors * lanes
         packed = canonical(spec.packed(panel, ()), a, b, c, None)
-        found = min((x.cycles for x in plans(packed, target, dtype, dtype) if x.columns == panel), default=math.inf)
+        found = min((x.cycles for x in plans(packed, target, dtype, dtype, whole=True)), default=math.inf)
         best = min(best, (found, panel))
     # a transposing or strided copy of B is what packing beforehand saves
     return best[1] if best[0] < unpacked.cycles * 1.02 else 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from ...ir.dtypes import DType
 from ...ir.errors import CompileError
+from ...ir.expr import const
 from ...ir.target import Target
 from . import plan as limits
 from .canonical import A, B, C, Loop, Nest, merge
@@ -133,8 +135,11 @@ def _cut(loops: Sequence[Loop], limit: int) -> tuple[int, int]:
     return -1, 0
 
 
-def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType) -> Iterator[Plan]:
-    """Every plan the model considers. `row_dtype`, `col_dtype` here are those of A and B."""
+def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, whole: bool = False) -> Iterator[Plan]:
+    """Every plan the model considers. `row_dtype`, `col_dtype` here are those of A and B.
+
+    With `whole`, of a packed B, only plans whose tiles are as wide as a panel.
+    """
     dtype = accumulator(nest.dtype)
     model = Model(target, dtype)
     widen = {A: row_dtype is not dtype, B: col_dtype is not dtype}
@@ -154,6 +159,8 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType) -> Ite
             counts = [n for n in range(1, 9) if n * model.lanes <= nest.panel and nest.panel % (n * model.lanes) == 0]
             if not counts:
                 raise CompileError(f"B is packed in panels of {nest.panel}, which vectors of {model.lanes} do not divide")
+            if whole:
+                counts = [n for n in counts if n * model.lanes == nest.panel]
         else:
             need = -(-side.lane.extent // model.lanes)
             few_rows = math.prod(x.extent for x in side.rows) <= 4
@@ -215,9 +222,6 @@ def _plan(
     if pack_row:
         # rows whose pitch is a multiple of L1's set span would evict each other
         pitch = steps + 16 * (steps * model.size % 2048 == 0) if pack_row == "k" else tile_rows
-    seen = _packed(loops, 0, 1 if pack_row == "k" else pitch) if pack_row else loops
-    seen = _packed(seen, 1, columns) if pack_col else seen
-    reduce = merge(seen) if pack_row or pack_col else _order(merge(seen), side.along_k)
     chosen = [x for x, _ in rows]
     found = Plan(
         row=side.row,
@@ -230,7 +234,7 @@ def _plan(
         row_others=tuple(x for x in side.rows if not any(x is y for y in chosen)),
         col_others=side.cols,
         both=side.both,
-        reduce=reduce,
+        reduce=_reduction(loops, 0 if not pack_row else 1 if pack_row == "k" else pitch, columns if pack_col else 0, side.along_k),
         reduce_from=loops,
         row_source=side.source,
         pack_row=pack_row,
@@ -244,7 +248,15 @@ def _plan(
     )
     cut, block, split = _blocking(nest, model, found)
     parts, unroll = _unrolling(model, found)
-    return model.price(nest, replace(found, cut=cut, block=block, split=split, parts=parts, unroll=unroll))
+    return model.price(nest, found.with_(cut=cut, block=block, split=split, parts=parts, unroll=unroll))
+
+
+@lru_cache(maxsize=4096)
+def _reduction(loops: tuple[Loop, ...], row_inner: int, col_inner: int, along_k: bool) -> tuple[Loop, ...]:
+    """The reduction loops as the tile sees them; `row_inner`, `col_inner`: elements of a step of a packed copy, or 0."""
+    seen = _packed(loops, 0, row_inner) if row_inner else loops
+    seen = _packed(seen, 1, col_inner) if col_inner else seen
+    return merge(seen) if row_inner or col_inner else _order(merge(seen), along_k)
 
 
 def _packed(loops: tuple[Loop, ...], which: int, inner: int) -> tuple[Loop, ...]:
@@ -293,6 +305,12 @@ def _unrolling(model: Model, p: Plan) -> tuple[int, int]:
 
 def choose(nest: Nest, target: Target, a: DType, b: DType) -> Plan:
     """The plan with the fewest modelled cycles whose copies are of reasonable size, if there is one."""
+    # a plan depends on the loops, not on what the epilogue computes or where the operands start: equal layers share one
+    return _choose(replace(nest, base=(0,) * len(nest.base), value=const(0), reads=(), dims=(), read_spans=()), target, a, b)
+
+
+@lru_cache(maxsize=1024)
+def _choose(nest: Nest, target: Target, a: DType, b: DType) -> Plan:
     found = list(plans(nest, target, a, b))
     most = max(COPIES, 2 * sum(nest.spans) * accumulator(nest.dtype).itemsize)
     small = [p for p in found if sum(p.copied(nest.steps)) * accumulator(nest.dtype).itemsize <= most]

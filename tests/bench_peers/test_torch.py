@@ -50,7 +50,7 @@ MODELS: list[tuple[str, tuple[Any, ...], Array]] = [
 
 @pytest.fixture(scope="module")
 def twins() -> Any:
-    from . import torch_models
+    from tensorwright.benchmarks import torch_models
 
     torch.manual_seed(0)
     return torch_models
@@ -63,7 +63,7 @@ def ours(module: nn.Module, *arrays: Array) -> Array:
 
 @pytest.mark.parametrize(("name", "settings", "x"), MODELS, ids=[m[0] for m in MODELS])
 def test_models_agree(name: str, settings: tuple[Any, ...], x: Array, twins: Any) -> None:
-    twin = getattr(twins, name)(*settings).eval()
+    twin = with_statistics(getattr(twins, name)(*settings)).eval()
     model = models.from_torch_state(getattr(models, name)(*settings), twin.state_dict())
     with torch.no_grad():
         want = twin(torch.from_numpy(x)).numpy()

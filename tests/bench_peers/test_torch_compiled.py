@@ -23,7 +23,7 @@ def images(*shape: int) -> Any:
 
 @pytest.fixture(scope="module")
 def twins() -> Any:
-    from . import torch_models
+    from tensorwright.benchmarks import torch_models
 
     torch.manual_seed(0)
     return torch_models
@@ -38,7 +38,7 @@ MODELS = [
 
 @pytest.mark.parametrize(("name", "settings", "x"), MODELS, ids=[m[0] for m in MODELS])
 def test_compiled_models_agree(name: str, settings: Any, x: Any, twins: Any) -> None:
-    twin = getattr(twins, name)(*settings).eval()
+    twin = with_statistics(getattr(twins, name)(*settings)).eval()
     model = models.from_torch_state(getattr(models, name)(*settings), twin.state_dict())
     with torch.no_grad():
         want = twin(torch.from_numpy(x)).numpy()

@@ -15,6 +15,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORWRIGHT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.unvalidated("the interpreter takes half a minute for the training step; smaller ones are validated elsewhere")
 def test_the_demo_learns_digits_and_shows_every_stage(capsys):
     pytest.importorskip("sklearn", reason="scikit-learn holds the demo's data and is not installed")
     assert cli.main(["demo", "--seeds", "1", "--epochs", "4", "--threads", "1", "--json", "demo.json"]) == 0

@@ -13,6 +13,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAYS = {"mlp": "saved and loaded", "grad": "next point [1. 1.]", "train_digits": "digits not trained on: accuracy 0.9"}
 
 
+@pytest.mark.unvalidated("as a user runs them; and the interpreter takes half a minute for the training step")
 @pytest.mark.parametrize("name", sorted(p.stem for p in EXAMPLES.glob("*.py")))
 def test_examples_run(name: str, tmp_path: Path) -> None:
     if name == "train_digits":

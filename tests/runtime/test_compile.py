@@ -61,6 +61,7 @@ def test_stages_are_text_from_the_trace_to_the_assembly():
     assert {p.name for p in exe.passes} <= set(exe.stages)
 
 
+@pytest.mark.unvalidated("validation bypasses the cache")
 def test_the_second_compile_comes_from_the_cache_and_tells_the_same():
     x = RNG.random((4, 20), dtype=np.float32)
     cold, warm = (tw.compile(mlp(), tw.spec(4, 20)) for _ in range(2))
@@ -72,6 +73,7 @@ def test_the_second_compile_comes_from_the_cache_and_tells_the_same():
     assert np.array_equal(warm(x), cold(x))
 
 
+@pytest.mark.unvalidated("validation bypasses the cache")
 def test_other_weights_of_the_same_model_come_from_the_same_entry():
     first = tw.compile(mlp(), tw.spec(4, 20))
     tw.seed(1)
@@ -91,6 +93,7 @@ def test_the_cache_can_be_off(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.unvalidated("validation bypasses the cache")
 def test_a_cache_entry_that_is_cut_in_half_is_made_anew(tmp_path):
     x = RNG.random((4, 20), dtype=np.float32)
     want = tw.compile(mlp(), tw.spec(4, 20))(x)
@@ -119,6 +122,7 @@ print(exe(x).tobytes().hex(), exe.compiled.from_cache)
 """
 
 
+@pytest.mark.unvalidated("validation bypasses the cache")
 def test_processes_that_compile_the_same_at_once_agree():
     env = dict(os.environ)
     pair = [subprocess.Popen([sys.executable, "-c", PROCESS], stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
@@ -276,6 +280,7 @@ def test_a_cap_on_threads(monkeypatch):
         assert tw.compile(mlp(), tw.spec(4, 20)).threads == 3
 
 
+@pytest.mark.unvalidated("two arrays of a million elements: more than the interpreter is asked for")
 def test_calls_take_no_memory_from_the_system_after_the_first():
     """Page faults count what Python's allocator and tracemalloc would miss: native code, and large arrays."""
     import resource
