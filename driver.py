@@ -252,7 +252,7 @@ class _Compiler:
 
     def _make(self, sizes: Mapping[str, int]) -> Compiled:
         from .codegen.contraction import preferred_panel
-        from .codegen.generate import generate
+        from .codegen.generate import begin
         from .passes import pipeline
         from .passes.contract import Context
         from .passes.manager import Hooks, run_pipeline
@@ -275,10 +275,11 @@ class _Compiler:
             from .passes.validate import validate_split
 
             validate_split(final, first, run)
-        program = generate(run, self.target, name="main", threads=self.count, checked=self.now.checked, verify=check_all)
-        prepare = None
-        if first is not None:
-            prepare = generate(first, self.target, name="prepare", threads=self.count, checked=self.now.checked, verify=check_all)
+        options = {"threads": self.count, "checked": self.now.checked, "verify": check_all}
+        # LLVM makes the prepare program's machine code while the run program's loops are written
+        preparing = None if first is None else begin(first, self.target, name="prepare", **options)
+        program = begin(run, self.target, name="main", **options)()
+        prepare = None if preparing is None else preparing()
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
             texts[stage] = functools.partial(str, result.after)

@@ -18,7 +18,7 @@ from ..ir.target import Target
 from ..ir.types import TensorType, TupleType
 from .contractions import lower_contraction
 from .groups import Lowered, body_name, immediate, is_constant, share_buffers
-from .llvm import Emitted, emit
+from .llvm import Emitted, begin_emit
 from .loop_ir import Kernel, Module
 from .loop_text import print_module
 from .loop_verify import verify as verify_loops
@@ -134,24 +134,43 @@ def generate(
     `texts`, the program keeps its loop IR, LLVM and assembly texts. Raises CompileError for a node that has no code (naming
     it, its type and what to do), VerifyError for a bug of the generator.
     """
+    return begin(graph, target, name=name, threads=threads, checked=checked, verify=verify, texts=texts)()
+
+
+def begin(
+    graph: Graph,
+    target: Target,
+    *,
+    name: str = "main",
+    threads: int = 2,
+    checked: bool = False,
+    verify: bool = False,
+    texts: bool = True,
+) -> Callable[[], Program]:
+    """As `generate`, but LLVM works in the background; what is returned waits for it and gives the program."""
     made = assemble(graph, target, name=name, threads=threads)
     if checked or verify:
         check_plan(made.plan, made.problem)
         verify_loops(made.module)
-    emitted = emit(made.module, made.entry, target, checked=checked)
-    return Program(
-        name=name,
-        target=target,
-        inputs=tuple(Argument(str(n.attrs["name"]), n.tensor, str(n.attrs["role"])) for n in graph.inputs),
-        outputs=tuple(Argument(o, n.tensor) for o, n in zip(graph.output_names, graph.outputs, strict=True)),
-        constants=tuple(c.array for c in made.constants),
-        arena_bytes=made.plan.arena_bytes,
-        kernels=made.kernels,
-        object_code=emitted.object_code,
-        aliases=graph.aliases,
-        output_align=made.output_align,
-        texts=_texts(made.module, emitted) if texts else {},
-    )
+    emitting = begin_emit(made.module, made.entry, target, checked=checked)
+
+    def program() -> Program:
+        emitted = emitting()
+        return Program(
+            name=name,
+            target=target,
+            inputs=tuple(Argument(str(n.attrs["name"]), n.tensor, str(n.attrs["role"])) for n in graph.inputs),
+            outputs=tuple(Argument(o, n.tensor) for o, n in zip(graph.output_names, graph.outputs, strict=True)),
+            constants=tuple(c.array for c in made.constants),
+            arena_bytes=made.plan.arena_bytes,
+            kernels=made.kernels,
+            object_code=emitted.object_code,
+            aliases=graph.aliases,
+            output_align=made.output_align,
+            texts=_texts(made.module, emitted) if texts else {},
+        )
+
+    return program
 
 
 def assemble(graph: Graph, target: Target, *, name: str = "main", threads: int = 2) -> Assembled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from ..ir.dtypes import i64
 from ..ir.expr import Expr, binary, const, postorder
@@ -47,9 +48,7 @@ def linear(root: Expr, memo: dict[Expr, Linear] | None = None) -> Linear:
     done = {} if memo is None else memo
     if root in done:
         return done[root]
-    for e in postorder([root]):
-        if e in done:
-            continue
+    for e in postorder([root], done):
         if e.dtype is not i64 or e.lanes != 1:
             done[e] = Linear(0, ((e, 1),))
         elif e.op == "const":
@@ -81,11 +80,17 @@ def flat_index(index: tuple[Expr, ...], strides: tuple[int, ...], memo: dict[Exp
     return total
 
 
+_NONE: Final[frozenset[Expr]] = frozenset()
+
+
 def free_variables(root: Expr, memo: dict[Expr, frozenset[Expr]]) -> frozenset[Expr]:
     """The variables an expression reads."""
     if root in memo:
         return memo[root]
-    for e in postorder([root]):
-        if e not in memo:
-            memo[e] = frozenset((e,)) if e.op == "var" else frozenset().union(*(memo[a] for a in e.args))
+    for e in postorder([root], memo):
+        found = [memo[a] for a in e.args if memo[a]]
+        if e.op == "var":
+            memo[e] = frozenset((e,))
+        else:
+            memo[e] = found[0].union(*found[1:]) if found else _NONE
     return memo[root]

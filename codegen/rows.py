@@ -20,7 +20,7 @@ from ..ir.lowering import Reduce
 from ..ir.target import Target
 from .accumulate import POSITIONS, Accumulator
 from .groups import Body, Lowered, body_name, cost, flat_index, is_constant, lanes_for, lowered, static_shape
-from .loop_ir import Alloc, Buffer, If, Let, Stmt, Store
+from .loop_ir import Alloc, Buffer, If, Let, Stmt, Store, vector_variable
 from .maps import BYTES_PER_NS, CYCLE_NS, Box, merge_axes, ranges_of, stride_along
 from .nests import Axis, Spot, VectorLoop, has_masks, nest, parallel_nest, share, unit_axes, widen
 from .simplify_index import Simplifier
@@ -227,20 +227,20 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
 
 
 def _places(state: _Lowering, passes: Sequence[Pass], place: Expr) -> None:
-    """Where values are kept between passes: in the row of an output that a later pass overwrites, or in an array of our own.
+    """Where values are kept between passes: in the row of an output that the last pass overwrites, or in an array of our own.
 
     The output's row is then fetched into the cache while something is computed, not when there is nothing but stores.
     """
     r = state.r
-    outputs = {k: q for q, p in enumerate(passes) for k in p.outputs if static_shape(r.graph.outputs[k]) == r.full}
+    outputs = [k for k in passes[-1].outputs if static_shape(r.graph.outputs[k]) == r.full]
     direct = has_masks(state.target, [n.dtype for n in r.graph.nodes()]) and not _far(state)
     row = state.simplifier.simplify(flat_index(state.full_index(), r.full))
-    for q, p in enumerate(passes):
+    for p in passes[:-1]:
         for n in p.saves:
-            fits = (k for k, written in outputs.items() if written > q and r.graph.outputs[k].dtype is n.dtype)
+            fits = (k for k in outputs if r.graph.outputs[k].dtype is n.dtype)
             k = next(fits, None) if direct else None  # a tail that overlaps would take the new value for the kept one
             if k is not None:
-                del outputs[k]
+                outputs.remove(k)
                 state.scratch[n] = (r.body.outputs[k], row)
             else:
                 columns = int(np.prod(r.columns, dtype=np.int64))
@@ -428,6 +428,12 @@ def _walk(
         values = [a.taken(spot, axis.var) for a in accs]
         values += [broadcast(widen(v, axis.var, spot), spot.lanes) for _, _, v in stores]
         done, values = share(values, numbers) if len(values) > 1 else ([], values)
+        if len(stores) > 1:  # every value before any store: one may read what is kept where another goes
+            for k in range(len(accs), len(values)):
+                if values[k].op not in ("const", "var", "broadcast"):
+                    name = vector_variable(f"t{next(numbers)}", values[k].dtype, values[k].lanes)
+                    done.append(Let(name, values[k]))
+                    values[k] = name
         for a, v in zip(accs, values, strict=False):
             done += a.step(spot, axis.var, spot.unit % a.units, v)
         for (b, i, _), v, stride in zip(stores, values[len(accs) :], strides, strict=True):

@@ -5,6 +5,7 @@ A trace is active on one thread, between `with Trace(...)` and its end. Function
 
 from __future__ import annotations
 
+import functools
 import linecache
 import sys
 import threading
@@ -26,6 +27,7 @@ _USER: Final = tuple(f"{_ROOT}.{part}" for part in ("benchmarks", "examples", "t
 E = TypeVar("E", bound=TensorwrightError)
 
 
+@functools.cache
 def _is_internal(module: str) -> bool:
     return (module == _ROOT or module.startswith(_ROOT + ".")) and not module.startswith(_USER)
 

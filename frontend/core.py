@@ -117,7 +117,8 @@ def _size(value: DimExpr, dtype: DType) -> Tensor:
 def as_tensor(value: object, dtype: DType | None = None, what: str = "operand") -> Tensor:
     """A Tensor as it is; an array or number as a constant (Python float: f32, int: i64). Raises TraceError for others."""
     if isinstance(value, Value):
-        return wrap(value.node) if dtype is None else cast(value, dtype)
+        node = value.node
+        return wrap(node) if dtype is None or node.dtype is dtype else cast(value, dtype)
     if isinstance(value, DimExpr):
         return _size(value, dtype or i64)
     if is_weak(value):
@@ -152,8 +153,15 @@ def _weak_array(value: object, dtype: DType) -> np.ndarray[Any, Any]:
 
 def promote(*values: object) -> DType:
     """The common dtype of operands: numpy's for arrays, with Python numbers weak. Raises DTypeError if there is none."""
-    strong = [v.dtype if isinstance(v, Value) else as_dtype(np.asarray(v).dtype) for v in values if not is_weak(v)]
-    weak = [v for v in values if is_weak(v)]
+    strong: list[DType] = []
+    weak: list[object] = []
+    for v in values:
+        if isinstance(v, Value):
+            strong.append(v.dtype)
+        elif is_weak(v):
+            weak.append(v)
+        else:
+            strong.append(as_dtype(np.asarray(v).dtype))
     if not strong:
         kinds = {type(v) for v in weak}
         return f32 if any(issubclass(k, float) for k in kinds) else bool_ if kinds == {bool} else i64
@@ -192,11 +200,14 @@ def broadcast_to(value: Value, shape: Sequence[Dim]) -> Tensor:
 
 def broadcast_shapes(what: str, *values: Value, names: Sequence[str] = ()) -> Shape:
     """The common shape of operands. Raises ShapeError that says which dimensions clash and what would fit."""
-    rank = max((v.ndim for v in values), default=0)
+    shapes = [v.shape for v in values]
+    if shapes and all(s == shapes[0] for s in shapes):
+        return shapes[0]
+    rank = max(map(len, shapes), default=0)
     result: list[Dim] = []
     clashes: list[str] = []
     for axis in range(-rank, 0):
-        dims = list(dict.fromkeys(v.shape[axis] for v in values if v.ndim >= -axis and v.shape[axis] != 1))
+        dims = list(dict.fromkeys(s[axis] for s in shapes if len(s) >= -axis and s[axis] != 1))
         result.append(dims[0] if dims else 1)
         if len(dims) > 1:
             clashes.append(f"dimension {axis}: " + " against ".join(map(str, dims)))

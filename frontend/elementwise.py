@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -181,11 +182,14 @@ def _binary(op: str, what: str, a: TensorLike, b: TensorLike, dtype: DType | Non
     return apply(op, x, y)
 
 
-def _arithmetic(op: str, what: str, a: TensorLike, b: TensorLike) -> Tensor:
-    common = promote(_strong(a, what), _strong(b, what))
+def _arithmetic(op: str, what: str, a: TensorLike, b: TensorLike, of_bools: Callable[..., Tensor] | None = None) -> Tensor:
+    x, y = _strong(a, what), _strong(b, what)
+    common = promote(x, y)
     if common is bool_:
+        if of_bools is not None:
+            return of_bools(x, y)
         raise error(DTypeError, f"{what} of two bool operands; use &, |, ^, or .astype() first", left=a, right=b)
-    return _binary(op, what, a, b, common)
+    return _binary(op, what, x, y, common)
 
 
 def _strong(x: TensorLike, what: str) -> TensorLike:
@@ -194,9 +198,7 @@ def _strong(x: TensorLike, what: str) -> TensorLike:
 
 def add(a: TensorLike, b: TensorLike) -> Tensor:
     """a + b; of two bools, their or (as numpy)."""
-    if promote(_strong(a, "add"), _strong(b, "add")) is bool_:
-        return logical_or(a, b)
-    return _arithmetic("add", "add", a, b)
+    return _arithmetic("add", "add", a, b, logical_or)
 
 
 def subtract(a: TensorLike, b: TensorLike) -> Tensor:
@@ -206,9 +208,7 @@ def subtract(a: TensorLike, b: TensorLike) -> Tensor:
 
 def multiply(a: TensorLike, b: TensorLike) -> Tensor:
     """a * b; of two bools, their and (as numpy)."""
-    if promote(_strong(a, "multiply"), _strong(b, "multiply")) is bool_:
-        return logical_and(a, b)
-    return _arithmetic("mul", "multiply", a, b)
+    return _arithmetic("mul", "multiply", a, b, logical_and)
 
 
 def true_divide(a: TensorLike, b: TensorLike) -> Tensor:

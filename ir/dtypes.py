@@ -11,9 +11,12 @@ import numpy as np
 from .errors import DTypeError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """One element type. `name` is the printed form; `kind` is one of 'float', 'int', 'uint', 'bool'."""
+    """One element type. `name` is the printed form; `kind` is one of 'float', 'int', 'uint', 'bool'.
+
+    There is one object for each; equal means the same object.
+    """
 
     name: str
     kind: str
@@ -39,6 +42,9 @@ class DType:
 
     def __repr__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (as_dtype, (self.name,))
 
 
 f64: Final = DType("f64", "float", 64)

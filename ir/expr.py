@@ -27,7 +27,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from .dtypes import DType, as_dtype, bool_, f32, i64
@@ -41,6 +42,7 @@ REDUCE: Final = frozenset({"reduce_add", "reduce_mul", "reduce_max", "reduce_min
 OPS: Final = BINARY | COMPARE | UNARY | REDUCE | {"const", "var", "load", "fma", "select", "cast", "bitcast", "ramp", "broadcast"}
 
 _interned: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
+_known: Final = _interned.data.get
 _lock = threading.Lock()
 
 
@@ -56,13 +58,20 @@ class Expr:
 
     def __new__(cls, op: str, args: tuple[Expr, ...], dtype: DType, lanes: int = 1, attr: Any = None) -> Expr:
         # A NaN constant is keyed by its text: NaN is not equal to itself. -0.0 == 0.0, so text there too.
-        key = (op, args, dtype, lanes, repr(attr) if isinstance(attr, float) else attr, type(attr))
+        kind = type(attr)
+        key = (op, args, dtype, lanes, repr(attr) if kind is float else attr, kind)
+        reference = _known(key)  # looked up without the lock: most are found, and a dead reference is one not found
+        if reference is not None and (found := reference()) is not None:
+            return found
         with _lock:
             found = _interned.get(key)
             if found is None:
                 found = object.__new__(cls)
-                for name, value in (("op", op), ("args", args), ("dtype", dtype), ("lanes", lanes), ("attr", attr)):
-                    object.__setattr__(found, name, value)
+                _set_op(found, op)
+                _set_args(found, args)
+                _set_dtype(found, dtype)
+                _set_lanes(found, lanes)
+                _set_attr(found, attr)
                 _interned[key] = found
             return found
 
@@ -144,7 +153,17 @@ class Expr:
         return f"{self.op}({inner})" if self.attr is None else f"{self.op}[{self.attr}]({inner})"
 
 
+_set_op, _set_args, _set_dtype, _set_lanes, _set_attr = (
+    Expr.__dict__[name].__set__ for name in ("op", "args", "dtype", "lanes", "attr")
+)
+
 ExprLike = Expr | int | float | bool
+
+
+@lru_cache(maxsize=4096)
+def _index(value: int) -> Expr:
+    """A constant of i64."""
+    return Expr("const", (), i64, 1, (value + (1 << 63)) % (1 << 64) - (1 << 63))
 
 
 def const(value: float | int | bool, dtype: object = i64, lanes: int = 1) -> Expr:
@@ -152,6 +171,8 @@ def const(value: float | int | bool, dtype: object = i64, lanes: int = 1) -> Exp
 
     Raises DTypeError for a fraction, NaN or infinity where the dtype is an integer.
     """
+    if dtype is i64 and lanes == 1 and type(value) is int:
+        return _index(value)
     d = as_dtype(dtype)
     if d is bool_:
         return Expr("const", (), d, lanes, bool(value))
@@ -344,27 +365,41 @@ def reduce_lanes(op: str, a: Expr) -> Expr:
     return a if a.lanes == 1 else Expr(f"reduce_{op}", (a,), a.dtype, 1)
 
 
-def postorder(roots: Iterable[Expr]) -> Iterator[Expr]:
-    """Every expression under the roots once, args before what uses them."""
+def postorder(roots: Iterable[Expr], known: Container[Expr] = ()) -> Iterator[Expr]:
+    """Every expression under the roots once, args before what uses them; nothing that is `known`, nor under it alone."""
     seen: set[Expr] = set()
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(list(roots))]
+    stack: list[Expr | None] = list(roots)
+    stack.reverse()
+    waiting: list[Expr] = []  # whose args are being visited: a None on the stack closes the last of them
     while stack:
-        e, ready = stack.pop()
-        if ready:
-            yield e
-        elif e not in seen:
+        e = stack.pop()
+        if e is None:
+            yield waiting.pop()
+        elif e not in seen and e not in known:
             seen.add(e)
-            stack.append((e, True))
-            stack += [(a, False) for a in reversed(e.args) if a not in seen]
+            if not e.args:
+                yield e
+                continue
+            waiting.append(e)
+            stack.append(None)
+            stack += e.args[::-1]
 
 
 def rewrite(root: Expr, rule: Callable[[Expr, tuple[Expr, ...]], Expr | None], memo: dict[Expr, Expr] | None = None) -> Expr:
     """Rebuilds an expression bottom-up: `rule(old, new_args)` gives the replacement, or None to keep the operation."""
     done = {} if memo is None else memo
-    for e in postorder([root]):
+    stack = [root]
+    while stack:
+        e = stack[-1]
         if e in done:
+            stack.pop()
             continue
-        args = tuple(done[a] for a in e.args)
+        waiting = [a for a in e.args if a not in done]
+        if waiting:
+            stack += reversed(waiting)
+            continue
+        stack.pop()
+        args = tuple([done[a] for a in e.args])
         new = rule(e, args)
         done[e] = new if new is not None else e if args == e.args else rebuild(e, args)
     return done[root]
@@ -385,4 +420,5 @@ def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
 
 def substitute(root: Expr, values: dict[Expr, Expr]) -> Expr:
     """The expression with some subexpressions (variables, usually) put in place of others."""
-    return rewrite(root, lambda e, _args: values.get(e))
+    get = values.get
+    return rewrite(root, lambda e, _args: get(e))

@@ -85,6 +85,11 @@ class Label:
 
 def _key(value: Attr) -> Attr:
     # True == 1 == 1.0 and -0.0 == 0.0 must not merge nodes.
+    kind = value.__class__
+    if kind is int or kind is str:
+        return value
+    if kind is tuple:
+        return tuple([x if x.__class__ is int else _key(x) for x in value])
     if isinstance(value, float):
         return ("float", value.hex())
     if isinstance(value, bool):
@@ -93,6 +98,7 @@ def _key(value: Attr) -> Attr:
 
 
 _interned: weakref.WeakValueDictionary[tuple[object, ...], Node] = weakref.WeakValueDictionary()
+_known: Final = _interned.data.get
 _lock = threading.Lock()
 
 
@@ -106,16 +112,19 @@ class Node:
     type: Type
 
     def __new__(cls, op: Op, inputs: tuple[Node, ...], attrs: Attrs, type: Type) -> Node:
-        items = tuple(sorted(attrs.items()))
-        key = (op.name, inputs, tuple((k, _key(v)) for k, v in items), type)
+        items = sorted(attrs.items())
+        key = (op.name, inputs, tuple([(k, _key(v)) for k, v in items]), type)
+        reference = _known(key)  # looked up without the lock: a dead reference is one not found
+        if reference is not None and (found := reference()) is not None:
+            return found
         with _lock:
             found = _interned.get(key)
             if found is None:
                 found = object.__new__(cls)
-                object.__setattr__(found, "op", op)
-                object.__setattr__(found, "inputs", inputs)
-                object.__setattr__(found, "attrs", MappingProxyType(dict(items)))
-                object.__setattr__(found, "type", type)
+                _set_op(found, op)
+                _set_inputs(found, inputs)
+                _set_attrs(found, MappingProxyType(dict(items)))
+                _set_type(found, type)
                 _interned[key] = found
             return found
 
@@ -150,18 +159,27 @@ class Node:
         return f"<{self.op.name} {self.type}>"
 
 
+_set_op, _set_inputs, _set_attrs, _set_type = (Node.__dict__[name].__set__ for name in ("op", "inputs", "attrs", "type"))
+
+
 def postorder(roots: Iterable[Node]) -> Iterator[Node]:
     """Every node the roots depend on, once, inputs before users, in an order fixed by the structure. Iterative."""
     seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(list(roots))]
+    stack: list[Node | None] = list(roots)
+    stack.reverse()
+    waiting: list[Node] = []  # whose inputs are being visited: a None on the stack closes the last of them
     while stack:
-        node, ready = stack.pop()
-        if ready:
-            yield node
+        node = stack.pop()
+        if node is None:
+            yield waiting.pop()
         elif node not in seen:
             seen.add(node)
-            stack.append((node, True))
-            stack += [(i, False) for i in reversed(node.inputs) if i not in seen]
+            if not node.inputs:
+                yield node
+                continue
+            waiting.append(node)
+            stack.append(None)
+            stack += node.inputs[::-1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,9 @@ class Trait(Enum):
     BARRIER = auto()  # keeps what is before and after apart (recompute, stop_gradient for the gradient pass)
     QUANTISABLE = auto()
 
+    # members are single objects: the identity is a hash, and traits are asked for some hundred thousand times a compile
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -141,14 +144,16 @@ def make(op: Op | str, *inputs: Node, **attrs: Any) -> Node:
     record = op if isinstance(op, Op) else lookup(op)
     if record.arity is not None and len(inputs) != record.arity:
         raise AttributeValueError(f"{record.name} takes {record.arity} operands, got {len(inputs)}")
-    unknown = attrs.keys() - record.attrs.keys()
-    if unknown:
-        raise AttributeValueError(f"{record.name} has no attribute {sorted(unknown)}; it has {sorted(record.attrs)}")
     full = {**record.attrs, **attrs}
-    missing = [k for k, v in full.items() if v is REQUIRED]
-    if missing:
-        raise AttributeValueError(f"{record.name} needs the attribute {missing}")
-    types = [i.tensor if not record.has(Trait.STRUCTURAL) else i.type for i in inputs]
+    if len(full) != len(record.attrs):
+        unknown = attrs.keys() - record.attrs.keys()
+        raise AttributeValueError(f"{record.name} has no attribute {sorted(unknown)}; it has {sorted(record.attrs)}")
+    for v in full.values():
+        if v is REQUIRED:
+            missing = [k for k, v in full.items() if v is REQUIRED]
+            raise AttributeValueError(f"{record.name} needs the attribute {missing}")
+    structural = Trait.STRUCTURAL in record.traits
+    types = [i.type if structural else i.tensor for i in inputs]
     result = record.infer(types, full)  # type: ignore[arg-type]
     for item in result.items if isinstance(result, TupleType) else (result,):
         _check_addressable(record.name, item)

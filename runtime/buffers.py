@@ -62,6 +62,18 @@ def empty(shape: Sequence[int], dtype: DType, align: int = ALIGN) -> Array:
     return np.ndarray(tuple(shape), dtype.numpy, buffer=owner, offset=address - base)
 
 
+def empties(types: Sequence[TensorType], align: int = ALIGN) -> list[Array]:
+    """As `empty` for each type, in one block of memory: many arrays of some MB then get huge pages, and no zeroing twice."""
+    sizes = [-(-t.nbytes // align) * align for t in types]
+    owner, address = block(sum(sizes), align)
+    at = address - ctypes.addressof(ctypes.c_char.from_buffer(owner))
+    made: list[Array] = []
+    for t, size in zip(types, sizes, strict=True):
+        made.append(np.ndarray(t.static_shape, t.dtype.numpy, buffer=owner, offset=at))
+        at += size
+    return made
+
+
 def aligned_copy(array: Array, align: int = ALIGN) -> Array:
     """A C-contiguous, aligned copy in native byte order."""
     copy = empty(array.shape, as_dtype(array.dtype), align)

@@ -75,7 +75,7 @@ class Model:
         traffic = sum(nest.spans) * self.size
         memory = traffic / L3_BYTES if traffic > self.target.l2 // 2 else 0.0
         found = max(cycles, 1.0)
-        return p.with_(cycles=found, ideal=self.ideal(nest), memory=memory, strained=strained, why=", ".join(why))
+        return p.decided(cycles=found, ideal=self.ideal(nest), memory=memory, strained=strained, why=", ".join(why))
 
     def _stall(self, nest: Nest, p: Plan) -> tuple[float, bool, list[str]]:
         """Cycles that a step waits for memory, whether the row operand is to blame, and why."""

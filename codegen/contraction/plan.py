@@ -63,10 +63,14 @@ class Plan:
     strained: bool = False
     why: str = ""
 
-    def with_(self, **changes: object) -> Plan:
-        """`dataclasses.replace` at a third of the price: thousands of plans are made for one contraction."""
+    def decided(self, **changes: object) -> Plan:
+        """The plan with what is decided after the tile: where the reduction is cut, how it is unrolled, what it costs.
+
+        What is known of the tile is kept: thousands of plans are made for a network, and `replace` would be half their price.
+        """
         new = object.__new__(Plan)
-        new.__dict__.update({k: self.__dict__[k] for k in self.__dataclass_fields__} | changes)
+        new.__dict__.update(self.__dict__, **changes)
+        new.__dict__.pop("inside", None)
         return new
 
     @property

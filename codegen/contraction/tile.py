@@ -248,7 +248,7 @@ def _plan(
     )
     cut, block, split = _blocking(nest, model, found)
     parts, unroll = _unrolling(model, found)
-    return model.price(nest, found.with_(cut=cut, block=block, split=split, parts=parts, unroll=unroll))
+    return model.price(nest, found.decided(cut=cut, block=block, split=split, parts=parts, unroll=unroll))
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +14,7 @@ from ..plan import EntryPlan
 from .compile import assembly, data_layout, object_code
 from .entry import module_text
 
-__all__ = ["Emitted", "emit"]
+__all__ = ["Emitted", "begin_emit", "emit"]
 
 
 @dataclass(frozen=True)
@@ -35,5 +38,19 @@ def emit(module: Module, entry: EntryPlan, target: Target, *, checked: bool = Fa
     With `checked`, each load and store compares its index with the buffer's shape; one that is out of range does not touch
     memory (a load gives 0) and makes the run return its number. Raises CompileError for loop IR that breaks its rules.
     """
+    return begin_emit(module, entry, target, checked=checked)()
+
+
+def begin_emit(module: Module, entry: EntryPlan, target: Target, *, checked: bool = False) -> Callable[[], Emitted]:
+    """As `emit`, with LLVM at work in a thread of its own (it needs no interpreter lock); the result waits for it."""
     text, checks = module_text(module, entry, target, data_layout(target), checked)
-    return Emitted(text, object_code(text, target), checks, target)
+    code: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            code.set_result(object_code(text, target))
+        except BaseException as error:
+            code.set_exception(error)
+
+    threading.Thread(target=work, name="tensorwright-llvm").start()
+    return lambda: Emitted(text, code.result(), checks, target)

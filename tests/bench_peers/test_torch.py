@@ -63,6 +63,8 @@ def ours(module: nn.Module, *arrays: Array) -> Array:
 
 @pytest.mark.parametrize(("name", "settings", "x"), MODELS, ids=[m[0] for m in MODELS])
 def test_models_agree(name: str, settings: tuple[Any, ...], x: Array, twins: Any) -> None:
+    from .twins import with_statistics
+
     twin = with_statistics(getattr(twins, name)(*settings)).eval()
     model = models.from_torch_state(getattr(models, name)(*settings), twin.state_dict())
     with torch.no_grad():

@@ -38,6 +38,8 @@ MODELS = [
 
 @pytest.mark.parametrize(("name", "settings", "x"), MODELS, ids=[m[0] for m in MODELS])
 def test_compiled_models_agree(name: str, settings: Any, x: Any, twins: Any) -> None:
+    from .twins import with_statistics
+
     twin = with_statistics(getattr(twins, name)(*settings)).eval()
     model = models.from_torch_state(getattr(models, name)(*settings), twin.state_dict())
     with torch.no_grad():

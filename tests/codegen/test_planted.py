@@ -542,6 +542,7 @@ def caught(monkeypatch: Patch, plant: Callable[[Patch], None], check: Callable[[
             check()
 
 
+@pytest.mark.unvalidated("validation bypasses the cache")
 def test_cache_key_without_a_flag(monkeypatch: Patch, tmp_path: Any) -> None:
     folders = iter(range(9))
 

@@ -1,0 +1,115 @@
+"""Stores past the cache: where they are used, what they ask of an output's address, and the maximum's instruction."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import tensorwright as tw
+from tensorwright.codegen.loop_parse import parse_module
+from tensorwright.codegen.nests import has_masks
+from tensorwright.ir.build import input_node
+from tensorwright.ir.dtypes import f32
+from tensorwright.ir.graph import Graph
+from tensorwright.ir.op import make
+from tensorwright.ir.target import Target, with_caches
+from tensorwright.ir.types import tensor
+
+from .helpers import emit_kernel, host, host_rows, run_kernel
+from .programs import compiled
+
+X86 = [r for r in host_rows() if r.startswith("x86")]
+needs_x86 = pytest.mark.skipif(not X86, reason="looks for x86 instructions")
+
+
+def small_caches(target: Target) -> Target:
+    """Caches so small that an array of a few kilobytes far exceeds them."""
+    return with_caches(target, l1=1024, l2=2048, l3=4096)
+
+
+def double(n: int, *, donated: bool = False) -> Graph:
+    x = input_node("x", tensor("f32", (n,)))
+    return Graph((x,), (make("add", x, x),), aliases=((0, 0),) if donated else ())
+
+
+@needs_x86
+def test_only_what_exceeds_the_cache_is_streamed() -> None:
+    target = small_caches(host())
+    large = compiled(double(5003), target)
+    asm = large.program.texts["asm"]
+    assert "vmovntps" in asm and "sfence" in asm and large.program.output_align == ((0, 16),)
+    x = np.random.default_rng(0).standard_normal(5003).astype(np.float32)
+    np.testing.assert_array_equal(large([x])[0], x + x)
+    for graph in (double(500), double(5003, donated=True)):  # fits the cache; lies in an array that may be anyone's
+        other = compiled(graph, target)
+        assert "movnt" not in other.program.texts["asm"] and other.program.output_align == ()
+
+
+@needs_x86
+@pytest.mark.parametrize("shape", [(5003,), (37, 131)])
+def test_an_output_at_any_address_is_written_rightly(shape: tuple[int, ...]) -> None:
+    """A streaming store to an address that is no multiple of 16 would end the process."""
+    exe = tw.compile(lambda x: tw.softmax(tw.gelu(x), -1) if len(shape) > 1 else tw.gelu(x), tw.spec(*shape),
+                     target=small_caches(host()), cache=False)  # fmt: skip
+    assert exe.compiled.run.output_align == ((0, 16),)
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    want = exe(x).copy()
+    size = x.size
+    for first in range(6):
+        memory = np.full(size + 8, 7, np.float32)
+        out = memory[first : first + size].reshape(shape)
+        assert exe(x, out=out) is out
+        np.testing.assert_array_equal(out, want)
+        assert (memory[:first] == 7).all() and (memory[first + size :] == 7).all()
+
+
+@pytest.mark.parametrize("columns", [48, 50])
+def test_kept_values_in_memory_that_the_operand_gives_up(columns: int) -> None:
+    """The exponentials of a softmax lie in its output's row, here the row of the operand."""
+    exe = tw.compile(lambda x, w: tw.softmax(x @ w, -1) @ w, tw.spec(9, columns), tw.spec(columns, columns), cache=False)
+    rng = np.random.default_rng(2)
+    x, w = rng.standard_normal((9, columns)).astype(np.float32), rng.standard_normal((columns, columns)).astype(np.float32)
+    logits = x.astype(np.float64) @ w
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    np.testing.assert_allclose(exe(x, w), e / e.sum(-1, keepdims=True) @ w, rtol=0, atol=3e-5)  # logits of size 20 in f32
+    if has_masks(host(), [f32]):
+        assert "_in_place" in exe.text("loops") and "local" not in exe.text("loops")
+
+
+SPECIAL = np.array([np.nan, -np.nan, 0.0, -0.0, np.inf, -np.inf, 1.0, -1.0, 1e-42, -1e-42], np.float32)
+
+
+def test_the_maximum_has_the_same_bits_at_every_width_and_row() -> None:
+    a, b = (m.ravel() for m in np.meshgrid(SPECIAL, SPECIAL))
+    n = -(-a.size // 16) * 16
+    a, b = np.resize(a, n), np.resize(b, n)
+    found = []
+    for name in host_rows():
+        for lanes in (1, 4, 8, 16):
+            out = [np.zeros(n, np.float32), np.zeros(n, np.float32)]
+            loads = f"a[i]:{lanes}, b[i]:{lanes}" if lanes > 1 else "a[i], b[i]"
+            module = parse_module(f"""
+                kernel main(a: f32[{n}], b: f32[{n}], y: f32[{n}], z: f32[{n}]) {{
+                  for i in 0 .. {n} step {lanes} serial {{
+                    store y[i] = max({loads})
+                    store z[i] = min({loads})
+                  }}
+                }}""")
+            run_kernel(module, "main", [a, b, *out], name)
+            np.testing.assert_array_equal(out[0], np.maximum(a, b))
+            np.testing.assert_array_equal(out[1], np.minimum(a, b))
+            found.append([np.where(np.isnan(v), 0, v.view(np.int32)) for v in out])
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+@needs_x86
+@pytest.mark.parametrize("name", X86)
+def test_a_maximum_is_one_compare_beside_its_instruction(name: str) -> None:
+    lanes = {"x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16}[name]
+    asm = emit_kernel(parse_module(f"""
+        kernel main(a: f32[64], y: f32[64]) {{
+          store y[0] = max(y[0]:{lanes}, a[0]:{lanes})
+        }}"""), "main", name).asm  # fmt: skip
+    assert "maxps" in asm and len(re.findall("cmp\\w*ps", asm)) == 1
