@@ -8,12 +8,14 @@ Passes, code generator and LLVM's optimiser are imported only where there is som
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import inspect
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -205,6 +207,18 @@ def compiler_digest() -> str:
     return f"{source_digest(_ROOT, ('ir', 'passes', 'codegen', 'driver.py'))} numpy {np.__version__}"
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pauses the garbage collector: a compilation makes some 100,000 small objects without cycles, and drops few of them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 @dataclass(frozen=True, eq=False)
 class _Compiler:
     """Compiles one graph for any sizes; what an Executable calls."""
@@ -251,8 +265,12 @@ class _Compiler:
         return replace(found, texts=texts, seconds=time.perf_counter() - start)
 
     def _make(self, sizes: Mapping[str, int]) -> Compiled:
+        with _no_collection():
+            return self._compiled(sizes)
+
+    def _compiled(self, sizes: Mapping[str, int]) -> Compiled:
         from .codegen.contraction import preferred_panel
-        from .codegen.generate import begin
+        from .codegen.generate import begin, generate
         from .passes import pipeline
         from .passes.contract import Context
         from .passes.manager import Hooks, run_pipeline
@@ -275,10 +293,10 @@ class _Compiler:
             from .passes.validate import validate_split
 
             validate_split(final, first, run)
-        options = {"threads": self.count, "checked": self.now.checked, "verify": check_all}
+        options: dict[str, Any] = {"threads": self.count, "checked": self.now.checked, "verify": check_all}
         # LLVM makes the prepare program's machine code while the run program's loops are written
         preparing = None if first is None else begin(first, self.target, name="prepare", **options)
-        program = begin(run, self.target, name="main", **options)()
+        program = generate(run, self.target, name="main", **options)
         prepare = None if preparing is None else preparing()
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):

@@ -18,7 +18,7 @@ from ..ir.target import Target
 from ..ir.types import TensorType, TupleType
 from .contractions import lower_contraction
 from .groups import Lowered, body_name, immediate, is_constant, share_buffers
-from .llvm import Emitted, begin_emit
+from .llvm import Emitted, begin_emit, emit
 from .loop_ir import Kernel, Module
 from .loop_text import print_module
 from .loop_verify import verify as verify_loops
@@ -134,7 +134,8 @@ def generate(
     `texts`, the program keeps its loop IR, LLVM and assembly texts. Raises CompileError for a node that has no code (naming
     it, its type and what to do), VerifyError for a bug of the generator.
     """
-    return begin(graph, target, name=name, threads=threads, checked=checked, verify=verify, texts=texts)()
+    made = _checked(assemble(graph, target, name=name, threads=threads), checked, verify)
+    return _program(graph, target, name, made, emit(made.module, made.entry, target, checked=checked), texts)
 
 
 def begin(
@@ -148,29 +149,32 @@ def begin(
     texts: bool = True,
 ) -> Callable[[], Program]:
     """As `generate`, but LLVM works in the background; what is returned waits for it and gives the program."""
-    made = assemble(graph, target, name=name, threads=threads)
+    made = _checked(assemble(graph, target, name=name, threads=threads), checked, verify)
+    emitted = begin_emit(made.module, made.entry, target, checked=checked)
+    return lambda: _program(graph, target, name, made, emitted(), texts)
+
+
+def _checked(made: Assembled, checked: bool, verify: bool) -> Assembled:
     if checked or verify:
         check_plan(made.plan, made.problem)
         verify_loops(made.module)
-    emitting = begin_emit(made.module, made.entry, target, checked=checked)
+    return made
 
-    def program() -> Program:
-        emitted = emitting()
-        return Program(
-            name=name,
-            target=target,
-            inputs=tuple(Argument(str(n.attrs["name"]), n.tensor, str(n.attrs["role"])) for n in graph.inputs),
-            outputs=tuple(Argument(o, n.tensor) for o, n in zip(graph.output_names, graph.outputs, strict=True)),
-            constants=tuple(c.array for c in made.constants),
-            arena_bytes=made.plan.arena_bytes,
-            kernels=made.kernels,
-            object_code=emitted.object_code,
-            aliases=graph.aliases,
-            output_align=made.output_align,
-            texts=_texts(made.module, emitted) if texts else {},
-        )
 
-    return program
+def _program(graph: Graph, target: Target, name: str, made: Assembled, emitted: Emitted, texts: bool) -> Program:
+    return Program(
+        name=name,
+        target=target,
+        inputs=tuple(Argument(str(n.attrs["name"]), n.tensor, str(n.attrs["role"])) for n in graph.inputs),
+        outputs=tuple(Argument(o, n.tensor) for o, n in zip(graph.output_names, graph.outputs, strict=True)),
+        constants=tuple(c.array for c in made.constants),
+        arena_bytes=made.plan.arena_bytes,
+        kernels=made.kernels,
+        object_code=emitted.object_code,
+        aliases=graph.aliases,
+        output_align=made.output_align,
+        texts=_texts(made.module, emitted) if texts else {},
+    )
 
 
 def assemble(graph: Graph, target: Target, *, name: str = "main", threads: int = 2) -> Assembled:

@@ -42,7 +42,7 @@ REDUCE: Final = frozenset({"reduce_add", "reduce_mul", "reduce_max", "reduce_min
 OPS: Final = BINARY | COMPARE | UNARY | REDUCE | {"const", "var", "load", "fma", "select", "cast", "bitcast", "ramp", "broadcast"}
 
 _interned: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
-_known: Final = _interned.data.get
+_known: Final[Callable[[tuple[object, ...]], Callable[[], Expr | None] | None]] = vars(_interned)["data"].get
 _lock = threading.Lock()
 
 

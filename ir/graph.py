@@ -98,7 +98,7 @@ def _key(value: Attr) -> Attr:
 
 
 _interned: weakref.WeakValueDictionary[tuple[object, ...], Node] = weakref.WeakValueDictionary()
-_known: Final = _interned.data.get
+_known: Final[Callable[[tuple[object, ...]], Callable[[], Node | None] | None]] = vars(_interned)["data"].get
 _lock = threading.Lock()
 
 

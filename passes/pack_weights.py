@@ -44,6 +44,8 @@ def matrix(b: Node, spec: Contraction) -> Node | None:
     wanted = [*spec.of_kind("batch"), *spec.of_kind("n"), *spec.of_kind("k")]
     if sorted(x.name for x in order) != sorted(x.name for x in wanted):
         return None
+    # an axis of extent 1 may stand anywhere: to move it is no movement
+    order, wanted = [a for a in order if a.extent != 1], [a for a in wanted if a.extent != 1]
     x = _reshape(b, [a.extent for a in order])
     perm = tuple(order.index(a) for a in wanted)
     if perm != tuple(range(len(perm))):

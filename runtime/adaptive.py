@@ -5,8 +5,9 @@ lost its core arrives a time slice later (16 ms seen where the work was 50 micro
 to waking threads than it gains. Results do not depend on the thread count, so the faster of the two may simply be used.
 
 The estimate for each way is the smaller of its last two calls, so that one hiccup decides nothing. The way that is not in
-use is tried again for two calls once the other has run 20 times as long as that costs: at most 5% is spent on finding out,
-and less and less while trying one thread keeps being slower.
+use is tried again for two calls once the other has run 20 times as long as that is expected to lose: at most 5% is spent on
+finding out, and less and less while trying one thread keeps being slower. Where both take about the same, a try loses
+nothing and is made often: what a neighbour does to two threads is over as soon as it stops.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-_PATIENCE: Final = 40.0  # in estimates of the other way; a try takes two of them
+_PATIENCE: Final = 40.0  # in what one call of the other way loses; a try makes two
+_LEAST_LOSS: Final = 0.1  # of a call: a difference below it is noise
 _MOST_PATIENCE: Final = 1000.0
 
 
@@ -53,8 +55,10 @@ class ThreadChoice:
         elif self._trying:
             self._trying = False  # what was tried is better, and stays
             self._patience = _PATIENCE
-        elif self._since > (self._patience if now == 1 else _PATIENCE) * self._estimates[other]:
-            self._change(other, trying=True)
+        else:
+            loss = max(self._estimates[other] - estimate, _LEAST_LOSS * estimate)
+            if self._since > (self._patience if now == 1 else _PATIENCE) * loss:
+                self._change(other, trying=True)
 
     def _change(self, to: int, *, trying: bool) -> None:
         self.index = to

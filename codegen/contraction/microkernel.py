@@ -107,17 +107,28 @@ def fingerprint(body: Sequence[Stmt], parameters: Sequence[Buffer]) -> str:
     """A short hash of everything that makes a kernel what it is, names of variables and buffers included."""
     text: list[str] = [repr(parameters)]
     ids: dict[Expr, int] = {}
+    seen: dict[int, str] = {}
+
+    def known(b: object) -> str:
+        """A buffer's text, made once for each: every load and store names one."""
+        found = seen.get(id(b))
+        if found is None:
+            found = seen[id(b)] = repr(b)
+        return found
+
     for s in statements(tuple(body)):
-        for e in postorder(expressions(s)):
-            if e not in ids:
-                ids[e] = len(ids)
-                text.append(f"{e.op}{[ids[a] for a in e.args]}{e.dtype}{e.lanes}{e.attr!r}")
-        parts = [type(s).__name__, *(str(ids[e]) for e in expressions(s))]
+        roots = expressions(s)
+        for e in postorder(roots, ids):
+            attr = e.attr
+            what = f"{known(attr[0])}{attr[1]}" if e.op == "load" else repr(attr)
+            text.append(f"{e.op}{[ids[a] for a in e.args]}{e.dtype.name}{e.lanes}{what}")
+            ids[e] = len(ids)
+        parts = [type(s).__name__, *[str(ids[e]) for e in roots]]
         match s:
             case For():
                 parts += [repr(s.var), s.kind, str(s.step), str(len(s.body))]
             case Store():
-                parts += [repr(s.buffer), str(s.mask is not None), str(s.nontemporal)]
+                parts += [known(s.buffer), str(s.mask is not None), str(s.nontemporal)]
             case Let():
                 parts.append(repr(s.var))
             case If():

@@ -234,7 +234,9 @@ def _plan(
         row_others=tuple(x for x in side.rows if not any(x is y for y in chosen)),
         col_others=side.cols,
         both=side.both,
-        reduce=_reduction(loops, 0 if not pack_row else 1 if pack_row == "k" else pitch, columns if pack_col else 0, side.along_k),
+        reduce=_reduction(
+            loops, 0 if not pack_row else 1 if pack_row == "k" else pitch, columns if pack_col else 0, side.along_k
+        ),
         reduce_from=loops,
         row_source=side.source,
         pack_row=pack_row,

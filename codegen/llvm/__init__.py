@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,19 +37,28 @@ def emit(module: Module, entry: EntryPlan, target: Target, *, checked: bool = Fa
     With `checked`, each load and store compares its index with the buffer's shape; one that is out of range does not touch
     memory (a load gives 0) and makes the run return its number. Raises CompileError for loop IR that breaks its rules.
     """
-    return begin_emit(module, entry, target, checked=checked)()
+    text, checks = module_text(module, entry, target, data_layout(target), checked)
+    return Emitted(text, object_code(text, target), checks, target)
 
 
 def begin_emit(module: Module, entry: EntryPlan, target: Target, *, checked: bool = False) -> Callable[[], Emitted]:
     """As `emit`, with LLVM at work in a thread of its own (it needs no interpreter lock); the result waits for it."""
     text, checks = module_text(module, entry, target, data_layout(target), checked)
-    code: Future[bytes] = Future()
+    result: list[Emitted | BaseException] = []
 
     def work() -> None:
         try:
-            code.set_result(object_code(text, target))
-        except BaseException as error:
-            code.set_exception(error)
+            result.append(Emitted(text, object_code(text, target), checks, target))
+        except BaseException as error:  # raised where the result is waited for
+            result.append(error)
 
-    threading.Thread(target=work, name="tensorwright-llvm").start()
-    return lambda: Emitted(text, code.result(), checks, target)
+    thread = threading.Thread(target=work, name="tensorwright-llvm", daemon=True)
+    thread.start()
+
+    def wait() -> Emitted:
+        thread.join()
+        if isinstance(result[0], BaseException):
+            raise result[0]
+        return result[0]
+
+    return wait

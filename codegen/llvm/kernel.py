@@ -14,6 +14,7 @@ from .memory import Values
 from .types import element, literal, stored, suffix, vector
 
 TID = var("tid")
+MOST_THREADS = 256  # of one parallel region
 
 
 def register_widths(kernel: Kernel) -> dict[str, int]:
@@ -28,14 +29,10 @@ def register_widths(kernel: Kernel) -> dict[str, int]:
     for s in statements(kernel.body):
         if isinstance(s, Store):
             see(s.buffer, s.value.lanes)
-        for root in expressions(s):
-            if root in seen:
-                continue
-            for e in postorder([root]):
-                if e not in seen:
-                    seen.add(e)
-                    if e.op == "load":
-                        see(e.attr[0], e.lanes)
+        for e in postorder(expressions(s), seen):
+            seen.add(e)
+            if e.op == "load":
+                see(e.attr[0], e.lanes)
     return widths
 
 
@@ -307,17 +304,28 @@ class KernelText(Values):
     # -- parallel regions ---------------------------------------------------------------------------------------------
 
     def fork(self, s: For) -> None:
-        """Outlines the body: each thread takes iterations from a shared counter until none is left."""
+        """Outlines the body: each thread takes the iterations of its own part, then what others have left of theirs.
+
+        With parts that do not move, a thread finds in its cache what it has worked on in the call before.
+        """
         if self.parallel:
             raise CompileError(f"kernel {self.kernel}: parallel loop {s.var.attr} stands inside another one")
         first, last = self.value(s.start), self.value(s.stop)
         count = self.t(f"sub i64 {last}, {first}")
         if s.step != 1:
             count = self.t(f"sdiv i64 {self.t(f'add i64 {count}, {s.step - 1}')}, {s.step}")
+        limit = self.t(f"load i64, ptr {self.context}")
+        for word, bound in (("smin", count), ("smin", str(MOST_THREADS)), ("smax", "1")):
+            limit = self.call(f"llvm.{word}.i64", "i64", [("i64", limit), ("i64", bound)])
         body_name = f"{self.kernel}.par{self.regions}"
         self.regions += 1
         variables, buffers = self._captures(s)
-        fields = [("i64", "0"), ("i64", "0"), ("ptr", self.context), ("i64", first), ("i64", count)]
+        counters = f"%{self.fresh('counters')}"  # one a part, each in a cache line of its own
+        self.entry.append(f"  {counters} = alloca [{MOST_THREADS} x [8 x i64]], align 64")
+        self.module.declare("llvm.memset.p0.i64", "void", "ptr, i8, i64, i1 immarg")
+        size = self.t(f"mul i64 {limit}, 64")
+        self.line(f"call void @llvm.memset.p0.i64(ptr align 64 {counters}, i8 0, i64 {size}, i1 false)")
+        fields = [("ptr", counters), ("i64", "0"), ("ptr", self.context), ("i64", first), ("i64", count), ("i64", limit)]
         fields += [("ptr", self.pointers[b]) for b in buffers]
         fields += [(vector(element(v.dtype), v.lanes), self.memo[v]) for v in variables]
         struct = "{ " + ", ".join(t for t, _ in fields) + " }"
@@ -327,8 +335,6 @@ class KernelText(Values):
             p = self.t(f"getelementptr {struct}, ptr {data}, i64 0, i32 {k}")
             self.line(f"store {kind} {x}, ptr {p}")
         self._outline(s, body_name, struct, variables, buffers)
-        limit = self.t(f"load i64, ptr {self.context}")
-        limit = self.call("llvm.smin.i64", "i64", [("i64", limit), ("i64", count)])
         several = self.t(f"icmp sgt i64 {limit}, 1")
         many, one, join = self.fresh("fork"), self.fresh("alone"), self.fresh("join")
         self.line(f"br i1 {several}, label %{many}, label %{one}")
@@ -367,28 +373,41 @@ class KernelText(Values):
         def field(k: int) -> str:
             return f.t(f"getelementptr {struct}, ptr %data, i64 0, i32 {k}")
 
-        f.context = f.t(f"load ptr, ptr {field(2)}")
-        first, count = f.t(f"load i64, ptr {field(3)}"), f.t(f"load i64, ptr {field(4)}")
-        for k, b in enumerate(buffers, 5):
+        counters, f.context = f.t(f"load ptr, ptr {field(0)}"), f.t(f"load ptr, ptr {field(2)}")
+        first, count, parts = (f.t(f"load i64, ptr {field(k)}") for k in (3, 4, 5))
+        for k, b in enumerate(buffers, 6):
             f.pointers[b] = f.t(f"load ptr, ptr {field(k)}")
-        for k, v in enumerate(variables, 5 + len(buffers)):
+        for k, v in enumerate(variables, 6 + len(buffers)):
             x = f.t(f"load {vector(element(v.dtype), v.lanes)}, ptr {field(k)}")
             f.bind(v, x, divisor=self.divisor.get(v, 1), natural=v in self.natural)
         for v, k in self.constants.items():
             f.bind(v, literal(k, i64), known=k, divisor=abs(k), natural=k >= 0)
-        f.bind(TID, f.t(f"atomicrmw add ptr {field(1)}, i64 1 monotonic"), natural=True)
-        counter = field(0)
+        tid = f.t(f"atomicrmw add ptr {field(1)}, i64 1 monotonic")
+        f.bind(TID, tid, natural=True)
+        f.line("br label %part")
+        f.label("part")
+        place = f.hole()
+        part = f.t(f"urem i64 {f.t(f'add i64 {tid}, %turn')}, {parts}")
+        low = f.t(f"udiv i64 {f.t(f'mul i64 {part}, {count}')}, {parts}")
+        after = f.t(f"add i64 {part}, 1")
+        high = f.t(f"udiv i64 {f.t(f'mul i64 {after}, {count}')}, {parts}")
+        size, counter = f.t(f"sub i64 {high}, {low}"), f.t(f"getelementptr [8 x i64], ptr {counters}, i64 {part}")
         f.line("br label %next")
         f.label("next")
         n = f.t(f"atomicrmw add ptr {counter}, i64 1 monotonic")
-        f.line(f"br i1 {f.t(f'icmp slt i64 {n}, {count}')}, label %chunk, label %done")
+        f.line(f"br i1 {f.t(f'icmp slt i64 {n}, {size}')}, label %chunk, label %left")
         f.label("chunk")
+        n = f.t(f"add nsw i64 {low}, {n}")
         step = n if s.step == 1 else f.t(f"mul nsw i64 {n}, {s.step}")
         i = f.t(f"add nsw i64 {first}, {step}")
         f.level = 1
         f.bind(s.var, i, divisor=gcd(self.divides(s.start), s.step), natural=self.is_natural(s.start))
         f.run(s.body)
         f.line("br label %next")
+        f.label("left")
+        turn = f.t("add i64 %turn, 1")
+        f.line(f"br i1 {f.t(f'icmp ult i64 {turn}, {parts}')}, label %part, label %done")
+        f.fill(place, [f"%turn = phi i64 [0, %entry], [{turn}, %left]"])
         f.label("done")
         f.finish()
         self.module.functions.append(f.text())

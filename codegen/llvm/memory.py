@@ -506,9 +506,13 @@ class Values(Arithmetic):
         """Which slot an access touches, and its first lane there."""
         if b.name not in self.registers:
             raise CompileError(f"kernel {self.kernel}: register buffer {b.name} is used where it is not allocated")
-        flat = Linear(0)
+        fixed, flat = 0, Linear(0)
         for i, s in zip(index, b.strides, strict=True):
-            flat = flat + self.form(i).scaled(s)
+            if i.op == "const":  # the usual case: what was unrolled when the loops were written
+                fixed += i.attr * s
+            else:
+                flat = flat + self.form(i).scaled(s)
+        flat = Linear(flat.constant + fixed, flat.terms)
         if flat.terms:
             raise CompileError(
                 f"kernel {self.kernel}: the index of register buffer {b.name}[{', '.join(map(repr, index))}] is not constant; "
