@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tensorwright.codegen import generate
+from tensorwright.codegen import generate, llvm
+from tensorwright.codegen.generate import begin
 from tensorwright.ir.build import constant, fused, input_node
 from tensorwright.ir.dims import symbol
 from tensorwright.ir.dtypes import f32
@@ -89,3 +90,22 @@ def test_same_program_twice_is_the_same_code() -> None:
 
     a, b = (generate(build(), host()) for _ in range(2))
     assert a.object_code == b.object_code and a.texts["loops"] == b.texts["loops"]
+
+
+def test_machine_code_made_in_the_background_is_the_same() -> None:
+    x = input_node("x", TensorType(f32, (3, 40)))
+    graph = Graph((x,), (make("exp", x),))
+    assert begin(graph, host())().object_code == generate(graph, host()).object_code
+
+
+def test_an_error_in_the_background_is_raised_where_the_program_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = input_node("x", TensorType(f32, (3, 40)))
+
+    def refuse(text: str, target: object) -> bytes:
+        raise CompileError(f"refused {len(text)} characters for {target}")
+
+    monkeypatch.setattr(llvm, "object_code", refuse)
+    waiting = begin(Graph((x,), (make("exp", x),)), host())
+    for _ in range(2):
+        with pytest.raises(CompileError, match="refused"):
+            waiting()

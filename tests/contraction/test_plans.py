@@ -175,3 +175,28 @@ def test_code_for_aarch64_is_generated() -> None:
     emitted = emit_kernel(Module(scheduled.kernels), "root", t)
     assert len(emitted.object_code) > 1000
     assert emitted.asm.count("fmla") >= 8
+
+
+def test_equal_layers_are_planned_once() -> None:
+    spec = conv(1, 64, 28, 64, 3)
+    a, b, c = operands(spec)
+    nest = canonical(spec, a, b, c, None)
+    moved = replace(nest, base=tuple(x + 64 for x in nest.base))
+    assert choose(nest, V4, f32, f32) is choose(moved, V4, f32, f32)
+    assert choose(nest, V4, f32, f32) is not choose(nest, row("x86-64-v3"), f32, f32)
+
+
+def test_what_is_decided_later_changes_what_depends_on_it() -> None:
+    p = planned(conv(1, 64, 28, 64, 3), 32)
+    assert p.cut < 0
+    cut = p.decided(cut=0, block=1)
+    assert cut == replace(p, cut=0, block=1)
+    assert (cut.inside, cut.tile_rows, cut.row_tiles) == (p.inside // p.reduce[0].extent, p.tile_rows, p.row_tiles)
+
+
+def test_plans_as_wide_as_the_panel() -> None:
+    spec = matmul(64, 256, 64)
+    a, b, c = operands(spec)
+    nest = canonical(spec.packed(64, ()), a, b, c, None)
+    every = list(plans(nest, V4, f32, f32))
+    assert list(plans(nest, V4, f32, f32, whole=True)) == [p for p in every if p.columns == 64] != every

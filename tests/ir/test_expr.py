@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from tensorwright.ir import expr as ex
@@ -90,3 +94,28 @@ def test_rewriting_shares_and_does_not_recurse():
     assert ex.substitute(e, {}) is e
     with pytest.raises(AttributeError):
         e.op = "x"
+
+
+def test_postorder_leaves_out_what_is_known():
+    e = (I + J) * I
+    assert list(ex.postorder([e])) == [I, J, I + J, e]
+    assert list(ex.postorder([e], {I + J})) == [I, e]
+    assert list(ex.postorder([e], {e})) == []
+
+
+def test_equal_expressions_are_one_object_while_one_lives():
+    first = ex.var("only here") + 123_456
+    assert ex.var("only here") + 123_456 is first
+    assert ex.const(-0.0, f32) is not ex.const(0.0, f32)
+    assert ex.const(True, bool_).attr is True and ex.const(1).attr is not True
+    nan = ex.const(float("nan"), f32)
+    assert ex.const(float("nan"), f32) is nan
+    forgotten = weakref.ref(first)
+    del first
+    gc.collect()
+    assert forgotten() is None
+    assert (ex.var("only here") + 123_456).args[1].attr == 123_456
+
+
+def test_a_dtype_is_one_object_also_when_copied():
+    assert copy.deepcopy(f32) is f32 and copy.copy(i8) is i8

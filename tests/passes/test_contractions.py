@@ -335,6 +335,14 @@ def test_panels_hold_columns_k_after_k():
         assert (panels[column // 4, :, column % 4] == expected).all()
 
 
+def test_an_axis_of_one_is_not_moved():
+    x, w = input_node("x", t(1, 4, 6, 6)), input_node("w", t(8, 4, 1, 1), "parameter")
+    graph = Graph((x, w), (make("conv2d", x, w),))
+    graph = ContractForm().run(Layout().run(graph, Context()), Context())
+    packed = pack(w, specs(graph)[0], 4)
+    assert [n.op.name for n in postorder([packed]) if n.inputs].count("transpose") == 1
+
+
 def test_nothing_is_packed_without_a_target():
     x, w = input_node("x", t(2, 3)), input_node("w", t(3, 5), "parameter")
     graph = ContractForm().run(Graph((x, w), (make("matmul", x, w),)), Context())

@@ -18,7 +18,7 @@ from tensorwright.ir.op import make
 from tensorwright.ir.program import Argument, Program
 from tensorwright.ir.types import tensor
 from tensorwright.runtime import host
-from tensorwright.runtime.buffers import address_of, empty
+from tensorwright.runtime.buffers import address_of, empties, empty
 from tensorwright.runtime.compiled import Compiled
 from tensorwright.runtime.executable import Executable
 
@@ -299,6 +299,12 @@ def test_arrays_of_ours_are_aligned_and_zero():
     for shape in ((), (0,), (3,), (1000, 7), (2048, 1024)):
         array = empty(shape, tensor("f32", ()).dtype)
         assert address_of(array) % 64 == 0 and array.shape == shape and not array.any()
+    several = empties([tensor("f32", (3, 5)), tensor("f32", (0,)), tensor("f32", ()), tensor("f32", (1200, 1000))])
+    for k, array in enumerate(several):
+        assert address_of(array) % 64 == 0 and not array.any()
+        array[...] = k
+    assert [a.shape for a in several] == [(3, 5), (0,), (), (1200, 1000)]
+    assert all((array == k).all() for k, array in enumerate(several))
 
 
 # ---------------------------------------------------------------------------------------------------- sizes, weights, state
