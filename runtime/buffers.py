@@ -29,9 +29,10 @@ def _private(nbytes: int) -> mmap.mmap:
     return mmap.mmap(-1, nbytes)
 
 
-def block(nbytes: int, align: int = ALIGN) -> tuple[Any, int]:
+def block(nbytes: int, align: int = ALIGN, *, huge: bool = True) -> tuple[Any, int]:
     """Zeroed memory as (owner, address of its first aligned byte). The owner exports a writable buffer.
 
+    A large block is made of huge pages where the system has them, unless `huge` is False.
     Raises OutOfMemoryError when the system does not give that much.
     """
     if nbytes >= _HUGE:
@@ -41,7 +42,7 @@ def block(nbytes: int, align: int = ALIGN) -> tuple[Any, int]:
             raise OutOfMemoryError(
                 f"the model needs a block of {nbytes:,} bytes, which the system does not give: {error}"
             ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             owner.madvise(mmap.MADV_HUGEPAGE)
         base = ctypes.addressof(ctypes.c_char.from_buffer(owner))
     else:
@@ -63,15 +64,26 @@ def empty(shape: Sequence[int], dtype: DType, align: int = ALIGN) -> Array:
 
 
 def empties(types: Sequence[TensorType], align: int = ALIGN) -> list[Array]:
-    """As `empty` for each type, in one block of memory: many arrays of some MB then get huge pages, and no zeroing twice."""
+    """As `empty` for each type, in one block of ordinary pages (`want_huge_pages` once they are filled).
+
+    One block is not zeroed twice, as many small ones are. Huge pages at once may have to be found first: 100 MB of them
+    took between 40 and 380 ms on a virtual machine, ordinary pages 60.
+    """
     sizes = [-(-t.nbytes // align) * align for t in types]
-    owner, address = block(sum(sizes), align)
+    owner, address = block(sum(sizes), align, huge=False)
     at = address - ctypes.addressof(ctypes.c_char.from_buffer(owner))
     made: list[Array] = []
     for t, size in zip(types, sizes, strict=True):
         made.append(np.ndarray(t.static_shape, t.dtype.numpy, buffer=owner, offset=at))
         at += size
     return made
+
+
+def want_huge_pages(arrays: Sequence[Array]) -> None:
+    """Lets the system turn the pages of one block of `empties` into huge ones in its own time."""
+    owner = arrays[0].base if arrays else None
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_HUGEPAGE"):
+        owner.madvise(mmap.MADV_HUGEPAGE)
 
 
 def aligned_copy(array: Array, align: int = ALIGN) -> Array:

@@ -14,7 +14,7 @@ from ..ir.graph import Graph
 from ..ir.graphs import bind_sizes
 from ..ir.types import TensorType
 from .binding import Binding
-from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty
+from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty, want_huge_pages
 from .compiled import Compiled, PassRecord
 from .profile import Peak, Profile, measure
 
@@ -290,6 +290,7 @@ class Executable:
             values = [v if v.flags.c_contiguous and v.flags.aligned else np.ascontiguousarray(v) for v in values]
             outputs = empties([a.type for a in program.outputs])
             binding.run(values, [address_of(v) for v in values], outputs)
+            want_huge_pages(outputs)
             found = dict(zip((a.name for a in program.outputs), outputs, strict=True))
             if key:
                 self._prepared[key] = found

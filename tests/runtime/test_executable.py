@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import threading
 import tracemalloc
@@ -18,7 +19,7 @@ from tensorwright.ir.op import make
 from tensorwright.ir.program import Argument, Program
 from tensorwright.ir.types import tensor
 from tensorwright.runtime import host
-from tensorwright.runtime.buffers import address_of, empties, empty
+from tensorwright.runtime.buffers import address_of, empties, empty, want_huge_pages
 from tensorwright.runtime.compiled import Compiled
 from tensorwright.runtime.executable import Executable
 
@@ -304,7 +305,10 @@ def test_arrays_of_ours_are_aligned_and_zero():
         assert address_of(array) % 64 == 0 and not array.any()
         array[...] = k
     assert [a.shape for a in several] == [(3, 5), (0,), (), (1200, 1000)]
-    assert all((array == k).all() for k, array in enumerate(several))
+    want_huge_pages(several)
+    assert isinstance(several[0].base, mmap.mmap) and all((array == k).all() for k, array in enumerate(several))
+    want_huge_pages(empties([tensor("f32", (3,))]))
+    want_huge_pages([])
 
 
 # ---------------------------------------------------------------------------------------------------- sizes, weights, state
