@@ -12,7 +12,9 @@ import numpy as np
 from tensorwright.codegen.llvm import Emitted, emit
 from tensorwright.codegen.loop_ir import Module
 from tensorwright.codegen.plan import EntryPlan, Step
+from tensorwright.ir.dtypes import as_dtype
 from tensorwright.ir.target import Target
+from tensorwright.runtime.buffers import empty
 from tensorwright.runtime.native import NativeProgram
 from tensorwright.runtime.threads import context
 
@@ -20,10 +22,8 @@ Array = np.ndarray[Any, Any]
 
 
 def aligned(array: Array, align: int = 4096) -> Array:
-    """A C-contiguous copy at an aligned address."""
-    raw = np.empty(array.nbytes + align, np.uint8)
-    start = -raw.ctypes.data % align
-    out: Array = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    """A C-contiguous copy at an aligned address, in memory such as the runtime gives to weights (huge pages if large)."""
+    out = empty(array.shape, as_dtype(array.dtype), align)
     out[...] = array
     return out
 
