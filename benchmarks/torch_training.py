@@ -22,12 +22,13 @@ def loss_of(module: nn.Module, x: Any, target: Any) -> Any:
     return F.cross_entropy(prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1))
 
 
-def step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Any, target: Any) -> Callable[[], Any]:
-    """One call: forward, loss, backward, update. It gives the loss."""
+def step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Any, target: Any, compiled: bool = False) -> Callable[[], Any]:
+    """One call: forward, loss, backward, update. It gives the loss. `compiled`: torch.compile over forward and backward."""
+    objective = torch.compile(loss_of) if compiled else loss_of
 
     def run() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(module, x, target)
+        loss = objective(module, x, target)
         loss.backward()
         optimizer.step()
         return loss.detach()

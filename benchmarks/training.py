@@ -1,10 +1,13 @@
-"""Whole training steps against PyTorch eager: forward, loss, backward and Adam, one native call each.
+"""Whole training steps against the peers: forward, loss, backward and Adam, one native call each.
 
     python -m tensorwright.benchmarks.training --models demo_b64,transformer_b8 --json result.json
 
 Every contestant starts from the same weights (by name, from a file) and repeats the step on the same batch. PyTorch takes
-part with Adam as it comes and with `fused=True`, convolutions in channels last. Before anything is timed, the losses of
-the first three steps are compared with PyTorch's in f64.
+part eagerly with Adam as it comes, with `fused=True` and with channels last besides, and compiled; JAX with `jit`, TensorFlow
+with `tf.function`. Before anything is timed, the losses of the first three steps are compared with PyTorch's in f64.
+
+`recurrence_t1000` is the gradient of a tanh recurrence of 1,000 steps over a state of 32 with respect to its weight, at batch
+1: no step, but what the overhead of a loop shows best.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import tensorwright as tw
-from tensorwright.benchmarks import models
+from tensorwright.benchmarks import models, recurrence
 from tensorwright.benchmarks.contest import contestants, geometric_mean, serve, take_turns
 from tensorwright.benchmarks.inference import machine
 from tensorwright.driver import build
@@ -31,8 +35,17 @@ from tensorwright.frontend.training import TracedStep, training_step
 from tensorwright.settings import flags
 
 Array = np.ndarray[Any, Any]
-DEFAULT = ("mlp_b64", "demo_b64", "cifar_b64", "transformer_b8")
-PEERS = ("torch", "torch_fused")
+RECURRENCE = "recurrence_t1000"
+WORKLOADS = (*models.TRAINING, RECURRENCE)
+DEFAULT = ("mlp_b64", "demo_b64", "cifar_b64", "resnet18_b32", "bilstm_b32", "transformer_b8", RECURRENCE)
+PEERS = {  # and the package that each needs
+    "torch": "torch",
+    "torch_fused": "torch",
+    "torch_channels_last": "torch",
+    "torch_compile": "torch",
+    "jax": "jax",
+    "tensorflow": "tensorflow",
+}
 RATE = 1e-3
 STEPS = 3  # whose losses are compared
 # Adam divides by the root of a tiny second moment in its first steps, so that a gradient of rounding errors moves a weight by
@@ -42,7 +55,7 @@ TOLERANCE = 1e-4
 
 def installed_peers() -> list[str]:
     """The peers that can take part here."""
-    return list(PEERS) if importlib.util.find_spec("torch") is not None else []
+    return [p for p, package in PEERS.items() if importlib.util.find_spec(package) is not None]
 
 
 # ---------------------------------------------------------------------------------------------------- contestants
@@ -81,21 +94,49 @@ def ours(name: str, weights: Mapping[str, Array], threads: int) -> tuple[Callabl
 
 
 def by_torch(
-    name: str, weights: Mapping[str, Array], threads: int, fused: bool = False
+    name: str,
+    weights: Mapping[str, Array],
+    threads: int,
+    fused: bool = False,
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """PyTorch eager."""
+    """PyTorch, eager or compiled."""
+    if compiled:  # before the import: a pool of compile processes would stay and slow every contestant
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     import torch
     from tensorwright.benchmarks import torch_training
 
     torch.set_num_threads(threads)
     module = torch_training.model(name, weights)
     x, target = map(torch.from_numpy, batch(name))
-    if x.ndim == 4:
+    if channels_last:
         module, x = module.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    optimizer = (
-        torch.optim.Adam(module.parameters(), lr=RATE, fused=True) if fused else torch.optim.Adam(module.parameters(), lr=RATE)
-    )
-    run = torch_training.step(module, optimizer, x, target)
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE, fused=fused or None)
+    run = torch_training.step(module, optimizer, x, target, compiled=compiled)
+    return run, {"losses": [float(run()) for _ in range(STEPS)]}
+
+
+def by_jax(name: str, weights: Mapping[str, Array], threads: int) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """JAX on as many cores as the process may use."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from tensorwright.benchmarks import jax_training
+
+    x, target = batch(name)
+    run = jax_training.step(name, weights, x, target, RATE)
+    return run, {"losses": [float(run()) for _ in range(STEPS)]}
+
+
+def by_tensorflow(name: str, weights: Mapping[str, Array], threads: int) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """TensorFlow with a `tf.function`."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+    from tensorwright.benchmarks import tf_training
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    x, target = batch(name)
+    run = tf_training.step(name, weights, x, target, RATE)
     return run, {"losses": [float(run()) for _ in range(STEPS)]}
 
 
@@ -103,7 +144,25 @@ CONTESTANTS: dict[str, Callable[..., tuple[Callable[[], Any], dict[str, Any]]]] 
     "tensorwright": ours,
     "torch": by_torch,
     "torch_fused": functools.partial(by_torch, fused=True),
+    "torch_channels_last": functools.partial(by_torch, fused=True, channels_last=True),
+    "torch_compile": functools.partial(by_torch, fused=True, compiled=True),
+    "jax": by_jax,
+    "tensorflow": by_tensorflow,
 }
+
+
+def takes_part(peer: str, name: str) -> bool:
+    """Whether a peer has an entry for a workload: channels last is for images, the recurrence is of those who have a scan."""
+    if name == RECURRENCE:
+        return peer in recurrence.CONTESTANTS
+    return peer != "torch_channels_last" or len(models.TRAINING[name].arguments[0].type.shape) == 4
+
+
+def enter(contestant: str, name: str, weights: Mapping[str, Array], threads: int) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """A contestant's callable for a workload, and what there is to say about it."""
+    if name == RECURRENCE:
+        return recurrence.CONTESTANTS[contestant](weights, threads)
+    return CONTESTANTS[contestant](name, weights, threads)
 
 
 def reference_losses(name: str, weights: Mapping[str, Array]) -> list[float]:
@@ -124,6 +183,8 @@ def reference_losses(name: str, weights: Mapping[str, Array]) -> list[float]:
 
 def initial_weights(name: str) -> dict[str, Array]:
     """Weights of the workload's model, the same in every process."""
+    if name == RECURRENCE:
+        return recurrence.weights()
     seed(0)
     return {k: np.asarray(v) for k, v in models.TRAINING[name].make().state_dict().items()}
 
@@ -133,7 +194,7 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
     weights = initial_weights(name)
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/weights.npz", **weights)  # type: ignore[arg-type]
-        words = {c: (c, name, folder) for c in ("tensorwright", *peers)}
+        words = {c: (c, name, folder) for c in ("tensorwright", *(p for p in peers if takes_part(p, name)))}
         with contestants("tensorwright.benchmarks.training", words, threads, name) as running:
             if "tensorwright" not in running:
                 raise RuntimeError(f"{name}: Tensorwright itself failed")
@@ -141,12 +202,12 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
             times = {c: p.median for c, p in running.items()}
             spread = {c: p.spread for c, p in running.items()}
             facts = {c: p.facts for c, p in running.items()}
-    error = None
-    if any(p in PEERS for p in peers):
-        want = reference_losses(name, weights)
-        error = max(abs(a - b) / abs(b) for a, b in zip(facts["tensorwright"]["losses"], want, strict=True))
-        if not error <= TOLERANCE:
-            raise RuntimeError(f"{name}: losses {facts['tensorwright']['losses']}, expected {want}")
+    errors: dict[str, float] = {}
+    if name == RECURRENCE or "torch" in installed_peers():
+        want = np.asarray(recurrence.reference(weights) if name == RECURRENCE else reference_losses(name, weights))
+        errors = {c: float(np.abs(np.asarray(f["losses"]) - want).max() / np.abs(want).max()) for c, f in facts.items()}
+        if not errors["tensorwright"] <= TOLERANCE:
+            raise RuntimeError(f"{name}: {facts['tensorwright']['losses']}, expected {want.tolist()}")
     mine = times.pop("tensorwright")
     best = min(times, key=times.__getitem__, default=None)
     gflops = facts["tensorwright"]["flops"] / mine * 1e-6
@@ -166,8 +227,8 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
         "gflops": gflops,
         "gbps": facts["tensorwright"]["bytes"] / mine * 1e-6,
         "fraction_of_peak": gflops / measured_peak(host(), threads),
-        "max_rel_error": error,
-        "losses": {c: f["losses"] for c, f in facts.items()},
+        "max_rel_error": errors.get("tensorwright"),
+        "errors": errors,
         "kernels": facts["tensorwright"]["kernels"],
         "peak_bytes": facts["tensorwright"]["peak_bytes"],
         "seconds_to_first_result": {c: f["ready"] for c, f in facts.items()},
@@ -182,8 +243,8 @@ def run(
     from tensorwright.runtime.threads import available
 
     chosen = names.split(",") if names else list(DEFAULT)
-    if unknown := [n for n in chosen if n not in models.TRAINING]:
-        raise InputError(f"unknown workloads {unknown}; expected some of {', '.join(models.TRAINING)}")
+    if unknown := [n for n in chosen if n not in WORKLOADS]:
+        raise InputError(f"unknown workloads {unknown}; expected some of {', '.join(WORKLOADS)}")
     there = installed_peers()
     against = [p for p in peers.split(",") if p] if peers is not None else there
     if unknown := [p for p in against if p not in there]:
@@ -221,10 +282,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words[:1] == ["--worker"]:
         _, contestant, name, folder, threads = words
         weights = dict(np.load(f"{folder}/weights.npz"))
-        serve(lambda: CONTESTANTS[contestant](name, weights, int(threads)), f"{folder}/{contestant}.npy", int(threads))
+        serve(lambda: enter(contestant, name, weights, int(threads)), f"{folder}/{contestant}.npy", int(threads))
         return
     parser = argparse.ArgumentParser(prog="tensorwright bench training", description=__doc__)
-    parser.add_argument("--models", default=None, help=f"some of {', '.join(models.TRAINING)}, separated by commas")
+    parser.add_argument("--models", default=None, help=f"some of {', '.join(WORKLOADS)}, separated by commas")
     parser.add_argument("--peers", default=None, help=f"some of {', '.join(PEERS)} (default: what is installed)")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
