@@ -220,24 +220,15 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--threads", type=_count, metavar="N", help="most threads to use")
     kernels.add_argument("--rowwise", action="store_true", help="softmax, layer norm and gelu against torch instead")
     kernels.add_argument("--quick", action="store_true", help="fewer repetitions")
-    inference = add(
-        "inference",
-        "whole models against numpy and whichever of torch and ONNX Runtime are installed",
-        "cli_bench:inference_command",
-        into=kinds,
-    )
-    inference.add_argument(
-        "--models", metavar="A,B", help="mlp, lenet, cifar, resnet50, or one batch size: mlp_b1 (default: all)"
-    )
-    inference.add_argument("--peers", metavar="A,B", help="numpy, torch, torch_compile, onnxruntime (default: what is installed)")
-    inference.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
-    inference.add_argument("--quick", action="store_true", help="fewer repetitions")
-
-    training = add("training", "whole training steps against torch", "cli_bench:training_command", into=kinds)
-    training.add_argument("--models", metavar="A,B", help="mlp_b64, demo_b64, cifar_b64, resnet18_b32, transformer_b8")
-    training.add_argument("--peers", metavar="A,B", help="which peers (default: what is installed)")
-    training.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
-    training.add_argument("--quick", action="store_true", help="fewer repetitions")
+    for name, said, names in (
+        ("inference", "whole models against whichever peers are installed", "mlp, lenet, cifar, resnet50, or one: mlp_b1"),
+        ("training", "whole training steps against whichever peers are installed", "mlp_b64, cifar_b64, bilstm_b32, ..."),
+    ):
+        kind = add(name, said, f"cli_bench:{name}_command", into=kinds)
+        kind.add_argument("--models", metavar="A,B", help=f"{names} (default: all)")
+        kind.add_argument("--peers", metavar="A,B", help="numpy, torch, jax, ... (default: what is installed)")
+        kind.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
+        kind.add_argument("--quick", action="store_true", help="fewer repetitions")
 
     doctor = add(
         "doctor",

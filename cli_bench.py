@@ -13,13 +13,11 @@ from .runtime.threads import available
 def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
     """Contractions one by one, and row-wise kernels against torch if asked; the figures."""
     _there("kernels")
-    count = args.threads or available()
     if args.rowwise:
         from .benchmarks import rowwise
 
-        rows = rowwise.run(threads=count, quick=args.quick)
-        print(rowwise.table(rows))
-        return rowwise.report(rows, count)
+        return rowwise.COMPARISON.run(threads=args.threads, quick=args.quick)
+    count = args.threads or available()
     from .benchmarks import kernels
 
     found: list[dict[str, Any]] = kernels.run(sorted({1, count}), args.target or "host", seconds=0.1 if args.quick else 0.4)
@@ -28,14 +26,11 @@ def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def training_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Training steps against torch; the figures."""
+    """Training steps against peers; the figures."""
     _there("training")
     from .benchmarks import training
 
-    count = args.threads or available()
-    rows = training.run(args.models, args.peers, count, args.quick)
-    print(training.table(rows))
-    return training.report(rows, count)
+    return training.COMPARISON.run(args.models, args.peers, args.threads, args.quick)
 
 
 def inference_command(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,7 +38,7 @@ def inference_command(args: argparse.Namespace) -> dict[str, Any]:
     _there("inference")
     from .benchmarks import inference
 
-    return inference.run(args.models, args.peers, args.threads, args.quick)
+    return inference.COMPARISON.run(args.models, args.peers, args.threads, args.quick)
 
 
 def _there(name: str) -> None:

@@ -9,22 +9,18 @@ Errors are against an evaluation in f64.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from datetime import date
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tensorwright.benchmarks import models
-from tensorwright.benchmarks.contest import contestants, geometric_mean, serve, take_turns
+from tensorwright.benchmarks.comparison import Comparison, columns
+from tensorwright.benchmarks.contest import contestants, serve, take_turns
 from tensorwright.frontend.nn.init import seed
 
 DEFAULT = ("mlp_b1", "mlp_b64", "lenet_b1", "lenet_b64", "cifar_b1", "cifar_b64", "resnet50_b1", "resnet50_b8")
@@ -161,31 +157,16 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
             if "tensorwright" not in running:
                 raise RuntimeError(f"{name}: Tensorwright itself failed")
             take_turns(running, rounds)
-            medians = {c: p.median for c, p in running.items()}
-            spread = {c: p.spread for c, p in running.items()}
-            ready = {c: p.facts["ready"] for c, p in running.items()}
         reference = _reference(name, module, x, peers)
-        outputs = {c: np.load(f"{folder}/{c}.npy").astype(np.float64) for c in medians}
+        outputs = {c: np.load(f"{folder}/{c}.npy").astype(np.float64) for c in running}
     errors = {c: float(np.max(np.abs(y - reference)) / np.max(np.abs(reference))) for c, y in outputs.items()}
     exe = tw.compile(module, *workload.arguments, threads=threads)
-    mine = medians.pop("tensorwright")
-    best = min(medians, key=medians.__getitem__, default=None)
-    gflops = sum(k.flops for k in exe.compiled.run.kernels) / mine * 1e-6
-    return {
-        "name": name,
-        "threads": threads,
-        "ours_ms": mine,
-        "peers_ms": medians,
-        "best_peer": best,
-        "ratio_to_best": medians[best] / mine if best else None,
-        "ratios": {c: t / mine for c, t in medians.items()},
-        "spread_ms": spread,
-        "gflops": gflops,
-        "gbps": sum(k.bytes for k in exe.compiled.run.kernels) / mine * 1e-6,
-        "fraction_of_peak": gflops / measured_peak(exe.compiled.run.target, threads),
+    kernels = exe.compiled.run.kernels
+    row = columns(name, threads, running, flops=sum(k.flops for k in kernels), nbytes=sum(k.bytes for k in kernels))
+    return row | {
+        "fraction_of_peak": row["gflops"] / measured_peak(exe.compiled.run.target, threads),
         "max_rel_error": errors.pop("tensorwright"),
         "peers_max_rel_error": errors,
-        "seconds_to_first_result": ready,
         "peak_bytes": exe.peak_bytes,
     }
 
@@ -207,47 +188,19 @@ def _reference(name: str, module: Any, x: Any, peers: Sequence[str]) -> Any:
     return run(traced, [state.get(str(i.attrs["name"]), x) for i in traced.inputs], dtype=f64)[0]
 
 
-def compare(names: Sequence[str], peers: Sequence[str], threads: int, rounds: int) -> dict[str, Any]:
-    """All rows, the machine, and the geometric mean of the ratios to the best peer; prints as it goes."""
-    rows = []
-    for name in names:
-        row = measure(name, peers, threads, rounds)
-        rows.append(row)
-        ratio = "no peer" if row["best_peer"] is None else f"{row['ratio_to_best']:.2f}x of {row['best_peer']}"
-        others = "  ".join(f"{c} {t:.3f} ({t / row['ours_ms']:.1f}x)" for c, t in row["peers_ms"].items())
-        print(
-            f"{ratio:<24} {name:<14} ours {row['ours_ms']:.4f} ms  {others}  {row['gflops']:.1f} GFLOP/s "
-            f"({row['fraction_of_peak']:.0%} of peak)  error {row['max_rel_error']:.1e}",
-            flush=True,
-        )
-    mean = geometric_mean([r["ratio_to_best"] for r in rows if r["ratio_to_best"]])
-    if mean is not None:
-        print(f"{mean:.2f}x of the best peer (geometric mean)")
-    return {"machine": machine(threads), "rows": rows, "geomean_ratio": mean}
+def remark(r: Mapping[str, Any]) -> str:
+    """Arithmetic of a row."""
+    return f"{r['gflops']:.1f} GFLOP/s ({r['fraction_of_peak']:.0%} of peak)"
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Where and when it was measured, and with which versions."""
-    from importlib import metadata
+def match(name: str) -> list[str]:
+    """'mlp' stands for all its batch sizes that run by default."""
+    return [w for w in models.INFERENCE if w == name or (w.startswith(f"{name}_b") and w in DEFAULT)]
 
-    from tensorwright.runtime import host
 
-    versions = {}
-    for package in ("tensorwright", "numpy", "torch", "onnxruntime", "llvmlite"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": host.cpu_name(),
-        "target": host.host().name,
-        "threads": threads,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "date": date.today().isoformat(),
-    }
+COMPARISON = Comparison(
+    "tensorwright bench inference", __doc__, tuple(models.INFERENCE), DEFAULT, installed_peers, measure, remark, match
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -262,36 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         serve(make, f"{folder}/{contestant}.npy", int(count))
         return
-    parser = argparse.ArgumentParser(prog="tensorwright bench inference", description=__doc__)
-    parser.add_argument(
-        "--models", default=",".join(DEFAULT), help=f"workloads, separated by commas: {', '.join(models.INFERENCE)}"
-    )
-    parser.add_argument("--peers", default=None, help=f"some of {', '.join(PEERS)} (default: what is installed)")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args(words)
-    result = run(args.models, args.peers, args.threads, args.quick)
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def run(names: str | None, peers: str | None, threads: int | None, quick: bool) -> dict[str, Any]:
-    """What the command line does. Raises InputError for an unknown workload or peer."""
-    from tensorwright.ir.errors import InputError
-    from tensorwright.runtime.threads import available
-
-    chosen: list[str] = []
-    for n in names.split(",") if names else DEFAULT:
-        found = [w for w in models.INFERENCE if w == n or (w.startswith(f"{n}_b") and w in DEFAULT)]
-        if not found:
-            raise InputError(f"unknown workload {n!r}; expected some of {', '.join(models.INFERENCE)}")
-        chosen += found
-    there = installed_peers()
-    against = peers.split(",") if peers else there
-    if unknown := [p for p in against if p and p not in there]:
-        raise InputError(f"peers {unknown} are not installed here; there are {', '.join(there)}")
-    return compare(chosen, [p for p in against if p], threads or available(), 3 if quick else 12)
+    COMPARISON.main(words)
 
 
 if __name__ == "__main__":

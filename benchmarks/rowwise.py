@@ -8,22 +8,19 @@ roofline is a copy of the same size by our own code, measured in the same rounds
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorwright as tw
 from tensorwright import nn
-from tensorwright.benchmarks.contest import contestants, geometric_mean, serve, take_turns
-from tensorwright.benchmarks.inference import machine
+from tensorwright.benchmarks.comparison import Comparison, columns
+from tensorwright.benchmarks.contest import contestants, serve, take_turns
 
 Array = np.ndarray[Any, Any]
 EPS = 1e-5
@@ -165,30 +162,18 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
             if "tensorwright" not in running or "copy" not in running:
                 raise RuntimeError(f"{name}: Tensorwright itself failed")
             take_turns(running, rounds)
-            times = {c: p.median for c, p in running.items()}
-            spread = {c: p.spread for c, p in running.items()}
             facts = {c: p.facts for c, p in running.items()}
         want = reference(name)
         scale = float(np.max(np.abs(want)))
-        errors = {c: float(np.max(np.abs(np.load(words[c][2]) - want))) / scale for c in times if c != "copy"}
+        errors = {c: float(np.max(np.abs(np.load(words[c][2]) - want))) / scale for c in facts if c != "copy"}
     if not errors["tensorwright"] <= CASES[name].tolerance:
         raise RuntimeError(f"{name}: relative error {errors['tensorwright']:.1e}, expected at most {CASES[name].tolerance:.0e}")
-    mine, floor = times.pop("tensorwright"), times.pop("copy")
-    best = min(times, key=times.__getitem__, default=None)
     moved = 2 * 4 * int(np.prod(CASES[name].shape))
-    return {
-        "name": name,
-        "threads": threads,
-        "ours_ms": mine,
-        "peers_ms": times,
-        "best_peer": best,
-        "ratio_to_best": times[best] / mine if best else None,
+    row = columns(name, threads, running, flops=facts["tensorwright"]["flops"], nbytes=moved, aside="copy")
+    floor = running["copy"].median
+    return row | {
         "copy_ms": floor,
-        "ratio_undisturbed": min(spread[c][0] for c in times) / spread["tensorwright"][0] if best else None,
-        "spread_ms": spread,
-        "gflops": facts["tensorwright"]["flops"] / mine * 1e-6,
-        "gbps": moved / mine * 1e-6,
-        "fraction_of_peak": floor / mine,
+        "fraction_of_peak": floor / row["ours_ms"],
         "max_rel_error": errors.pop("tensorwright"),
         "peers_max_rel_error": errors,
         "forms": {c: f["form"] for c, f in facts.items() if "form" in f},
@@ -196,45 +181,14 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
     }
 
 
-def run(
-    names: str | None = None, peers: str | None = None, threads: int | None = None, quick: bool = False
-) -> list[dict[str, Any]]:
-    """The rows. Raises InputError for an unknown case or peer."""
-    from tensorwright.ir.errors import InputError
-    from tensorwright.runtime.threads import available
-
-    chosen = names.split(",") if names else list(CASES)
-    if unknown := [n for n in chosen if n not in CASES]:
-        raise InputError(f"unknown cases {unknown}; expected some of {', '.join(CASES)}")
-    there = installed_peers()
-    against = [p for p in peers.split(",") if p] if peers is not None else there
-    if unknown := [p for p in against if p not in there]:
-        raise InputError(f"peers {unknown} are not installed here; there are {', '.join(there) or 'none'}")
-    return [measure(n, against, threads or available(), 3 if quick else 12) for n in chosen]
+def remark(r: Mapping[str, Any]) -> str:
+    """Memory traffic of a row beside that of a copy."""
+    return f"copy {r['copy_ms']:.3f}  {r['gbps']:.1f} GB/s ({r['fraction_of_peak']:.0%} of a copy's)  {r['gflops']:.1f} GFLOP/s"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text, ratios first: of medians, and of first deciles, which a busy machine disturbs less."""
-    lines = []
-    for r in rows:
-        ratio = "no peer" if r["best_peer"] is None else f"{r['ratio_to_best']:.2f}x of {r['best_peer']}"
-        if best := r["ratio_undisturbed"]:
-            ratio += f" ({best:.2f}x)"
-        others = "  ".join(f"{c} {t:.3f}" for c, t in r["peers_ms"].items())
-        lines.append(
-            f"{ratio:<24} {r['name']:<20} ours {r['ours_ms']:.3f} ms  {others}  copy {r['copy_ms']:.3f}  {r['gbps']:.1f} GB/s "
-            f"({r['fraction_of_peak']:.0%} of a copy's)  {r['gflops']:.1f} GFLOP/s  error {r['max_rel_error']:.1e}"
-        )
-    mean = geometric_mean([r["ratio_to_best"] for r in rows if r["ratio_to_best"]])
-    if mean is not None:
-        lines.append(f"{mean:.2f}x of the best peer (geometric mean)")
-    return "\n".join(lines)
-
-
-def report(rows: Sequence[dict[str, Any]], threads: int) -> dict[str, Any]:
-    """What --json writes."""
-    mean = geometric_mean([r["ratio_to_best"] for r in rows if r["ratio_to_best"]])
-    return {"machine": machine(threads), "rows": list(rows), "geomean_ratio": mean}
+COMPARISON = Comparison(
+    "tensorwright bench kernels --rowwise", __doc__, tuple(CASES), tuple(CASES), installed_peers, measure, remark
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -243,17 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _, contestant, name, result, threads = words
         serve(lambda: CONTESTANTS[contestant](name, int(threads)), result, int(threads))
         return
-    parser = argparse.ArgumentParser(prog="tensorwright bench kernels --rowwise", description=__doc__)
-    parser.add_argument("--cases", default=None, help=f"some of {', '.join(CASES)}, separated by commas")
-    parser.add_argument("--peers", default=None, help="default: what is installed")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args(words)
-    rows = run(args.cases, args.peers, args.threads, args.quick)
-    print(table(rows))
-    if args.json:
-        Path(args.json).write_text(json.dumps(report(rows, rows[0]["threads"]), indent=1) + "\n", encoding="utf-8")
+    COMPARISON.main(words)
 
 
 if __name__ == "__main__":

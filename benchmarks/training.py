@@ -12,23 +12,20 @@ with `tf.function`. Before anything is timed, the losses of the first three step
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorwright as tw
 from tensorwright.benchmarks import models, recurrence
-from tensorwright.benchmarks.contest import contestants, geometric_mean, serve, take_turns
-from tensorwright.benchmarks.inference import machine
+from tensorwright.benchmarks.comparison import Comparison, columns
+from tensorwright.benchmarks.contest import contestants, serve, take_turns
 from tensorwright.driver import build
 from tensorwright.frontend.nn.init import seed
 from tensorwright.frontend.training import TracedStep, training_step
@@ -199,8 +196,6 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
             if "tensorwright" not in running:
                 raise RuntimeError(f"{name}: Tensorwright itself failed")
             take_turns(running, rounds)
-            times = {c: p.median for c, p in running.items()}
-            spread = {c: p.spread for c, p in running.items()}
             facts = {c: p.facts for c, p in running.items()}
     errors: dict[str, float] = {}
     if name == RECURRENCE or "torch" in installed_peers():
@@ -208,73 +203,26 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[
         errors = {c: float(np.abs(np.asarray(f["losses"]) - want).max() / np.abs(want).max()) for c, f in facts.items()}
         if not errors["tensorwright"] <= TOLERANCE:
             raise RuntimeError(f"{name}: {facts['tensorwright']['losses']}, expected {want.tolist()}")
-    mine = times.pop("tensorwright")
-    best = min(times, key=times.__getitem__, default=None)
-    gflops = facts["tensorwright"]["flops"] / mine * 1e-6
     from tensorwright.driver import measured_peak
     from tensorwright.runtime.host import host
 
-    return {
-        "name": name,
-        "threads": threads,
-        "ours_ms": mine,
-        "peers_ms": times,
-        "best_peer": best,
-        "ratio_to_best": times[best] / mine if best else None,
-        "ratios": {c: t / mine for c, t in times.items()},
-        "ratio_undisturbed": min(spread[c][0] for c in times) / spread["tensorwright"][0] if best else None,
-        "spread_ms": spread,
-        "gflops": gflops,
-        "gbps": facts["tensorwright"]["bytes"] / mine * 1e-6,
-        "fraction_of_peak": gflops / measured_peak(host(), threads),
+    own = facts["tensorwright"]
+    row = columns(name, threads, running, flops=own["flops"], nbytes=own["bytes"])
+    return row | {
+        "fraction_of_peak": row["gflops"] / measured_peak(host(), threads),
         "max_rel_error": errors.get("tensorwright"),
         "errors": errors,
-        "kernels": facts["tensorwright"]["kernels"],
-        "peak_bytes": facts["tensorwright"]["peak_bytes"],
-        "seconds_to_first_result": {c: f["ready"] for c, f in facts.items()},
+        "kernels": own["kernels"],
+        "peak_bytes": own["peak_bytes"],
     }
 
 
-def run(
-    names: str | None = None, peers: str | None = None, threads: int | None = None, quick: bool = False
-) -> list[dict[str, Any]]:
-    """The rows. Raises InputError for an unknown workload or peer."""
-    from tensorwright.ir.errors import InputError
-    from tensorwright.runtime.threads import available
-
-    chosen = names.split(",") if names else list(DEFAULT)
-    if unknown := [n for n in chosen if n not in WORKLOADS]:
-        raise InputError(f"unknown workloads {unknown}; expected some of {', '.join(WORKLOADS)}")
-    there = installed_peers()
-    against = [p for p in peers.split(",") if p] if peers is not None else there
-    if unknown := [p for p in against if p not in there]:
-        raise InputError(f"peers {unknown} are not installed here; there are {', '.join(there) or 'none'}")
-    return [measure(n, against, threads or available(), 3 if quick else 12) for n in chosen]
+def remark(r: Mapping[str, Any]) -> str:
+    """Arithmetic and kernels of a row."""
+    return f"{r['gflops']:.1f} GFLOP/s ({r['fraction_of_peak']:.0%} of peak)  {r['kernels']} kernels"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text, ratios first: of medians, and of first deciles, which a busy machine disturbs less."""
-    lines = []
-    for r in rows:
-        ratio = "no peer" if r["best_peer"] is None else f"{r['ratio_to_best']:.2f}x of {r['best_peer']}"
-        if best := r["ratio_undisturbed"]:
-            ratio += f" ({best:.2f}x)"
-        others = "  ".join(f"{c} {t:.3f} ({t / r['ours_ms']:.2f}x)" for c, t in r["peers_ms"].items())
-        error = "" if r["max_rel_error"] is None else f"  error of losses {r['max_rel_error']:.1e}"
-        lines.append(
-            f"{ratio:<30} {r['name']:<15} ours {r['ours_ms']:.3f} ms a step  {others}  {r['gflops']:.1f} GFLOP/s "
-            f"({r['fraction_of_peak']:.0%} of peak)  {r['kernels']} kernels{error}"
-        )
-    mean = geometric_mean([r["ratio_to_best"] for r in rows if r["ratio_to_best"]])
-    if mean is not None:
-        lines.append(f"{mean:.2f}x of the best peer (geometric mean)")
-    return "\n".join(lines)
-
-
-def report(rows: Sequence[dict[str, Any]], threads: int) -> dict[str, Any]:
-    """What --json writes."""
-    mean = geometric_mean([r["ratio_to_best"] for r in rows if r["ratio_to_best"]])
-    return {"machine": machine(threads), "rows": list(rows), "geomean_ratio": mean}
+COMPARISON = Comparison("tensorwright bench training", __doc__, WORKLOADS, DEFAULT, installed_peers, measure, remark)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -284,17 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         weights = dict(np.load(f"{folder}/weights.npz"))
         serve(lambda: enter(contestant, name, weights, int(threads)), f"{folder}/{contestant}.npy", int(threads))
         return
-    parser = argparse.ArgumentParser(prog="tensorwright bench training", description=__doc__)
-    parser.add_argument("--models", default=None, help=f"some of {', '.join(WORKLOADS)}, separated by commas")
-    parser.add_argument("--peers", default=None, help=f"some of {', '.join(PEERS)} (default: what is installed)")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args(words)
-    rows = run(args.models, args.peers, args.threads, args.quick)
-    print(table(rows))
-    if args.json:
-        Path(args.json).write_text(json.dumps(report(rows, rows[0]["threads"]), indent=1) + "\n", encoding="utf-8")
+    COMPARISON.main(words)
 
 
 if __name__ == "__main__":
