@@ -1,4 +1,4 @@
-"""The workloads that benchmarks and tests run: MLP, LeNet, a colour CNN, ResNets, MobileNetV2, BERT, a small transformer.
+"""The workloads that benchmarks and tests run: MLP, LeNet, a colour CNN, ResNets, MobileNetV2, BERT, BiLSTM, a transformer.
 
 Attribute names follow the PyTorch definitions that they are compared with, so that weights are copied by name
 (`from_torch_state`). `INFERENCE` and `TRAINING` name each workload with its argument types.
@@ -262,6 +262,19 @@ class TinyTransformer(nn.Module):
         return self.f(x)
 
 
+class BiLSTM(nn.Module):
+    """Two bidirectional LSTM layers of 128 over 13 features, and a class for each step."""
+
+    def __init__(self, softmax: bool = True) -> None:
+        self.l1 = nn.LSTM(13, 128, bidirectional=True, batch_first=True)
+        self.l2 = nn.LSTM(256, 128, bidirectional=True, batch_first=True)
+        self.f, self.softmax = nn.Linear(256, 30), softmax
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.f(self.l2(self.l1(x)[0])[0])
+        return tw.softmax(y, -1) if self.softmax else y
+
+
 @dataclass(frozen=True)
 class Workload:
     """A model with the types of its arguments and, for training, of its target. `classes` bounds integer arguments."""
@@ -298,12 +311,15 @@ INFERENCE: dict[str, Workload] = {
     "resnet50_b8": Workload(ResNet50, (tw.spec(8, 3, 224, 224),)),
     "mobilenetv2_b1": Workload(MobileNetV2, (tw.spec(1, 3, 224, 224),)),
     "bert_b1": Workload(BERT, (_ids(1, 128),), classes=30522),
+    "bilstm_b1": Workload(BiLSTM, (tw.spec(1, 100, 13),)),
+    "bilstm_b32": Workload(BiLSTM, (tw.spec(32, 100, 13),)),
 }
 TRAINING: dict[str, Workload] = {
     "mlp_b64": Workload(lambda: MLP(False), (tw.spec(64, 784),), _ids(64)),
     "demo_b64": Workload(DemoCNN, (tw.spec(64, 1, 8, 8),), _ids(64)),
     "cifar_b64": Workload(Cifar, (tw.spec(64, 3, 32, 32),), _ids(64)),
     "resnet18_b32": Workload(ResNet18, (tw.spec(32, 3, 32, 32),), _ids(32)),
+    "bilstm_b32": Workload(lambda: BiLSTM(False), (tw.spec(32, 100, 13),), _ids(32, 100), classes=30),
     "transformer_b8": Workload(TinyTransformer, (_ids(8, 128),), _ids(8, 128), classes=1000),
 }
 

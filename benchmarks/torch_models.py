@@ -196,12 +196,31 @@ class TinyTransformer(nn.Module):
         return self.f(x)
 
 
-INFERENCE: dict[str, Callable[[], nn.Module]] = {"mlp": MLP, "lenet": LeNet, "cifar": Cifar, "resnet50": ResNet50}
+class BiLSTM(nn.Module):
+    def __init__(self, softmax: bool = True) -> None:
+        super().__init__()
+        self.l1 = nn.LSTM(13, 128, bidirectional=True, batch_first=True)
+        self.l2 = nn.LSTM(256, 128, bidirectional=True, batch_first=True)
+        self.f, self.softmax = nn.Linear(256, 30), softmax
+
+    def forward(self, x: Any) -> Any:
+        y = self.f(self.l2(self.l1(x)[0])[0])
+        return torch.softmax(y, -1) if self.softmax else y
+
+
+INFERENCE: dict[str, Callable[[], nn.Module]] = {
+    "mlp": MLP,
+    "lenet": LeNet,
+    "cifar": Cifar,
+    "resnet50": ResNet50,
+    "bilstm": BiLSTM,
+}
 TRAINING: dict[str, Callable[[], nn.Module]] = {
     "mlp": partial(MLP, softmax=False),
     "demo": DemoCNN,
     "cifar": Cifar,
     "resnet18": ResNet18,
+    "bilstm": partial(BiLSTM, softmax=False),
     "transformer": TinyTransformer,
 }
 
