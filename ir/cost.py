@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from .dims import as_int, product
 from .expr import Expr, postorder, var
 from .graph import Graph, Node
-from .lowering import Contract, Decompose, Map, Reduce, Scan, Scatter, Structural, View
+from .lowering import Branch, Contract, Decompose, Loop, Map, Reduce, Scan, Scatter, Structural, View, While
+from .op import Trait
 from .types import TupleType
 
 
@@ -35,21 +36,38 @@ def node_bytes(node: Node) -> int:
 def node_cost(node: Node) -> Cost:
     """The cost of one node run as a kernel of its own: operands read once, results written once.
 
-    A fused region counts the arithmetic of its body, and moves only its operands and results. A view, an input, a
-    constant and a part of a tuple cost nothing. Raises ShapeError when a size is symbolic.
+    A fused region counts the arithmetic of its body, and moves only its operands and results. A loop costs what its body
+    does, as often as it runs (a loop until a test fails: one run), a branch what the costlier of its bodies does. A view, an
+    input, a constant and a part of a tuple cost nothing. Raises ShapeError when a size is symbolic.
     """
     body = node.attrs.get("body")
-    if isinstance(body, Graph):
+    if isinstance(body, Graph) and not node.op.has(Trait.CONTROL):
         flops = sum(node_cost(n).flops for n in body.nodes())
         return Cost(flops, sum(map(node_bytes, set(node.inputs))), node_bytes(node))
     low = node.op.lower(node)
     if isinstance(low, Structural | View):
         return Cost()
+    if isinstance(low, Loop | Branch | While):
+        return _control(low)
     if isinstance(low, Decompose):
         built = low.build(node)
         roots = built if isinstance(built, tuple) else (built,)
         return sum((node_cost(n) for n in _between(roots, node.inputs)), Cost())
     return Cost(_flops(node, low), sum(map(node_bytes, set(node.inputs))), node_bytes(node))
+
+
+def _control(low: Loop | Branch | While) -> Cost:
+    match low:
+        case Loop(body, length):
+            return _times(graph_cost(body), as_int(length))
+        case Branch(then, orelse):
+            return max(graph_cost(then), graph_cost(orelse), key=lambda c: (c.flops, c.bytes))
+        case While(test, body):
+            return graph_cost(test) + graph_cost(body)
+
+
+def _times(cost: Cost, runs: int) -> Cost:
+    return Cost(cost.flops * runs, cost.read * runs, cost.written * runs)
 
 
 def graph_cost(graph: Graph) -> Cost:

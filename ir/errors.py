@@ -47,6 +47,10 @@ class InputError(TensorwrightError, ValueError):
     """An argument of a running executable that does not match what it was compiled for."""
 
 
+class StepLimitError(TensorwrightError):
+    """The interpreter was given a greatest number of steps of loops, and a loop went beyond it."""
+
+
 class ArtifactError(TensorwrightError, ValueError):
     """A saved model that is cut off, damaged, of another version, or that lies about its contents."""
 

@@ -319,6 +319,15 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     return Expr("fma", args, a.dtype, lanes)
 
 
+def fma_bf16(a: Expr, b: Expr, c: Expr) -> Expr:
+    """c + a1 * b1 + a0 * b0, where each f32 lane of a and b holds two bf16 (a0 in its low half); denormals count as zero.
+
+    It is `fma` with the attribute 'bf16', one instruction on targets that have it and an error on others.
+    """
+    lanes = max(a.lanes, b.lanes, c.lanes)
+    return Expr("fma", tuple(broadcast(x, lanes) for x in (a, b, c)), c.dtype, lanes, "bf16")
+
+
 def cast(a: Expr, dtype: object) -> Expr:
     """a converted to dtype; saturates from float to integer, with NaN becoming 0."""
     d = as_dtype(dtype)

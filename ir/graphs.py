@@ -155,6 +155,25 @@ def inline(body: Graph, operands: Sequence[Node]) -> tuple[Node, ...]:
     return rebuild(body.outputs, dict(zip(body.inputs, operands, strict=True)))
 
 
+def closed(inputs: Sequence[Node], outputs: Sequence[Node], name: str, labels: Mapping[Node, Label]) -> Graph:
+    """The body of a loop or branch: a graph in which the nodes `inputs` have become p0, p1, ...; labels follow. Iterative."""
+    fresh = [make("input", name=f"p{k}", role="data", dtype=n.dtype, shape=n.shape) for k, n in enumerate(inputs)]
+    done: dict[Node, Node] = dict(zip(inputs, fresh, strict=True))
+    moved: dict[Node, Label] = {}
+    for n in postorder(outputs):
+        if n not in done:
+            done[n] = n.replace(tuple(done[i] for i in n.inputs))
+            if n in labels:
+                moved.setdefault(done[n], labels[n])
+    return with_labels(Graph(tuple(fresh), tuple(done[o] for o in outputs), (), name), moved)
+
+
+def with_labels(graph: Graph, labels: Mapping[Node, Label]) -> Graph:
+    """The graph with those of the labels that are on its nodes."""
+    alive = {n: labels[n] for n in graph.nodes() if n in labels}
+    return Graph(graph.inputs, graph.outputs, graph.output_names, graph.name, graph.aliases, alive)
+
+
 def rebuild(roots: Iterable[Node], replacements: Mapping[Node, Node]) -> tuple[Node, ...]:
     """The roots with some nodes replaced wherever they are used. Iterative; nodes above no replacement stay themselves."""
     roots = tuple(roots)

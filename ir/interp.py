@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .dtypes import DType, as_dtype, f32, f64, i8, u8
-from .errors import DTypeError, InputError, TensorwrightError, VerifyError
+from .errors import DTypeError, InputError, StepLimitError, TensorwrightError, VerifyError
 from .graph import Graph, Node, postorder
 from .graphs import bind_sizes, ordered, substitute_sizes
 from .op import Array, Trait
@@ -25,20 +25,22 @@ def run(
     dtype: DType | None = None,
     *,
     observe: Observer | None = None,
+    limit: int | None = None,
 ) -> list[Array]:
     """Computes the outputs of `graph` with numpy.
 
     `arrays` holds one array per input, in order or by name; shapes and dtypes must be the declared ones, and bind the
     symbolic dimensions. Results have exactly the declared dtypes, or, with `dtype=f64`, everything floating is computed
     and returned in f64 (inputs, constants and casts to other floats included): the oracle that error budgets refer to.
-    `observe(node, value)` is called after each node. Results are fresh arrays. Raises InputError for arguments that do
-    not fit, VerifyError when an op's reference contradicts the declared type.
+    `observe(node, value)` is called after each node, but not in bodies of loops. `limit` is the most runs of bodies, all
+    loops together. Results are fresh arrays. Raises InputError for arguments that do not fit, VerifyError when an op's
+    reference contradicts the declared type, StepLimitError beyond the limit.
     """
     if dtype is not None and dtype is not f64:
         raise DTypeError(f"the interpreter computes in the declared dtypes (dtype=None) or in f64, not in {dtype!r}")
     values = check_arguments(graph, arrays, allow_f64=dtype is f64)
     sizes = bind_sizes(graph, values)
-    results = execute(graph, values, dtype, sizes, observe)
+    results = execute(graph, values, dtype, sizes, observe, None if limit is None else [limit])
     return [np.array(r, order="C", copy=True) for r in results]
 
 
@@ -63,8 +65,12 @@ def execute(
     dtype: DType | None = None,
     sizes: Mapping[str, int] | None = None,
     observe: Observer | None = None,
+    steps: list[int] | None = None,
 ) -> list[Array]:
-    """`run` without checks of the arguments and without copies. An array is freed after its last use. Iterative."""
+    """`run` without checks of the arguments and without copies. An array is freed after its last use. Iterative.
+
+    `steps` holds how many runs of bodies are left, and is counted down.
+    """
     table: dict[Node, Value] = {
         node: _finish(node, v, _expected(node.tensor, sizes), dtype, rounding=True)
         for node, v in zip(graph.inputs, values, strict=True)
@@ -74,7 +80,7 @@ def execute(
     uses = Counter(i for n in order for i in n.inputs)
     uses.update(graph.outputs)
     for node in order:
-        value = evaluate(node, [table[i] for i in node.inputs], dtype, sizes)
+        value = evaluate(node, [table[i] for i in node.inputs], dtype, sizes, steps)
         for i in node.inputs:
             uses[i] -= 1
             if not uses[i]:
@@ -91,7 +97,13 @@ def execute(
     return results
 
 
-def evaluate(node: Node, operands: Sequence[Value], dtype: DType | None = None, sizes: Mapping[str, int] | None = None) -> Value:
+def evaluate(
+    node: Node,
+    operands: Sequence[Value],
+    dtype: DType | None = None,
+    sizes: Mapping[str, int] | None = None,
+    steps: list[int] | None = None,
+) -> Value:
     """The value of one node from the values of its operands (what constant folding uses).
 
     Types narrower than 32-bit floats (f16, bf16, fp8) are computed in f32 and rounded once per op; int4 in int8.
@@ -101,9 +113,19 @@ def evaluate(node: Node, operands: Sequence[Value], dtype: DType | None = None, 
         attrs = {k: substitute_sizes(v, sizes) for k, v in attrs.items()}
     structural = node.op.has(Trait.STRUCTURAL)
     body = attrs.get("body")
-    if structural and isinstance(body, Graph):
+    if structural and isinstance(body, Graph) and node.op.control is None:
         results = execute(body, operands, dtype, sizes)  # type: ignore[arg-type]
         value: Value = results[0] if len(results) == 1 else tuple(results)
+    elif node.op.control is not None:
+
+        def run_body(graph: Graph, arrays: Sequence[Array]) -> list[Array]:
+            if steps is not None:
+                steps[0] -= 1
+                if steps[0] < 0:
+                    raise StepLimitError(f"{node!r} ran its body beyond the limit on steps that the interpreter was given")
+            return execute(graph, arrays, dtype, sizes, None, steps)
+
+        value = node.op.control(operands, attrs, run_body)  # type: ignore[arg-type]
     else:
         if dtype is f64:
             attrs = {k: f64 if isinstance(v, DType) and v.is_float else v for k, v in attrs.items()}

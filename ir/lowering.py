@@ -15,7 +15,7 @@ from .dims import Dim
 from .expr import Expr, ExprLike
 
 if TYPE_CHECKING:
-    from .graph import Node
+    from .graph import Graph, Node
 
 
 class Load(Protocol):
@@ -100,4 +100,52 @@ class Structural:
     """Handled by the graph machinery itself: input, constant, get, fused."""
 
 
-Lowering = Map | Reduce | Scan | Scatter | View | Contract | Decompose | Structural
+# Control flow. The bodies are ordinary Graphs, whose inputs p0, p1, ... (role data) stand for operands; every pass runs on
+# them as on the graph around them, so that at code generation a body holds fused regions and lowered ops as well.
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`length` runs of `body` one after the other, each on what the one before left in the carries.
+
+    Operands: `carries` initial values, `sequences` arrays whose leading axis is `length`, then invariants. In step t the
+    body's inputs are the carries, element t of each sequence (without the leading axis), and the invariants; its outputs are
+    the new carries, then one value for each stacked result. Results: the last carries, then the stacked values [length, ...],
+    those of step t at index t. `reverse` runs t from length - 1 down to 0. Zero steps give the initial carries and empty
+    stacks. Without carries the steps are independent of each other and may run in any order, or at once. Where `small`, the
+    loop is there to keep memory small: no pass may compute something for all steps at once.
+    """
+
+    body: Graph
+    length: Dim
+    carries: int
+    sequences: int
+    reverse: bool = False
+    small: bool = False
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The results of `then` if operand 0 (a bool scalar) is true, else those of `orelse`: only that one runs.
+
+    Both take the other operands as p0, p1, ... and give results of the same types.
+    """
+
+    then: Graph
+    orelse: Graph
+
+
+@dataclass(frozen=True)
+class While:
+    """`body` as long as `test` gives true, the test before the first run included.
+
+    Operands: `carries` initial values, then invariants; both graphs take all of them. `test` gives a bool scalar, `body` the
+    new carries. Results: the carries for which the test is false.
+    """
+
+    test: Graph
+    body: Graph
+    carries: int
+
+
+Lowering = Map | Reduce | Scan | Scatter | View | Contract | Decompose | Structural | Loop | Branch | While

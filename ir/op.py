@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from .errors import AttributeValueError, ShapeError, TensorwrightError
-from .graph import Attrs, Node
+from .graph import Attrs, Graph, Node
 from .lowering import Lowering
 from .types import TensorType, TupleType, Type
 
@@ -37,6 +37,7 @@ class Trait(Enum):
     RANDOM = auto()
     BARRIER = auto()  # keeps what is before and after apart (recompute, stop_gradient for the gradient pass)
     QUANTISABLE = auto()
+    CONTROL = auto()  # runs Graphs among its attributes: a loop or a branch; passes run on these too
 
     # members are single objects: the identity is a hash, and traits are asked for some hundred thousand times a compile
     __hash__ = object.__hash__
@@ -69,6 +70,9 @@ class NotDifferentiable:
 # None for an output that nothing depends on. Built from IR nodes, so that gradients of gradients work.
 GradRule = Callable[[Node, tuple[Node | None, ...]], Sequence[Node | None]]
 
+# How a reference runs a body: (body, arrays) -> its outputs.
+RunBody = Callable[[Graph, Sequence[Array]], list[Array]]
+
 
 @dataclass(frozen=True, eq=False)
 class Op:
@@ -85,6 +89,8 @@ class Op:
     to_layout  optional: (node, 'NHWC' | 'NCHW') -> the same value computed in another data layout, with explicit
                transposes around it; the node itself if it has that layout already
     onnx       (ONNX op, since version) where one to one
+    control    for an op with bodies: (input arrays, attrs, run) -> arrays, the reference with `run(body, arrays)` in the place
+               of the interpreter, so that its mode (all in f64, say) reaches the bodies
     """
 
     name: str
@@ -99,6 +105,7 @@ class Op:
     transpose: Callable[[Node, tuple[int, ...]], Node | None] | None = None
     to_layout: Callable[[Node, str], Node] | None = None
     onnx: tuple[str, int] | None = None
+    control: Callable[[Sequence[Array], Attrs, RunBody], tuple[Array, ...]] | None = None
     samples: Callable[[], Iterable[Sample]] = tuple
 
     def has(self, trait: Trait) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from .memory import ArenaUse
 from .target import Target
 from .types import TensorType
 
@@ -56,7 +57,7 @@ class Program:
 
     `aliases` are (output, input) pairs that share a buffer: the runtime passes the input's address for the output.
     `output_align` are (output, bytes): what the address of an output must be a multiple of (an element's size, for others).
-    `arena_bytes` is all the memory a run needs besides arguments and constants; `align` its alignment.
+    `arena_bytes` is all the memory a run needs besides arguments and constants; `align` its alignment; `use` says what fills it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Program:
     aliases: tuple[tuple[int, int], ...] = ()
     align: int = 64
     output_align: tuple[tuple[int, int], ...] = ()
+    use: ArenaUse = field(default_factory=ArenaUse)
     texts: Mapping[str, str] = field(default_factory=dict)
 
     @property

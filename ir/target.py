@@ -14,6 +14,7 @@ class Target:
 
     vector_bits    widest vector register used          registers     how many of them
     fma            whether a fused multiply-add is one instruction (else it is emulated: slow but to the bit)
+    bf16           whether two products of bf16 are added to an f32 in one instruction (AVX512_BF16)
     l1, l2, l3     data cache a core can use            l1_ways       associativity of L1
     """
 
@@ -29,6 +30,7 @@ class Target:
     l2: int = 1024 * 1024
     l3: int = 32 * 1024 * 1024
     line: int = 64
+    bf16: bool = False
 
     def lanes(self, bits: int) -> int:
         """Elements of `bits` bits in one register."""
@@ -52,6 +54,11 @@ def row(name: str) -> Target:
     if name not in ROWS:
         raise CompileError(f"unknown target {name!r}; expected 'host' or one of {', '.join(ROWS)}")
     return ROWS[name]
+
+
+def with_bf16(target: Target) -> Target:
+    """The row x86-64-v4 of a machine that has AVX512_BF16 besides."""
+    return replace(target, features=f"{target.features},+avx512bf16", bf16=True)
 
 
 def with_caches(target: Target, *, l1: int, l2: int, l3: int) -> Target:

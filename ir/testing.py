@@ -20,15 +20,15 @@ _CONTRACTIVE: Final = ("neg", "abs", "tanh", "sigmoid", "erf", "sin", "cos")
 
 
 def random_graph(
-    rng: np.random.Generator, nodes: int = 20, inputs: int = 4, matmul: bool = True, parameters: bool = True
+    rng: np.random.Generator, nodes: int = 20, inputs: int = 4, matmul: bool = True, parameters: bool = True, loops: bool = False
 ) -> tuple[Graph, list[Array]]:
     """A graph of about `nodes` operations with arguments for it, in the order of its inputs.
 
     Elementwise, reducing, moving, gathering and multiplying ops on f32 (masks and indices are inputs of bool and i64).
     Every op is continuous in its floating operands and magnitudes stay below about 1e3, so that results in f32 and f64
-    are near one another and a compiled graph can be held to a tight budget.
+    are near one another and a compiled graph can be held to a tight budget. With `loops`, there are scans and branches too.
     """
-    grower = _Grower(rng, inputs, matmul, parameters)
+    grower = _Grower(rng, inputs, matmul, parameters, loops)
     while grower.made < nodes:
         grower.step()
     used = {i for n in grower.pool for i in n.inputs}
@@ -41,7 +41,7 @@ def random_graph(
 
 
 class _Grower:
-    def __init__(self, rng: np.random.Generator, inputs: int, matmul: bool, parameters: bool) -> None:
+    def __init__(self, rng: np.random.Generator, inputs: int, matmul: bool, parameters: bool, loops: bool = False) -> None:
         self.rng = rng
         self.arrays: dict[Node, Array] = {}
         self.pool: list[Node] = []
@@ -57,6 +57,8 @@ class _Grower:
         ]  # fmt: skip
         if matmul:
             self.steps += [self.matmul, self.matmul]
+        if loops:
+            self.steps += [self.loop, self.loop, self.branch]
 
     def step(self) -> None:
         self.steps[int(self.rng.integers(len(self.steps)))]()
@@ -199,6 +201,45 @@ class _Grower:
         fitting = [v for v in self.pool if len(v.shape) == 2 and v.shape[0] == k]
         b = fitting[int(self.rng.integers(len(fitting)))] if fitting else self.argument((k, n))
         self.keep(make("matmul", a, b), self.bound[a] * self.bound[b] * k)
+
+    def loop(self) -> None:
+        """A scan over the leading axis of a value: h' = tanh(f(h, x[t], w)), stacking f and perhaps h; f bounded by 5."""
+        xs = self.pick(lambda n: len(n.shape) > 0 and n.shape[0] != 0)
+        length, shape = self.shape(xs)[0], self.shape(xs)[1:]
+        square = len(shape) == 2 and self.rng.random() < 0.6
+        h, x, w, b = (
+            make("input", name=f"p{k}", role="data", dtype=f32, shape=s)
+            for k, s in enumerate((shape, shape, (shape[-1],) * 2 if square else shape, shape))
+        )
+        mixed = make("matmul", make("tanh", h), make("sin", w)) if square else make("mul", make("tanh", h), make("sin", w))
+        f = make("add", mixed, make("mul", make("sigmoid", x), make("cos", b)))
+        h2, big = make("tanh", f), float(shape[-1] if square else 1) + 1
+        outs = [h2, f, *([make("mul", h2, make("abs", w))] if not square else [])]
+        kept = [o for o in outs[1:] if self.rng.random() < 0.7]
+        body = Graph((h, x, w, b), (h2, *kept), name="step")
+        start = make("tanh", self.of_shape(shape))
+        node = make(
+            "scan", start, xs, self.of_shape(w.tensor.static_shape), self.of_shape(shape), body=body, length=length, carries=1,
+            sequences=1, reverse=bool(self.rng.integers(2)),
+        )  # fmt: skip
+        for k, o in enumerate(body.outputs):
+            if k == 0 or self.rng.random() < 0.7:
+                self.keep(make("get", node, index=k), 1.0 if o is h2 else max(big, 60.0))
+
+    def branch(self) -> None:
+        """A branch on an input."""
+        x = self.pick()
+        y = self.same(x)
+        a, b = (make("input", name=f"p{k}", role="data", dtype=f32, shape=x.shape) for k in range(2))
+        then, orelse = Graph((a, b), (make("sin", a), make("add", a, b))), Graph((a, b), (make("cos", b), make("maximum", a, b)))
+        node = make("cond", self.argument((), bool_), x, y, then=then, orelse=orelse)
+        self.keep(make("get", node, index=0), 1.0)
+        self.keep(make("get", node, index=1), self.bound[x] + self.bound.get(y, 2.0))
+
+    def of_shape(self, shape: tuple[int, ...]) -> Node:
+        """A value of that shape."""
+        alike = [n for n in self.pool if n.shape == shape]
+        return alike[int(self.rng.integers(len(alike)))] if alike and self.rng.random() < 0.6 else self.argument(shape)
 
 
 def random_arrays(graph: Graph, rng: np.random.Generator, low: float = -2.0, high: float = 2.0) -> list[Array]:

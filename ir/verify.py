@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .dims import DimExpr, symbols
+from .dtypes import f32
 from .errors import TensorwrightError, VerifyError
 from .graph import ROLES, Graph, Literal, Node
 from .lowering import Contract, Lowering, Map, Reduce, Structural, View
@@ -30,9 +31,9 @@ def verify(graph: Graph, level: str = "full") -> None:
     """
     if level not in LEVELS:
         raise VerifyError(f"unknown level {level!r}; the levels are {', '.join(LEVELS)}")
-    pending = [graph]
+    pending = [(graph, frozenset[str]())]
     while pending:
-        check = _Check(pending.pop())
+        check = _Check(*pending.pop())
         check.signature()
         for node in check.order:
             check.basic(node)
@@ -40,7 +41,8 @@ def verify(graph: Graph, level: str = "full") -> None:
                 check.types(node)
         if level == "full":
             check.full()
-            pending += [v for n in check.order for v in n.attrs.values() if isinstance(v, Graph)]
+            sizes = check.sizes | frozenset().union(*(i.tensor.symbols for i in check.graph.inputs))
+            pending += [(v, sizes) for n in check.order for v in n.attrs.values() if isinstance(v, Graph)]
 
 
 def neighbourhood(graph: Graph, node: Node, before: int = 3, after: int = 2) -> str:
@@ -61,10 +63,11 @@ def neighbourhood(graph: Graph, node: Node, before: int = 3, after: int = 2) -> 
 
 
 class _Check:
-    """The checks of one graph (not of the bodies in it)."""
+    """The checks of one graph (not of the bodies in it, where sizes of the graph around them are known)."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, sizes: frozenset[str] = frozenset()) -> None:
         self.graph = graph
+        self.sizes = sizes  # known from the graph around this one
         self.order = graph.nodes()
         self.declared = set(graph.inputs)
         self.lowered: dict[Node, Lowering] = {}
@@ -134,7 +137,7 @@ class _Check:
             if labelled not in known:
                 raise self.fail(f"a label is on {labelled!r}, which is not in the graph")
         declared = frozenset[str]()
-        determined = frozenset[str]()
+        determined = self.sizes
         for i in self.graph.inputs:
             declared |= i.tensor.symbols
             for d in i.shape:
@@ -146,7 +149,7 @@ class _Check:
             self.attributes(node)
             items = node.type.items if isinstance(node.type, TupleType) else (node.type,)
             for t in items:
-                if foreign := t.symbols - declared:
+                if foreign := t.symbols - declared - self.sizes:
                     raise self.fail(f"the size {sorted(foreign)} comes from no input", node)
             if node.op.has(Trait.CONTRACTION):
                 self.contract(node)
@@ -154,7 +157,7 @@ class _Check:
                 self.fused(node)
 
     def contract(self, node: Node) -> None:
-        """The lowering of a contraction is a well-formed `contract` of the same type."""
+        """The lowering of a contraction is a well-formed `contract` of the same type (or its f32 sums of 16-bit floats)."""
         low = self.lower(node)
         if not isinstance(low, Contract):
             return
@@ -163,7 +166,8 @@ class _Check:
             same = make("contract", *node.inputs[:2], spec=spec)
         except TensorwrightError as e:
             raise self.fail(f"the contraction that {node.op.name} lowers to: {e}", node) from e
-        if same.type != node.type:
+        sums = node.dtype is f32 and same.dtype.is_float and same.dtype.bits == 16
+        if same.shape != node.shape or (same.dtype is not node.dtype and not sums):
             raise self.fail(f"{node.op.name} lowers to a contraction of type {same.type}", node)
         for x in spec.axes:
             used = "".join(n for n, maps in (("A", spec.a), ("B", spec.b)) if any(x.name in dict(m.terms) for m in maps))

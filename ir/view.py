@@ -154,9 +154,12 @@ def _caption(graph: Graph, node: Node, names: dict[Node, str], scalars: Mapping[
     if label is not None and label.name and not role:
         title = f"{title} · {label.name}"
     kind, body = node.attrs.get("kind"), node.attrs.get("body")
-    if isinstance(body, Graph):
+    if isinstance(body, Graph) and kind is not None:
         inner = [n.op.name for n in body.nodes() if n.inputs]
         title = f"{kind}: {' '.join(inner)}"
+    elif node.op.has(Trait.CONTROL):
+        counts = (f"{k}: {sum(1 for n in v.nodes() if n.inputs)} nodes" for k, v in node.attrs.items() if isinstance(v, Graph))
+        title = f"{title} ({', '.join(counts)})"
     returned = [n for n, o in zip(graph.output_names, graph.outputs, strict=True) if o is node]
     if returned:
         title = f"{title} → {', '.join(returned)}"

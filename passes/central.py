@@ -19,6 +19,7 @@ from ..ir.graphs import rebuild
 from ..ir.interp import Value, evaluate, execute, run
 from ..ir.op import NotDifferentiable, Trait, make
 from ..ir.types import TupleType
+from .bodies import map_bodies
 from .contract import Context, Pass
 from .oracle import Array, draw
 
@@ -36,7 +37,18 @@ class GradientMismatch(Exception):  # noqa: N818 - becomes a ValidationError wit
 
 
 def check_gradients(p: Pass, before: Graph, after: Graph, ctx: Context, seed: int = 0) -> None:
-    """Raises GradientMismatch unless every gradient node of `before` is right, and `after` uses them as `before` does."""
+    """Raises GradientMismatch unless every gradient node of `before` is right, and `after` uses them as `before` does.
+
+    Bodies of loops and branches that hold gradient nodes are checked first, each as a graph of its own.
+    """
+
+    def inside(body: Graph, invariants: frozenset[Node]) -> Graph:
+        made = p.apply(body, ctx.fresh(current=str(p)))
+        if made is not body:
+            check_gradients(p, body, made, ctx, seed)
+        return made
+
+    before = map_bodies(before, inside)
     requests = [n for n in postorder(before.outputs) if ctx.facts.kind(n) == "other"]
     for kind in ("normal", "positive"):
         arrays = draw(before, kind, seed)
@@ -50,7 +62,7 @@ def _check_one(p: Pass, before: Graph, g: Node, arrays: Sequence[Array], ctx: Co
     y, xs = g.inputs[0], g.inputs[1:]
     parts = tuple(get(g, k) for k in range(len(xs)))
     names = tuple(f"v{k}" for k in range(1 + 2 * len(xs)))
-    both = p.run(Graph(before.inputs, (y, *xs, *parts), names), ctx.fresh(current=str(p)))
+    both = p.apply(Graph(before.inputs, (y, *xs, *parts), names), ctx.fresh(current=str(p)))
     values = run(both, arrays, f64)
     new_y, new_xs = both.outputs[0], both.outputs[1 : 1 + len(xs)]
     points, gradients = values[1 : 1 + len(xs)], values[1 + len(xs) :]

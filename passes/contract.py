@@ -21,8 +21,10 @@ from typing import Any, ClassVar, Final, Protocol
 from ..ir.contraction import Contraction
 from ..ir.errors import AttributeValueError
 from ..ir.graph import Graph, Node
+from ..ir.memory import MemoryModel
 from ..ir.target import Target
-from .facts import Facts
+from .bodies import map_bodies
+from .facts import Facts, weights
 
 KINDS: Final = ("exact", "equivalent", "derivative", "lossy")
 PROPERTIES: Final[Mapping[str, str]] = {
@@ -60,16 +62,26 @@ class Context:
     log              the rewrites made so far
     misses           a list to collect failed matches in, or None not to
     preferred_panel  from the code generator; None leaves weights unpacked
+    invariants       while a pass is at the body of a loop: its inputs that are the same in every step
+    memory_model     from the code generator; how much memory a graph would need
+    notes            what passes tell their caller, by their name
     """
 
     target: Target | None = None
     fuel: int | None = None
     preferred_panel: PreferredPanel | None = None
+    memory_model: MemoryModel | None = None
+    notes: dict[str, object] = field(default_factory=dict)
     log: list[Applied] = field(default_factory=list)
     misses: list[Missed] | None = None
     facts: Facts = field(default_factory=Facts)
     results: list[PassResult] = field(default_factory=list)
     current: str = ""
+    invariants: frozenset[Node] = frozenset()
+
+    def weights(self, graph: Graph) -> frozenset[Node]:
+        """The inputs that are worth preparing: those that stay the same from run to run, or from step to step of a loop."""
+        return weights(graph) | self.invariants
 
     def spend(self, rule: str, node: Node) -> bool:
         """Takes one unit of fuel for a rewrite and logs it; False when none is left, and the rewrite must not be made."""
@@ -82,7 +94,7 @@ class Context:
 
     def fresh(self, fuel: int | None = None, current: str = "") -> Context:
         """A context with the same surroundings, an empty log and its own fuel: for replaying a pass."""
-        return Context(self.target, fuel, self.preferred_panel, current=current)
+        return Context(self.target, fuel, self.preferred_panel, self.memory_model, current=current)
 
 
 @dataclass(frozen=True)
@@ -130,9 +142,27 @@ class Pass:
         """The class name in snake case; also the name of the file that defines it."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
+    @property
+    def command(self) -> str:
+        """How the command line names it: without options, unless it does nothing without them."""
+        return self.name
+
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph after the pass: the same object if, and only if, nothing changed."""
         raise NotImplementedError
+
+    def apply(self, graph: Graph, ctx: Context) -> Graph:
+        """`run` on every body of a loop or branch, innermost first, then on the graph around them."""
+        outer = ctx.invariants
+
+        def inside(body: Graph, invariants: frozenset[Node]) -> Graph:
+            ctx.invariants = invariants
+            try:
+                return self.apply(body, ctx)
+            finally:
+                ctx.invariants = outer
+
+        return self.run(map_bodies(graph, inside), ctx)
 
     def reference(self, graph: Graph, ctx: Context) -> Graph:
         """What a lossy pass is checked against (its own masked or fake-quantised graph)."""

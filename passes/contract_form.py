@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ..ir.contraction import Affine, Axis, Contraction
 from ..ir.dims import Dim, as_int
@@ -22,8 +22,10 @@ from ..ir.graph import Graph, Node
 from ..ir.lowering import Contract
 from ..ir.op import Trait, make
 from .contract import Context, Pass
-from .facts import Facts, Read, derived, weights
+from .facts import Facts, Read, derived
 from .rewrite import Miss, Outcome, Rule, apply_rules, rule, use_counts
+
+SHORT: Final = 16  # elements: a last dimension of fewer, such as the taps of a kernel, gives vectors no place
 
 
 def spec_of(node: Node, facts: Facts) -> Contraction | None:
@@ -32,9 +34,9 @@ def spec_of(node: Node, facts: Facts) -> Contraction | None:
     return low.spec if isinstance(low, Contract) else None
 
 
-def generic(a: Node, b: Node, spec: Contraction) -> Node:
-    """The `contract` node of a spec."""
-    return make("contract", a, b, spec=spec)
+def generic(node: Node, a: Node, b: Node, spec: Contraction) -> Node:
+    """The node of a spec in place of `node`: of its own op if that is generic, else a `contract`."""
+    return make(node.op if "spec" in node.attrs else "contract", a, b, spec=spec)
 
 
 def _axes(index: Sequence[Affine]) -> set[str]:
@@ -69,6 +71,12 @@ def _lanes_along_m(spec: Contraction) -> bool:
     return kinds == {"m"} and bool(spec.of_kind("n"))
 
 
+def _innermost(spec: Contraction) -> int:
+    """Extent of the last dimension of C that is longer than 1; symbolic ones count as long."""
+    extents = [spec.axis(m.terms[0][0]).extent for m in spec.c]
+    return next((n if isinstance(n, int) else SHORT for n in reversed(extents) if n != 1), SHORT)
+
+
 @rule
 def to_contract(node: Node, facts: Facts) -> Outcome:
     """op(a, b) -> contract(a, b; spec), spec from the record's lowering, the kinds of its axes normalised."""
@@ -77,7 +85,7 @@ def to_contract(node: Node, facts: Facts) -> Outcome:
         return Miss("not a contraction", node)
     if spec.panel:
         return Miss("already packed", node)
-    new = generic(node.inputs[0], node.inputs[1], normalised(spec))
+    new = generic(node, node.inputs[0], node.inputs[1], normalised(spec))
     return Miss("already in the generic form", node) if new is node else new
 
 
@@ -132,7 +140,7 @@ def _fold_operand(node: Node, facts: Facts, which: int) -> Outcome:
         return Miss("a summed axis would be broadcast: better summed before", operand)
     moved_from = operand.inputs[read.operand]
     a, b = (node.inputs[0], moved_from) if which else (moved_from, node.inputs[1])
-    return generic(a, b, normalised(new))
+    return generic(node, a, b, normalised(new))
 
 
 @rule
@@ -256,7 +264,7 @@ def _through_reshape(node: Node, facts: Facts, which: int) -> Outcome:
     if new is None:
         return Miss("an index that is no plain axis would have to split", operand)
     a, b = (node.inputs[0], moved_before) if which else (moved_before, node.inputs[1])
-    return generic(a, b, normalised(new))
+    return generic(node, a, b, normalised(new))
 
 
 @rule
@@ -284,7 +292,7 @@ def _about_weights(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rul
             return Miss("the last dimension of C runs along n", node)
         if fixed.get(node.inputs[1]):
             return Miss("B comes from weights and will be packed", node.inputs[1])
-        return generic(node.inputs[1], node.inputs[0], normalised(swapped(spec)))
+        return generic(node, node.inputs[1], node.inputs[0], normalised(swapped(spec)))
 
     @rule
     def move_c(node: Node, facts: Facts) -> Outcome:
@@ -306,9 +314,11 @@ def _about_weights(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rul
             return Miss("an index that is no plain axis would have to split", view)
         new = normalised(replace(spec, c=tuple(spec.c[p] for p in perm)))
         a, b = inner.inputs
+        if _innermost(new) < SHORT <= _innermost(replace(new, c=spec.c)):
+            return Miss("vectors of results would be scattered: better copied afterwards", node)
         if _lanes_along_m(new) and fixed.get(b):
             return Miss("vectors would run along m, with weights in B", inner)
-        return generic(a, b, new)
+        return generic(inner, a, b, new)
 
     return vectors_along_n, move_c
 
@@ -343,7 +353,7 @@ class ContractForm(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with `contract` nodes in place of every op that lowers to a contraction."""
-        fixed = derived(graph.nodes(), weights(graph))
+        fixed = derived(graph.nodes(), ctx.weights(graph))
         operands = (to_contract, move_a, move_b, split_a, split_b)
         graph = apply_rules(graph, operands, ctx, _Progress())
         uses = use_counts(graph)

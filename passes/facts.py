@@ -16,7 +16,7 @@ from ..ir.dtypes import DType
 from ..ir.errors import ShapeError
 from ..ir.expr import Expr, ExprLike, lift, load, postorder, var
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Contract, Decompose, Lowering, Map, Reduce, Scan, Scatter, Structural, View
+from ..ir.lowering import Branch, Contract, Decompose, Loop, Lowering, Map, Reduce, Scan, Scatter, Structural, View, While
 from ..ir.op import Trait, make
 from ..ir.ops.structural import CONSTANT, FUSED, GET, INPUT
 from ..ir.types import TupleType
@@ -228,13 +228,15 @@ class Facts:
 
     def kind(self, node: Node) -> str:
         """One word for the form of a node's code: leaf, get, fused, map, reduce, scan, scatter, view, contract, decompose,
-        other (gradient and the like)."""
+        control (loops and branches), other (gradient and the like)."""
         if node.op is INPUT or node.op is CONSTANT:
             return "leaf"
         if node.op is GET:
             return "get"
         if node.op is FUSED:
             return "fused"
+        if node.op.has(Trait.CONTROL):
+            return "control"
         if isinstance(node.type, TupleType) and node.op.has(Trait.STRUCTURAL):
             return "other"
         low = self.lowering(node)
@@ -246,7 +248,7 @@ class Facts:
 
 _WORDS: Final = (
     (Map, "map"), (Reduce, "reduce"), (Scan, "scan"), (Scatter, "scatter"), (View, "view"), (Contract, "contract"),
-    (Decompose, "decompose"), (Structural, "other"),
+    (Decompose, "decompose"), (Loop, "control"), (Branch, "control"), (While, "control"), (Structural, "other"),
 )  # fmt: skip
 
 

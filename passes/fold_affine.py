@@ -132,7 +132,7 @@ def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
         b = None if scale is None else _scaled_weights(core.inputs[1], spec, scale)
         if scale is None or b is None:
             return Miss("the scale does not run along a dimension of B", t)
-        new = generic(core.inputs[0], b, spec)
+        new = generic(core, core.inputs[0], b, spec)
         if shift is None:
             return new
         total = _combine("mul", shift, scale)

@@ -21,6 +21,7 @@ from typing import ClassVar
 from ..ir.dims import Dim, product
 from ..ir.graph import Graph
 from ..ir.lowering import Contract, Reduce
+from ..ir.op import Trait
 from .contract import Context, Pass
 from .facts import Facts, IndexMap, Term
 from .partition import Partition
@@ -359,6 +360,7 @@ class _Grower:
     # map
 
     def _maps(self) -> None:
+        grown: list[Region] = []
         for i in range(len(self.nodes) - 1, -1, -1):
             if not self._free(i) or self.regions.form[i] != "map":
                 continue
@@ -369,7 +371,57 @@ class _Grower:
                 for j in sorted({s for m in region.members for s in self.regions.sources[m]} - region.members, reverse=True):
                     if self._free(j) and self._map_member(j, region, i) and self._fits(region, {j}) and self._join(region, j):
                         progress = True
+            grown.append(region)
+        self._updates(grown)
+        for region in grown:
             self._finish(region)
+
+    def _updates(self, grown: list[Region]) -> None:
+        """Joins maps of one shape that share a tensor of that shape, where results of the graph leave each, and nothing else but
+        what other maps of that shape read.
+
+        Such are the new values of a parameter and of the states beside it: together they read the gradient once. Nothing lives
+        longer for it, as a result has memory of its own.
+        """
+        home = {m: region for region in grown for m in region.members}
+        for region in grown:
+            if not region.members:
+                continue  # it went into another
+            shape = self.nodes[max(region.members)].shape
+            progress = True
+            while progress:
+                progress = False
+                around = {s for m in region.members for s in self.regions.sources[m] if self.nodes[s].shape == shape}
+                near = around | {u for s in around | region.members for u in self.partition.users[s]}
+                others = {id(home[j]): home[j] for j in sorted(near) if j in home and home[j] is not region}
+                for other in others.values():
+                    if self._together(region, other, home):
+                        home.update(dict.fromkeys(other.members, region))
+                        region.members |= other.members
+                        other.members.clear()
+                        progress = True
+        grown[:] = [region for region in grown if region.members]
+
+    def _together(self, a: Region, b: Region, home: dict[int, Region]) -> bool:
+        """Merges the groups of two map regions where `_updates` may join them; whether it did."""
+        shape = self.nodes[max(a.members)].shape
+        results, users, both = self.regions.results, self.partition.users, a.members | b.members
+        if results.isdisjoint(a.members) or results.isdisjoint(b.members) or not self._fits(a, b.members):
+            return False
+        outside = {u for m in both - results for u in users[m]} - both
+        shapes = {self.nodes[max(home[u].members)].shape if u in home else None for u in outside}
+        if not shapes | {self.nodes[max(b.members)].shape} <= {shape}:
+            return False
+        for one, two in ((a.members, b.members), (b.members, a.members)):
+            for m in one:
+                if not all(self.nodes[s].shape == shape and self._plain(m, s) for s in two.intersection(self.regions.sources[m])):
+                    return False
+        p = self.partition
+        first, second = p.group[next(iter(a.members))], p.group[next(iter(b.members))]
+        if not p.can_merge(first, second):
+            return False
+        p.merge(first, second)
+        return True
 
     def _map_member(self, j: int, region: Region, root: int) -> bool:
         """Whether a producer may join: computed once per element, or cheap; stored as well if others need it."""
@@ -384,7 +436,7 @@ class _Grower:
             return True
         # Read elsewhere than at the own index (by a broadcast, a pad, ...): computed again for each reader, so it must be cheap
         # or mere movement, needed by nobody else, and must not itself read what is computed here.
-        cheap = self.facts.is_cheap(node) if self.facts.elementwise(node) else self.facts.read(node) is not None
+        cheap = self.facts.is_cheap(node) if self.facts.elementwise(node) else node.op.has(Trait.MOVEMENT)
         return cheap and not outside and inside == users and len(self.regions.sources[j]) <= 2
 
 

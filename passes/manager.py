@@ -11,6 +11,7 @@ from pathlib import Path
 from ..ir.errors import TensorwrightError, VerifyError
 from ..ir.graph import Graph
 from ..ir.verify import verify
+from .bodies import all_graphs
 from .contract import Context, Pass, PassResult
 from .facts import Facts
 from .labels import write_atomically
@@ -26,7 +27,7 @@ class Hooks:
     verify    whether to run the verifier on every graph that a pass made
     validate  called with (pass, before, after, context) after a pass that changed something; raises ValidationError
     after     called with every PassResult (progress, tables)
-    number    the first number of the dumps
+    number    how many passes ran before, where dumps go on counting; only 0 writes the graph as it came
     """
 
     dump: Path | None = None
@@ -46,13 +47,14 @@ def run_pipeline(graph: Graph, passes: Sequence[Pass], ctx: Context | None = Non
     check_order(graph, passes, ctx.facts)
     if hooks.dump is not None:
         hooks.dump.mkdir(parents=True, exist_ok=True)
-        write_atomically(hooks.dump / f"{hooks.number:03}_graph.txt", str(graph))
+        if hooks.number == 0:
+            write_atomically(hooks.dump / "000_graph.txt", str(graph))
     done: list[str] = []
     for number, p in enumerate(passes, start=hooks.number + 1):
         ctx.current, logged = str(p), len(ctx.log)
         start = time.perf_counter()
         try:
-            after = p.run(graph, ctx)
+            after = p.apply(graph, ctx)
             ms = (time.perf_counter() - start) * 1e3
             if after is not graph and after == graph:
                 raise VerifyError(f"pass {p} returned an equal graph as if it had changed; it must return the graph it was given")
@@ -78,8 +80,8 @@ def run_pipeline(graph: Graph, passes: Sequence[Pass], ctx: Context | None = Non
 
 
 def _count(graph: Graph) -> int:
-    """Nodes that compute something: inputs and constants are not counted."""
-    return sum(1 for n in graph.nodes() if n.inputs)
+    """Nodes that compute something, in bodies too: inputs and constants are not counted."""
+    return sum(1 for g in all_graphs(graph) for n in g.nodes() if n.inputs)
 
 
 def check_order(graph: Graph, passes: Sequence[Pass], facts: Facts) -> None:
@@ -100,7 +102,7 @@ def check_order(graph: Graph, passes: Sequence[Pass], facts: Facts) -> None:
 def properties(graph: Graph, facts: Facts) -> set[str]:
     """The properties that a graph has without any pass having run."""
     have = {"no_gradient", "no_marks", "decomposed"}
-    for n in graph.nodes():
+    for n in (n for g in all_graphs(graph) for n in g.nodes()):
         kind = facts.kind(n)
         if kind == "other":
             have.discard("no_gradient")

@@ -11,6 +11,7 @@ import numpy as np
 from ..ir.dtypes import bool_
 from ..ir.graph import Graph, Node
 from ..ir.op import Trait
+from .bodies import nodes_with_runs
 
 Array = np.ndarray[Any, Any]
 
@@ -104,5 +105,5 @@ def close_difference(
 
 
 def budget_of(graph: Graph) -> float:
-    """What rounding in another order may cost a graph: the budget of one op for each op that rounds."""
-    return BUDGET * max(1, sum(1 for n in graph.nodes() if n.inputs and not n.op.has(Trait.MOVEMENT)))
+    """What rounding in another order may cost a graph: the budget of one op for each op that rounds, each time it runs."""
+    return BUDGET * max(1, sum(runs for n, runs in nodes_with_runs(graph) if n.inputs and not n.op.has(Trait.MOVEMENT)))

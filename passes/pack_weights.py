@@ -13,40 +13,68 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.contraction import Affine, Axis, Contraction
+from ..ir.dims import Dim, as_int
 from ..ir.graph import Graph, Node
 from ..ir.op import make
 from .contract import Context, Pass, PreferredPanel
-from .contract_form import generic, spec_of
-from .facts import Facts, derived, weights
+from .contract_form import spec_of
+from .facts import Facts, derived
 from .rewrite import Miss, Outcome, Rule, apply_rules, rule
 
 
-def axes_of(index: Affine, spec: Contraction, extent: object) -> list[Axis] | None:
-    """The axes that one dimension splits into, outermost first, if its index runs over all of it once; None otherwise."""
-    terms = sorted(index.terms, key=lambda t: -t[1])
+@dataclass(frozen=True)
+class Split:
+    """How one dimension of B falls into axes: elements `start`, `start + step`, ... below `stop` are the row-major positions
+    of `axes`, some of which (`reversed`, by number) run backwards."""
+
+    axes: list[Axis]
+    reversed: list[int]
+    start: int
+    stop: Dim
+    step: int
+
+
+def axes_of(index: Affine, spec: Contraction, extent: Dim) -> Split | None:
+    """The axes that one dimension splits into, outermost first, if its index meets no element twice, in steps of one size;
+    None otherwise. So it is for a kernel with its taps reversed, and for those of its taps that one phase of an image meets."""
+    terms = sorted((t for t in index.terms if spec.axis(t[0]).extent != 1), key=lambda t: -abs(t[1]))
+    if not all(isinstance(spec.axis(name).extent, int) for name, _ in terms):
+        plain = len(terms) == 1 and terms[0][1] == 1 and index.constant == 0 and spec.axis(terms[0][0]).extent == extent
+        return Split([spec.axis(terms[0][0])], [], 0, extent, 1) if plain else None
     axes = [spec.axis(name) for name, _ in terms]
-    step: object = 1
+    step = unit = abs(terms[-1][1]) if terms else 1
+    start = index.constant
     for (_, coefficient), x in zip(reversed(terms), reversed(axes), strict=True):
-        if coefficient != step:
+        if abs(coefficient) != step:
             return None
-        step = coefficient * x.extent
-    return axes if index.constant == 0 and step == extent else None
+        start += min(0, coefficient * (as_int(x.extent) - 1))
+        step *= as_int(x.extent)
+    return Split(axes, [k for k, (_, a) in enumerate(terms) if a < 0], start, start + step - unit + 1, unit)
 
 
 def matrix(b: Node, spec: Contraction) -> Node | None:
     """B as [batch..., N, K]; None where its index maps are not plain."""
     order: list[Axis] = []
+    backwards: list[int] = []
+    parts: list[Split] = []
     for index, extent in zip(spec.b, b.shape, strict=True):
-        axes = axes_of(index, spec, extent)
-        if axes is None:
+        split = axes_of(index, spec, extent)
+        if split is None:
             return None
-        order += axes
+        backwards += [len(order) + k for k in split.reversed]
+        order += split.axes
+        parts.append(split)
+    if any((p.start, p.stop, p.step) != (0, n, 1) for p, n in zip(parts, b.shape, strict=True)):
+        starts, stops, steps = zip(*((p.start, p.stop, p.step) for p in parts), strict=True)
+        b = make("slice", b, starts=starts, stops=stops, steps=steps)
     wanted = [*spec.of_kind("batch"), *spec.of_kind("n"), *spec.of_kind("k")]
+    # an axis of extent 1 may stand anywhere: to move it is no movement
+    wanted = [a for a in wanted if a.extent != 1]
     if sorted(x.name for x in order) != sorted(x.name for x in wanted):
         return None
-    # an axis of extent 1 may stand anywhere: to move it is no movement
-    order, wanted = [a for a in order if a.extent != 1], [a for a in wanted if a.extent != 1]
     x = _reshape(b, [a.extent for a in order])
+    if backwards:
+        x = make("reverse", x, axes=tuple(backwards))
     perm = tuple(order.index(a) for a in wanted)
     if perm != tuple(range(len(perm))):
         x = make("transpose", x, perm=perm)
@@ -87,13 +115,15 @@ def _rule(fixed: Mapping[Node, bool], ctx: Context, preferred: PreferredPanel) -
             return Miss("B does not come from weights alone", b)
         if ctx.target is None:
             return Miss("no target is given", node)
+        if b.dtype.bits < 32:
+            return Miss("16-bit operands are read as they are", b)
         width = preferred(spec, ctx.target)
         if width <= 0:
             return Miss("the code generator reads B as it is", b)
         packed = pack(b, spec, width)
         if packed is None:
             return Miss("B is indexed in a way that has no panels", b)
-        return generic(node.inputs[0], packed, spec.packed(width, b.shape))
+        return make(node.op, node.inputs[0], packed, spec=spec.packed(width, b.shape))  # contract, or its f32 sums of bf16
 
     return pack_operand
 
@@ -114,7 +144,7 @@ class PackWeights(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with packed weights."""
-        given = weights(graph)
+        given = ctx.weights(graph)
         if ctx.preferred_panel is None or ctx.target is None or not given:
             return graph
         return apply_rules(graph, [_rule(derived(graph.nodes(), given), ctx, ctx.preferred_panel)], ctx, _packed_once)

@@ -12,23 +12,35 @@ from ..ir.errors import AttributeValueError
 from ..ir.target import Target
 from .contract import Pass
 from .contract_form import ContractForm
+from .control import Control
 from .decompose import Decompose
 from .drop_marks import DropMarks
 from .fold_affine import FoldAffine
 from .fuse import Fuse
 from .gradient import Gradient
+from .hoist import Hoist
 from .layout import Layout
+from .mixed_precision import MixedPrecision
 from .pack_weights import PackWeights
+from .rematerialise import Rematerialise
 from .simplify import Simplify
 from .strength import Strength
+from .widen import Widen
 
 
-def inference(target: Target | None = None) -> tuple[Pass, ...]:
-    """From a traced graph to fused regions; weights do not change between runs. `prepare.split` comes after it."""
+def inference(target: Target | None = None, precision: str = "f32") -> tuple[Pass, ...]:
+    """From a traced graph to fused regions; weights do not change between runs. `prepare.split` comes after it.
+
+    `precision` is 'f32', or 'bf16' for contractions of bf16 numbers.
+    """
+    half = (MixedPrecision(),) if precision == "bf16" else ()
     return (
         Gradient(),  # a function may contain gradients; after it: ordinary ops only
+        Control(),  # gradients leave each loop twice, and results nobody uses; before rules make the two differ
         DropMarks(),  # marks were for gradients; after it: no identities
+        Widen(),  # while ops are whole: each has one rounding to 16 bits; after it, arithmetic is in f32 and f64
         Simplify(),  # the rules are cheapest, and see most, on the ops that the user wrote
+        Hoist(motion=False),  # products over all steps at once, while ops are whole; after it: a loop's body needs its carries
         Layout(),  # while convolutions are whole: their padding then is made channels last as well
         Decompose(),  # after it: only ops that have code of their own
         Strength(),  # divisions and powers that decomposition made are in the graph now
@@ -37,18 +49,43 @@ def inference(target: Target | None = None) -> tuple[Pass, ...]:
         Simplify(),  # what those movements leave behind
         FoldAffine(),  # scales by weights into weights: batch norm and its shift are gone where a convolution is before them
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
+        *half,  # when contractions have their one form, and folding was done in f32
         PackWeights(),  # panels as the code generator wants them; after the last change of weights
+        Hoist(batch=False),  # the packing of weights out of loops; after it: a body holds what differs from step to step
+        Control(),  # operands that folding and packing left without use
         Fuse(),  # last: every pass above sees ops, not regions; after it: each node is one kernel, or none
     )
 
 
-def training(target: Target | None = None) -> tuple[Pass, ...]:
+def training(target: Target | None = None, precision: str = "f32") -> tuple[Pass, ...]:
     """As inference, for a step that updates its parameters: nothing is prepared from them."""
-    return tuple(Fuse(prepare=False) if isinstance(p, Fuse) else p for p in inference(target))
+    return tuple(Fuse(prepare=False) if isinstance(p, Fuse) else p for p in inference(target, precision))
+
+
+def within(memory_budget: int) -> tuple[Pass, ...]:
+    """What follows on the run graph, once what weights alone determine is split off: its memory is known only then."""
+    return (Rematerialise(memory_budget),) if memory_budget else ()
 
 
 PASSES: Final[dict[str, type[Pass]]] = {
-    p().name: p for p in (Gradient, DropMarks, Simplify, Layout, Decompose, Strength, ContractForm, FoldAffine, PackWeights, Fuse)
+    p().name: p
+    for p in (
+        Gradient,
+        Control,
+        DropMarks,
+        Simplify,
+        Hoist,
+        Layout,
+        Decompose,
+        Strength,
+        ContractForm,
+        FoldAffine,
+        PackWeights,
+        Fuse,
+        MixedPrecision,
+        Rematerialise,
+        Widen,
+    )
 }
 
 

@@ -27,11 +27,12 @@ class Split:
     run: Graph
 
 
-def cut_points(graph: Graph, facts: Facts | None = None) -> list[Node]:
-    """The nodes that the prepare graph computes for the run graph, in topological order."""
+def cut_points(graph: Graph, facts: Facts | None = None, sources: frozenset[Node] | None = None) -> list[Node]:
+    """The nodes that the prepare graph computes for the run graph, in topological order: those worth it that depend on
+    `sources` alone, the weights of the graph unless others are given."""
     facts = facts or Facts()
     order = graph.nodes()
-    fixed = derived(order, weights(graph))
+    fixed = derived(order, weights(graph) if sources is None else sources)
     needed = [i for n in order if n not in fixed for i in n.inputs if i in fixed]
     needed += [o for o in graph.outputs if o in fixed]
     cuts: set[Node] = set()

@@ -3,6 +3,7 @@
 drop outputs      keep the output that fails, or make an inner node the only output
 cut               a node becomes a fresh input of its type, and what it was computed from is gone
 bypass            a node becomes one of its operands of the same type, or the constant one
+enter             the body of a loop or branch takes the place of the whole graph
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ..ir.errors import TensorwrightError
 from ..ir.graph import Graph, Node, postorder
 from ..ir.graphs import rebuild
 from ..ir.types import TupleType
+from .bodies import all_graphs, bodies
 from .contract import Predicate
 from .facts import derived, weights
 
@@ -65,6 +67,8 @@ class _Reducer:
             for o in graph.outputs:
                 if (g := _with_outputs(graph, [o])) is not None:
                     yield g
+        for n in graph.nodes():
+            yield from bodies(n).values()
         work = [n for n in graph.nodes() if n.inputs]
         step = len(work) // 2
         while step >= 1:
@@ -84,8 +88,8 @@ class _Reducer:
 
 
 def _size(graph: Graph) -> tuple[int, int, int]:
-    """What is made smaller: nodes that compute, then outputs, then all nodes."""
-    nodes = graph.nodes()
+    """What is made smaller: nodes that compute, in bodies too, then outputs, then all nodes."""
+    nodes = [n for g in all_graphs(graph) for n in g.nodes()]
     return sum(1 for n in nodes if n.inputs), len(graph.outputs), len(nodes)
 
 

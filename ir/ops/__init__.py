@@ -1,10 +1,12 @@
 """The op records. Importing this package registers them all."""
 
 from . import (
+    adaptive,
     barriers,
     binary,
     compare,
     contract,
+    control,
     conv,
     indexing,
     matmul,
@@ -18,6 +20,6 @@ from . import (
 from .common import sample_node
 
 __all__ = [
-    "barriers", "binary", "compare", "contract", "conv", "indexing", "matmul", "movement", "pool", "random", "reduce",
-    "sample_node", "structural", "unary",
+    "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "indexing", "matmul", "movement", "pool", "random",
+    "reduce", "sample_node", "structural", "unary",
 ]  # fmt: skip

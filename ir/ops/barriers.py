@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import AttributeValueError, DTypeError, ShapeError, TensorwrightError
-from ..graph import Attrs
+from ..graph import Attrs, Node
 from ..lowering import Structural, View
-from ..op import REQUIRED, Array, GradRule, NotDifferentiable, Op, Sample, Trait, register
+from ..op import REQUIRED, Array, GradRule, NotDifferentiable, Op, Sample, Trait, make, register
 from ..types import TensorType, TupleType, Type
 from . import common as c
 
@@ -58,12 +58,39 @@ mark = _identity(
 stop_gradient = _identity(
     "stop_gradient", "The operand; no gradient flows through.", c.no_flow, {}, frozenset({Trait.BARRIER, Trait.VIEW, Trait.CHEAP})
 )
-recompute = _identity(
-    "recompute",
-    "The operand; what is computed from it is kept apart from the same computation elsewhere, to be done again later.",
-    c.rule(lambda node, dy: (dy,)),
-    {"id": REQUIRED},
-    frozenset({Trait.BARRIER, Trait.VIEW}),
+
+
+def _infer_recompute(types: Sequence[TensorType], attrs: Attrs) -> Type:
+    if not types:
+        raise ShapeError("recompute takes the value to compute from and, after it, any values to wait for; got no operand")
+    return _infer("recompute")(types[:1], attrs)
+
+
+def _recompute_transpose(node: Node, perm: tuple[int, ...]) -> Node:
+    return make(node.op, c.transposed(node.inputs[0], perm), *node.inputs[1:], **node.attrs)
+
+
+recompute = register(
+    Op(
+        name="recompute",
+        infer=_infer_recompute,
+        reference=lambda arrays, attrs: arrays[0].copy(),
+        lower=lambda node: View(),
+        grad=c.rule(lambda node, dy: (dy, *(None for _ in node.inputs[1:]))),
+        doc=(
+            "The first operand; what is computed from it is kept apart from the same computation elsewhere, and done again "
+            "once all the other operands are known."
+        ),
+        arity=None,
+        traits=frozenset({Trait.BARRIER, Trait.VIEW}),
+        attrs={"id": REQUIRED},
+        transpose=_recompute_transpose,
+        samples=lambda: [
+            *(Sample(c.uniform(s), {"id": 3}) for s in ((7,), (), (2, 3, 5), (0, 3))),
+            Sample(c.integers((9,)), {"id": 3}, gradient=False, label="i64"),
+            Sample(c.uniform((4, 3), (5,)), {"id": 3}, label="after another value"),
+        ],
+    )
 )
 
 

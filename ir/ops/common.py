@@ -8,15 +8,16 @@ from typing import Any, Final
 import numpy as np
 
 from ..dims import Dim, DimExpr, Shape, as_int, product
-from ..dtypes import DType, f32, f64, i64
+from ..dtypes import DType, bf16, f16, f32, f64, i64
 from ..errors import AttributeValueError, DTypeError, ShapeError
 from ..expr import Expr, const
 from ..graph import Attrs, Graph, Literal, Node
 from ..lowering import Load, Map
 from ..op import Array, GradRule, Op, Sample, Trait, make
-from ..types import TensorType, Type
+from ..types import TensorType, TupleType, Type
 
-FLOATS: Final = frozenset({f32, f64})
+FLOATS: Final = frozenset({f32, f64, f16, bf16})
+DRAWN: Final = frozenset({f32, f64})  # what random numbers are made in
 ELEMENTWISE: Final = frozenset({Trait.ELEMENTWISE})
 CHEAP: Final = frozenset({Trait.ELEMENTWISE, Trait.CHEAP})
 
@@ -33,7 +34,8 @@ def show(shape: Iterable[Dim]) -> str:
 
 
 def is_arithmetic(dtype: DType) -> bool:
-    """Whether arithmetic is defined: f32, f64 and the integers of 8 bits or more. Narrower types are stored and cast."""
+    """Whether arithmetic is defined: floats of 16 bits or more (those of 16 in f32, rounded once per op) and integers of 8
+    bits or more. Narrower types are stored and cast."""
     return dtype in FLOATS or (dtype.is_integer and dtype.bits >= 8)
 
 
@@ -50,18 +52,18 @@ def is_any(dtype: DType) -> bool:
 
 
 _WORDING: Final[dict[Callable[[DType], bool], str]] = {
-    is_arithmetic: "f32, f64 or an integer of 8 bits or more",
+    is_arithmetic: "f32, f64, f16, bf16 or an integer of 8 bits or more",
     is_integer: "an integer of 8 bits or more",
     is_logical: "bool or an integer of 8 bits or more",
 }
 
 
 def is_float(dtype: DType) -> bool:
-    """Whether transcendental arithmetic is defined: f32 and f64."""
+    """Whether transcendental arithmetic is defined: f32, f64, f16 and bf16."""
     return dtype in FLOATS
 
 
-_WORDING[is_float] = "f32 or f64"
+_WORDING[is_float] = "f32, f64, f16 or bf16"
 
 
 def check_dtype(op: str, types: Sequence[TensorType], k: int, allowed: Callable[[DType], bool]) -> None:
@@ -330,4 +332,8 @@ def sample_node(op: Op, sample: Sample, seed: int = 0) -> tuple[Graph, list[Arra
     arrays = [np.ascontiguousarray(a).reshape(np.shape(a)) for a in sample.make(np.random.default_rng(seed))]
     types = [Literal(a).type for a in arrays]
     inputs = tuple(make("input", name=f"x{k}", role="data", dtype=t.dtype, shape=t.shape) for k, t in enumerate(types))
-    return Graph(inputs, (make(op, *inputs, **sample.attrs),)), arrays
+    node = make(op, *inputs, **sample.attrs)
+    parts: tuple[Node, ...] = (node,)
+    if isinstance(node.type, TupleType):
+        parts = tuple(make("get", node, index=k) for k in range(len(node.type.items)))
+    return Graph(inputs, parts), arrays

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..contraction import KINDS, Affine, Axis, Contraction, affine, strided_view
 from ..dims import Dim, Shape, as_int
-from ..errors import AttributeValueError, GradientError, ShapeError
+from ..dtypes import DType, bf16, f16, f32
+from ..errors import AttributeValueError, DTypeError, GradientError, ShapeError
 from ..graph import Attrs, Node
 from ..lowering import Contract, Lowering
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
@@ -242,5 +243,50 @@ contract = register(
         traits=frozenset({Trait.CONTRACTION, Trait.QUANTISABLE}),
         attrs={"spec": REQUIRED},
         samples=_samples,
+    )
+)
+
+
+def _infer_f32(types: Sequence[TensorType], attrs: Attrs) -> Type:
+    found = _infer(types, attrs)
+    assert isinstance(found, TensorType)
+    if found.dtype not in (bf16, f16):
+        raise DTypeError(f"operand 0 of contract_f32 has dtype {found.dtype}, expected bf16 or f16; contract takes the others")
+    return TensorType(f32, found.shape)
+
+
+def _reference_f32(arrays: Sequence[Array], attrs: Attrs) -> Array:
+    """Products of 16-bit floats are exact in f32, which the sums are kept in."""
+    return _reference([a if a.dtype == np.float64 else a.astype(np.float32) for a in arrays], attrs)
+
+
+def _grad_f32(node: Node, dy: Node) -> Sequence[Node]:
+    a, b = node.inputs
+    wide = make("contract", *(make("cast", x, dtype=f32) for x in (a, b)), spec=node.attrs["spec"])
+    return [make("cast", g, dtype=a.dtype) for g in _grad(wide, dy)]
+
+
+def _samples_f32() -> list[Sample]:
+    def narrow(s: Sample, dtype: DType) -> Sample:
+        def draw(rng: np.random.Generator) -> list[Array]:
+            return [x.astype(dtype.numpy) for x in s.make(rng)]
+
+        return Sample(draw, s.attrs, budget=s.budget, reason=s.reason, gradient=False, label=f"{s.label} {dtype}".strip())
+
+    return [narrow(s, dtype) for dtype in (bf16, f16) for s in _samples() if s.label != "panels"]
+
+
+contract_f32 = register(
+    Op(
+        name="contract_f32",
+        infer=_infer_f32,
+        reference=_reference_f32,
+        lower=_lower,
+        grad=c.rule(_grad_f32),
+        doc="contract of 16-bit floats whose products are added up, and given, in f32.",
+        arity=2,
+        traits=frozenset({Trait.CONTRACTION}),
+        attrs={"spec": REQUIRED},
+        samples=_samples_f32,
     )
 )

@@ -3,252 +3,85 @@
 All three come down to `contract` (a padded operand, an affine index, no im2col). With x padded, per group:
 
     y [n, i, j, o]  = sum over h, w, c of  x[n, i*s + h*d, j*s + w*d, c] * k[o, c, h, w]
-    dx[n, p, q, c]  = sum over h, w, o of  z[n, p + h*d, q + w*d, o] * k[o, c, KH-1-h, KW-1-w]     z: dy spread by s, padded
+    dx[n, p, q, c]  = sum over h, w, o of  dy[n, (p - h*d) / s, (q - w*d) / s, o] * k[o, c, h, w]   where both divide
     dk[h, w, c, o]  = sum over n, i, j of  x[n, i*s + h*d, j*s + w*d, c] * dy[n, i, j, o]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from ..contraction import Affine, Axis, Contraction, affine
-from ..dims import Dim, Shape, as_int
+from ..dims import Shape, as_int
 from ..dtypes import as_dtype, f64
-from ..errors import AttributeValueError, ShapeError
 from ..graph import Attrs, Node
 from ..lowering import Contract, Decompose, Lowering
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
 from .contract import REASON
+from .conv_geometry import (
+    LAYOUTS,
+    TO_NCHW,
+    TO_NHWC,
+    Geometry,
+    channel_of,
+    geometry,
+    group_axis,
+    image,
+    join,
+    moved,
+    of_conv,
+    of_input_grad,
+    of_weight_grad,
+    taps_of,
+    window,
+)
+from .conv_phases import input_grad
 
-LAYOUTS: Final = ("NCHW", "NHWC")
-TO_NHWC: Final = (0, 2, 3, 1)
-TO_NCHW: Final = (0, 3, 1, 2)
 _COMMON: Final[dict[str, Any]] = {
     "stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1, "layout": "NCHW",
 }  # fmt: skip
 
 
-# --- layouts --------------------------------------------------------------------------------------------------------
-
-
-def check_layout(op: str, layout: object) -> str:
-    if layout not in LAYOUTS:
-        raise AttributeValueError(f"layout of {op} is one of {', '.join(LAYOUTS)}, not {layout!r}")
-    return str(layout)
-
-
-def check_padding(op: str, padding: object) -> tuple[tuple[int, int], tuple[int, int]]:
-    if not isinstance(padding, tuple) or len(padding) != 2:
-        raise AttributeValueError(f"padding of {op} is ((top, bottom), (left, right)), not {padding!r}")
-    for side in padding:
-        c.check_ints(op, "a side of padding", side, 2, 0)
-    return padding
-
-
-def split(shape: Sequence[Any], layout: str) -> tuple[Any, Any, Any, Any]:
-    """(batch, channels, height, width) of a shape, or any sequence, in a layout."""
-    n, x, y, z = shape
-    return (n, x, y, z) if layout == "NCHW" else (n, z, x, y)
-
-
-def join(n: Any, channels: Any, height: Any, width: Any, layout: str) -> tuple[Any, Any, Any, Any]:
-    """The inverse of `split`."""
-    return (n, channels, height, width) if layout == "NCHW" else (n, height, width, channels)
-
-
-def window_count(op: str, size: Dim, kernel: Dim, stride: int, padding: tuple[int, int], dilation: int, dimension: str) -> Dim:
-    """How many windows fit; ShapeError if none does."""
-    room = size + (padding[0] + padding[1] - 1) - (kernel - 1) * dilation
-    if isinstance(room, int) and room < 0:
-        raise ShapeError(
-            f"operand 0 of {op} has {dimension} {size}, padded to {size + sum(padding)}, smaller than the window of "
-            f"{(kernel - 1) * dilation + 1}; expected at least that much, or more padding"
-        )
-    return room // stride + 1
-
-
-def moved(node: Node, layout: str, operands: Sequence[int], shape_attrs: Sequence[str] = (), result: bool = True) -> Node:
-    """The node computed in another layout: `operands`, the shapes in attributes and the result change places."""
-    if node.attrs["layout"] == layout:
-        return node
-    there, back = (TO_NHWC, TO_NCHW) if layout == "NHWC" else (TO_NCHW, TO_NHWC)
-    inputs = [c.transposed(x, there) if k in operands else x for k, x in enumerate(node.inputs)]
-    attrs = {name: tuple(node.attrs[name][p] for p in there) for name in shape_attrs}
-    new = make(node.op, *inputs, **{**node.attrs, **attrs, "layout": layout})
-    return c.transposed(new, back) if result else new
-
-
-# --- geometry -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """The sizes of one convolution, named as in the head of this file; `c` and `o` are per group."""
-
-    n: Dim
-    groups: int
-    c: Dim
-    o: Dim
-    size: tuple[Dim, Dim]
-    kernel: tuple[Dim, Dim]
-    out: tuple[Dim, Dim]
-    stride: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-    layout: str
-
-    @property
-    def x_shape(self) -> Shape:
-        return join(self.n, self.c * self.groups, *self.size, self.layout)
-
-    @property
-    def k_shape(self) -> Shape:
-        return (self.o * self.groups, self.c, *self.kernel)
-
-    @property
-    def y_shape(self) -> Shape:
-        return join(self.n, self.o * self.groups, *self.out, self.layout)
-
-    @property
-    def padded(self) -> bool:
-        return self.padding != ((0, 0), (0, 0))
-
-
-def _geometry(op: str, x: Shape, k: Shape, attrs: Attrs, x_name: str, k_name: str) -> _Geometry:
-    layout = check_layout(op, attrs["layout"])
-    stride = c.check_ints(op, "stride", attrs["stride"], 2, 1)
-    dilation = c.check_ints(op, "dilation", attrs["dilation"], 2, 1)
-    padding = check_padding(op, attrs["padding"])
-    groups = attrs["groups"]
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise AttributeValueError(f"groups of {op} is a positive int, not {groups!r}")
-    if len(x) != 4 or len(k) != 4:
-        raise ShapeError(f"{op}: {x_name} {c.show(x)} and {k_name} {c.show(k)} must have 4 dimensions each")
-    n, channels, height, width = split(x, layout)
-    outputs, per_group, kh, kw = k
-    if channels != per_group * groups:
-        raise ShapeError(
-            f"{op}: {k_name} has shape {c.show(k)}, which takes {per_group * groups} input channels "
-            f"({per_group} in each of {groups} groups), but {x_name} {c.show(x)} in {layout} has {channels}"
-        )
-    if isinstance(outputs, int) and outputs % groups:
-        raise ShapeError(
-            f"{op}: {k_name} has shape {c.show(k)}, whose {outputs} output channels do not split into {groups} groups"
-        )
-    if 0 in (kh, kw):
-        raise ShapeError(f"{op}: {k_name} has shape {c.show(k)}, with an empty kernel")
-    out = tuple(
-        window_count(op, size, kernel, stride[d], padding[d], dilation[d], ("height", "width")[d])
-        for d, (size, kernel) in enumerate(((height, kh), (width, kw)))
-    )
-    return _Geometry(
-        n, groups, per_group, outputs // groups, (height, width), (kh, kw), (out[0], out[1]),
-        (stride[0], stride[1]), padding, (dilation[0], dilation[1]), layout,
-    )  # fmt: skip
-
-
-def _of_conv(node_types: Sequence[TensorType], attrs: Attrs) -> _Geometry:
-    return _geometry("conv2d", node_types[0].shape, node_types[1].shape, attrs, "operand 0", "operand 1")
-
-
-def _of_input_grad(types: Sequence[TensorType], attrs: Attrs) -> _Geometry:
-    shape = c.check_shape("conv2d_input_grad", attrs["input_shape"])
-    g = _geometry("conv2d_input_grad", shape, types[1].shape, attrs, "input_shape", "operand 1")
-    _check_cotangent("conv2d_input_grad", types, 0, g)
-    return g
-
-
-def _of_weight_grad(types: Sequence[TensorType], attrs: Attrs) -> _Geometry:
-    shape = c.check_shape("conv2d_weight_grad", attrs["kernel_shape"])
-    g = _geometry("conv2d_weight_grad", types[0].shape, shape, attrs, "operand 0", "kernel_shape")
-    _check_cotangent("conv2d_weight_grad", types, 1, g)
-    return g
-
-
-def _check_cotangent(op: str, types: Sequence[TensorType], k: int, g: _Geometry) -> None:
-    if types[k].shape != g.y_shape:
-        raise ShapeError(
-            f"operand {k} of {op} has shape {c.show(types[k].shape)}, expected {c.show(g.y_shape)}, the convolution's result"
-        )
-
-
 # --- contractions ---------------------------------------------------------------------------------------------------
 
 
-def _channel(name: str, per_group: Dim, g: _Geometry) -> Affine:
-    return affine(name) if g.groups == 1 else affine(name, ("g", as_int(per_group)))
-
-
-def _group_axis(g: _Geometry) -> tuple[Axis, ...]:
-    return () if g.groups == 1 else (Axis("g", g.groups, "batch"),)
-
-
-def _image(g: _Geometry, channel: Affine, rows: Affine, columns: Affine) -> tuple[Affine, ...]:
-    return join(affine("n"), channel, rows, columns, g.layout)
-
-
-def _window(g: _Geometry) -> tuple[Affine, Affine]:
-    (sy, sx), (dy, dx) = g.stride, g.dilation
-    return affine(("y", sy), ("h", dy)), affine(("x", sx), ("w", dx))
-
-
-def _taps(g: _Geometry, channel: Axis) -> tuple[Axis, ...]:
-    """The axes of a kernel; channels innermost where they are so in memory."""
-    taps = (Axis("h", g.kernel[0], "k"), Axis("w", g.kernel[1], "k"))
-    return (*taps, channel) if g.layout == "NHWC" else (channel, *taps)
-
-
-def _result(g: _Geometry, channel: str) -> tuple[Affine, ...]:
+def _result(g: Geometry, channel: str) -> tuple[Affine, ...]:
     """The index of an image with the group as a dimension of its own before the channel."""
     group = () if g.groups == 1 else ("g",)
     names = ("n", *group, channel, "y", "x") if g.layout == "NCHW" else ("n", "y", "x", *group, channel)
     return tuple(map(affine, names))
 
 
-def _forward(g: _Geometry) -> Contraction:
+def _forward(g: Geometry) -> Contraction:
     """x (padded), k -> y with groups apart."""
     pixels = (Axis("n", g.n, "m"), Axis("y", g.out[0], "m"), Axis("x", g.out[1], "m"))
     return Contraction(
-        (*_group_axis(g), *pixels, Axis("o", g.o, "n"), *_taps(g, Axis("c", g.c, "k"))),
-        _image(g, _channel("c", g.c, g), *_window(g)),
-        (_channel("o", g.o, g), affine("c"), affine("h"), affine("w")),
+        (*group_axis(g), *pixels, Axis("o", g.o, "n"), *taps_of(g, Axis("c", g.c, "k"))),
+        image(g, channel_of("c", g.c, g), *window(g)),
+        (channel_of("o", g.o, g), affine("c"), affine("h"), affine("w")),
         _result(g, "o"),
     )
 
 
-def _backward_input(g: _Geometry) -> Contraction:
-    """z (dy spread and padded), k -> dx with groups apart."""
-    pixels = (Axis("n", g.n, "m"), Axis("y", g.size[0], "m"), Axis("x", g.size[1], "m"))
-    kh, kw = as_int(g.kernel[0]), as_int(g.kernel[1])
-    rows, columns = affine("y", ("h", g.dilation[0])), affine("x", ("w", g.dilation[1]))
-    return Contraction(
-        (*_group_axis(g), *pixels, Axis("c", g.c, "n"), *_taps(g, Axis("o", g.o, "k"))),
-        _image(g, _channel("o", g.o, g), rows, columns),
-        (_channel("o", g.o, g), affine("c"), affine(("h", -1), constant=kh - 1), affine(("w", -1), constant=kw - 1)),
-        _result(g, "c"),
-    )
-
-
-def _backward_weight(g: _Geometry) -> Contraction:
-    """x (padded), dy -> dk as [groups,] h, w, c, o."""
+def _backward_weight(g: Geometry) -> Contraction:
+    """x (padded), dy -> dk as [groups,] c, h, w, o: whole vectors of o, and one transposition of a matrix from there to dk."""
     taps = (Axis("h", g.kernel[0], "m"), Axis("w", g.kernel[1], "m"), Axis("c", g.c, "m"))
     pixels = (Axis("n", g.n, "k"), Axis("y", g.out[0], "k"), Axis("x", g.out[1], "k"))
     group = () if g.groups == 1 else ("g",)
     return Contraction(
-        (*_group_axis(g), *taps, Axis("o", g.o, "n"), *pixels),
-        _image(g, _channel("c", g.c, g), *_window(g)),
-        _image(g, _channel("o", g.o, g), affine("y"), affine("x")),
-        tuple(map(affine, (*group, "h", "w", "c", "o"))),
+        (*group_axis(g), *taps, Axis("o", g.o, "n"), *pixels),
+        image(g, channel_of("c", g.c, g), *window(g)),
+        image(g, channel_of("o", g.o, g), affine("y"), affine("x")),
+        tuple(map(affine, (*group, "c", "h", "w", "o"))),
     )
 
 
-def _padded(x: Node, g: _Geometry) -> Node:
+def _padded(x: Node, g: Geometry) -> Node:
     if not g.padded:
         return x
     (top, bottom), (left, right) = g.padding
@@ -256,32 +89,8 @@ def _padded(x: Node, g: _Geometry) -> Node:
     return make("pad", x, low=low, high=high, interior=(0, 0, 0, 0), value=0.0)
 
 
-def _spread(dy: Node, g: _Geometry) -> Node:
-    """dy with stride - 1 zeros between its pixels, and just the border that the kernel reaches from every pixel of x."""
-    low: list[int] = []
-    high: list[Dim] = []
-    cut: list[tuple[Dim, Dim]] = []
-    for size, kernel, out, stride, pad, dilation in zip(g.size, g.kernel, g.out, g.stride, g.padding, g.dilation, strict=True):
-        reach = (as_int(kernel) - 1) * dilation
-        before = reach - pad[0]
-        spread = 0 if out == 0 else (out - 1) * stride + 1
-        after = size + reach - before - spread  # may be negative, or symbolic
-        start = max(0, -before)
-        low.append(max(0, before))
-        high.append(max(0, after) if isinstance(after, int) else after)
-        cut.append((start, start + size + reach))
-    interior = join(0, 0, g.stride[0] - 1, g.stride[1] - 1, g.layout)
-    lows, highs = join(0, 0, low[0], low[1], g.layout), join(0, 0, high[0], high[1], g.layout)
-    z = dy
-    if any(interior) or any(lows) or any(h != 0 for h in highs):
-        z = make("pad", z, low=lows, high=highs, interior=interior, value=0.0)
-    n, channels, _, _ = split(z.shape, g.layout)
-    starts, stops = join(0, 0, cut[0][0], cut[1][0], g.layout), join(n, channels, cut[0][1], cut[1][1], g.layout)
-    return z if stops == z.shape else make("slice", z, starts=starts, stops=stops, steps=(1, 1, 1, 1))
-
-
 def _lower_conv(node: Node) -> Lowering:
-    g = _of_conv([x.tensor for x in node.inputs], node.attrs)
+    g = of_conv([x.tensor for x in node.inputs], node.attrs)
     if not g.padded and g.groups == 1:
         return Contract(_forward(g))
 
@@ -295,32 +104,15 @@ def _lower_conv(node: Node) -> Lowering:
 
 
 def _lower_input_grad(node: Node) -> Lowering:
-    def build(node: Node) -> Node:
-        g = _of_input_grad([x.tensor for x in node.inputs], node.attrs)
-        dy, k = node.inputs
-        if g.kernel == (1, 1) and g.stride != (1, 1) and not g.padded:
-            return _pointwise_input_grad(node, g)
-        return c.reshaped(make("contract", _spread(dy, g), k, spec=_backward_input(g)), node.shape)
-
-    return Decompose(build)
-
-
-def _pointwise_input_grad(node: Node, g: _Geometry) -> Node:
-    """A strided 1x1 kernel meets every s-th pixel only: the contraction first, the zeros between its results after."""
-    dense = replace(g, size=g.out, stride=(1, 1))
-    dy, k = node.inputs
-    dx = c.reshaped(make("contract", dy, k, spec=_backward_input(dense)), dense.x_shape)
-    rest = [size - ((out - 1) * s + 1) for size, out, s in zip(g.size, g.out, g.stride, strict=True)]
-    interior = join(0, 0, g.stride[0] - 1, g.stride[1] - 1, g.layout)
-    return make("pad", dx, low=(0, 0, 0, 0), high=join(0, 0, rest[0], rest[1], g.layout), interior=interior, value=0.0)
+    return Decompose(input_grad)
 
 
 def _lower_weight_grad(node: Node) -> Lowering:
     def build(node: Node) -> Node:
-        g = _of_weight_grad([x.tensor for x in node.inputs], node.attrs)
+        g = of_weight_grad([x.tensor for x in node.inputs], node.attrs)
         x, dy = node.inputs
         dk = make("contract", _padded(x, g), dy, spec=_backward_weight(g))
-        perm = (3, 2, 0, 1) if g.groups == 1 else (0, 4, 3, 1, 2)
+        perm = (3, 0, 1, 2) if g.groups == 1 else (0, 4, 1, 2, 3)
         return c.reshaped(c.transposed(dk, perm), node.shape)
 
     return Decompose(build)
@@ -347,7 +139,7 @@ def _rows(x: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(x, 3, 0)).reshape(x.shape[3], x.shape[0] * x.shape[1] * x.shape[2], x.shape[4])
 
 
-def _pad_array(x: Array, g: _Geometry) -> Array:
+def _pad_array(x: Array, g: Geometry) -> Array:
     return np.pad(x, ((0, 0), *g.padding, (0, 0), (0, 0)))
 
 
@@ -356,7 +148,7 @@ def _kernel_matrices(k: Array, groups: int) -> Array:
     return k.reshape(groups, k.shape[0] // groups, *k.shape[1:]).transpose(3, 4, 0, 2, 1)
 
 
-def _tap_slices(g: _Geometry) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
+def _tap_slices(g: Geometry) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
     """For each tap of the kernel, the pixels of the padded image that it meets."""
     (oh, ow), (kh, kw), (sy, sx), (dy, dx) = c.static(g.out), c.static(g.kernel), g.stride, g.dilation
     for h in range(kh):
@@ -370,7 +162,7 @@ def _types(arrays: Sequence[Array]) -> list[TensorType]:
 
 
 def _conv_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
-    g = _of_conv(_types(arrays), attrs)
+    g = of_conv(_types(arrays), attrs)
     x, k = _pad_array(_grouped(arrays[0], g.layout, g.groups), g), _kernel_matrices(arrays[1], g.groups)
     n, o = as_int(g.n), as_int(g.o)
     total = np.zeros((g.groups, n * as_int(g.out[0]) * as_int(g.out[1]), o), x.dtype)
@@ -381,7 +173,7 @@ def _conv_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
 
 
 def _input_grad_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
-    g = _of_input_grad(_types(arrays), attrs)
+    g = of_input_grad(_types(arrays), attrs)
     dy, k = _rows(_grouped(arrays[0], g.layout, g.groups)), _kernel_matrices(arrays[1], g.groups)
     (height, width), ((top, bottom), (left, right)) = c.static(g.size), g.padding
     n, channels = as_int(g.n), as_int(g.c)
@@ -394,7 +186,7 @@ def _input_grad_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
 
 
 def _weight_grad_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
-    g = _of_weight_grad(_types(arrays), attrs)
+    g = of_weight_grad(_types(arrays), attrs)
     x, dy = _pad_array(_grouped(arrays[0], g.layout, g.groups), g), _rows(_grouped(arrays[1], g.layout, g.groups))
     kh, kw = c.static(g.kernel)
     total = np.zeros((kh, kw, g.groups, as_int(g.o), as_int(g.c)), x.dtype)
@@ -462,7 +254,7 @@ def _cases() -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]
         for layout in LAYOUTS:
             shape = join(x[0], x[1], x[2], x[3], layout)
             full = {**attrs, "layout": layout}
-            g = _geometry("conv2d", shape, k, full, "x", "w")
+            g = geometry("conv2d", shape, k, full, "x", "w")
             yield shape, k, c.static(g.y_shape), full
 
 
@@ -483,9 +275,7 @@ def _weight_grad_samples() -> list[Sample]:
     return [_sample(c.uniform(x, y), {**a, "kernel_shape": k}) for x, k, y, a in _cases()]
 
 
-def _infer(
-    op: str, geometry: Callable[[Sequence[TensorType], Attrs], _Geometry], result: Callable[[_Geometry], Shape]
-) -> c.Infer:
+def _infer(op: str, geometry: Callable[[Sequence[TensorType], Attrs], Geometry], result: Callable[[Geometry], Shape]) -> c.Infer:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
         c.check_dtype(op, types, 0, c.is_float)
         c.check_same(op, [TensorType(t.dtype, ()) for t in types])
@@ -499,7 +289,7 @@ _TRAITS: Final = frozenset({Trait.CONTRACTION})
 conv2d = register(
     Op(
         name="conv2d",
-        infer=_infer("conv2d", _of_conv, lambda g: g.y_shape),
+        infer=_infer("conv2d", of_conv, lambda g: g.y_shape),
         reference=_conv_value,
         lower=_lower_conv,
         grad=c.rule(_conv_grad),
@@ -515,7 +305,7 @@ conv2d = register(
 conv2d_input_grad = register(
     Op(
         name="conv2d_input_grad",
-        infer=_infer("conv2d_input_grad", _of_input_grad, lambda g: g.x_shape),
+        infer=_infer("conv2d_input_grad", of_input_grad, lambda g: g.x_shape),
         reference=_input_grad_value,
         lower=_lower_input_grad,
         grad=c.rule(_input_grad_grad),
@@ -530,7 +320,7 @@ conv2d_input_grad = register(
 conv2d_weight_grad = register(
     Op(
         name="conv2d_weight_grad",
-        infer=_infer("conv2d_weight_grad", _of_weight_grad, lambda g: g.k_shape),
+        infer=_infer("conv2d_weight_grad", of_weight_grad, lambda g: g.k_shape),
         reference=_weight_grad_value,
         lower=_lower_weight_grad,
         grad=c.rule(_weight_grad_grad),

@@ -277,7 +277,7 @@ def _infer_iota(types: Sequence[TensorType], attrs: Attrs) -> Type:
     c.check_axis("iota", attrs["axis"], len(shape))
     dtype = c.check_dtype_attr("iota", attrs["dtype"])
     if not c.is_arithmetic(dtype):
-        raise DTypeError(f"dtype of iota is f32, f64 or an integer of 8 bits or more, not {dtype}")
+        raise DTypeError(f"dtype of iota is f32, f64, f16, bf16 or an integer of 8 bits or more, not {dtype}")
     return TensorType(dtype, shape)
 
 

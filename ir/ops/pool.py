@@ -1,7 +1,8 @@
 """2-D max and average pooling with their gradients, in NCHW or NHWC.
 
 A gradient gathers: each pixel of x sums over the windows that contain it, so nothing collides. With p = pixel + padding,
-those are the windows p // s, p // s - 1, ... of which ceil(kernel / s) can reach the pixel, at offset p - window * s.
+those are the windows p // s, p // s - 1, ... of which ceil(extent / s) can reach the pixel, at offset p - window * s; the
+extent is (kernel - 1) * dilation + 1, and with a dilation the offset must be a multiple of it. Averages have no dilation.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..lowering import Load, Reduce
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
-from .conv import LAYOUTS, check_layout, check_padding, join, moved, split, window_count
+from .conv_geometry import LAYOUTS, check_layout, check_padding, join, moved, split, window_count
 
 _COMMON: Final[dict[str, Any]] = {"kernel": REQUIRED, "stride": REQUIRED, "padding": ((0, 0), (0, 0)), "layout": "NCHW"}
 
@@ -37,7 +38,13 @@ class _Windows:
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
     layout: str
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """From the first element of a window to the last."""
+        return ((self.kernel[0] - 1) * self.dilation[0] + 1, (self.kernel[1] - 1) * self.dilation[1] + 1)
 
     @property
     def x_shape(self) -> Shape:
@@ -50,16 +57,17 @@ class _Windows:
     @property
     def reach(self) -> tuple[int, int]:
         """How many windows can contain one pixel."""
-        return (-(-self.kernel[0] // self.stride[0]), -(-self.kernel[1] // self.stride[1]))
+        return (-(-self.extent[0] // self.stride[0]), -(-self.extent[1] // self.stride[1]))
 
 
 def _windows(op: str, shape: Shape, attrs: Attrs) -> _Windows:
     layout = check_layout(op, attrs["layout"])
     kernel = c.check_ints(op, "kernel", attrs["kernel"], 2, 1)
     stride = c.check_ints(op, "stride", attrs["stride"], 2, 1)
+    dilation = c.check_ints(op, "dilation", attrs.get("dilation", (1, 1)), 2, 1)
     padding = check_padding(op, attrs["padding"])
     for d in range(2):
-        if max(padding[d]) >= kernel[d]:
+        if max(padding[d]) > (kernel[d] - 1) * dilation[d]:
             raise AttributeValueError(
                 f"padding {padding} of {op} must be smaller than the kernel {kernel}: a window would hold no pixel"
             )
@@ -67,12 +75,13 @@ def _windows(op: str, shape: Shape, attrs: Attrs) -> _Windows:
         raise ShapeError(f"operand 0 of {op} has shape {c.show(shape)} of rank {len(shape)}, expected rank 4 ({layout})")
     n, channels, height, width = split(shape, layout)
     out = [
-        window_count(op, size, kernel[d], stride[d], padding[d], 1, ("height", "width")[d])
+        window_count(op, size, kernel[d], stride[d], padding[d], dilation[d], ("height", "width")[d])
         for d, size in enumerate((height, width))
     ]
     return _Windows(
-        n, channels, (height, width), (out[0], out[1]), (kernel[0], kernel[1]), (stride[0], stride[1]), padding, layout
-    )
+        n, channels, (height, width), (out[0], out[1]),
+        (kernel[0], kernel[1]), (stride[0], stride[1]), padding, (dilation[0], dilation[1]), layout,
+    )  # fmt: skip
 
 
 def _of(node: Node) -> _Windows:
@@ -89,8 +98,8 @@ def _pixel(w: _Windows, idx: tuple[Expr, ...], r: tuple[Expr, ...]) -> tuple[tup
     at: list[Expr] = []
     inside: list[Expr] = []
     for d, i in enumerate((y, x)):
-        pixel = i * w.stride[d] + r[d] - w.padding[d][0]
-        size, last = as_int(w.size[d]), (as_int(w.out[d]) - 1) * w.stride[d] + w.kernel[d] - 1 - w.padding[d][0]
+        pixel = i * w.stride[d] + r[d] * w.dilation[d] - w.padding[d][0]
+        size, last = as_int(w.size[d]), (as_int(w.out[d]) - 1) * w.stride[d] + w.extent[d] - 1 - w.padding[d][0]
         if w.padding[d][0]:
             inside.append(const(0) <= pixel)
         if last >= size:
@@ -100,23 +109,25 @@ def _pixel(w: _Windows, idx: tuple[Expr, ...], r: tuple[Expr, ...]) -> tuple[tup
 
 
 def _window(w: _Windows, idx: tuple[Expr, ...], r: tuple[Expr, ...]) -> tuple[tuple[Expr, ...], Expr, list[Expr]]:
-    """For pixel idx: the index of the r-th window that may contain it, whether it does, and the pixel's offset in it."""
+    """For pixel idx: the index of the r-th window that may contain it, whether it does, and which of its elements it is."""
     n, channel, y, x = split(idx, w.layout)
     at: list[Expr] = []
-    offsets: list[Expr] = []
+    taps: list[Expr] = []
     inside: list[Expr] = []
     for d, i in enumerate((y, x)):
         p = i + w.padding[d][0]
         window = p // w.stride[d] - r[d]
         offset = p - window * w.stride[d]
         inside += [const(0) <= window, window < as_int(w.out[d])]
-        if w.kernel[d] % w.stride[d]:
-            inside.append(offset < w.kernel[d])
+        if w.extent[d] % w.stride[d]:
+            inside.append(offset < w.extent[d])
+        if w.dilation[d] > 1:
+            inside.append(eq(offset % w.dilation[d], const(0)))
         at.append(window)
-        offsets.append(offset)
+        taps.append(offset // w.dilation[d] if w.dilation[d] > 1 else offset)
     mask = c.all_of(inside)
     assert mask is not None
-    return join(n, channel, at[0], at[1], w.layout), mask, offsets
+    return join(n, channel, at[0], at[1], w.layout), mask, taps
 
 
 def _masked(value: Expr, mask: Expr | None, other: float) -> Expr:
@@ -188,7 +199,8 @@ def _taps(w: _Windows) -> Iterator[tuple[int, tuple[slice, ...]]]:
     for h in range(w.kernel[0]):
         for v in range(w.kernel[1]):
             rows, columns = (
-                slice(start, start + (as_int(w.out[d]) - 1) * w.stride[d] + 1, w.stride[d]) for d, start in enumerate((h, v))
+                slice(start, start + (as_int(w.out[d]) - 1) * w.stride[d] + 1, w.stride[d])
+                for d, start in enumerate((h * w.dilation[0], v * w.dilation[1]))
             )
             yield h * w.kernel[1] + v, join(slice(None), slice(None), rows, columns, w.layout)
 
@@ -281,7 +293,7 @@ def _max_grad_grad(node: Node, g: Node) -> Sequence[Node | None]:
     )
     total = c.full(0.0, node.inputs[0])
     for k in range(w.kernel[0] * w.kernel[1]):
-        h, v = divmod(k, w.kernel[1])
+        h, v = (tap * step for tap, step in zip(divmod(k, w.kernel[1]), w.dilation, strict=True))
         starts = join(0, 0, h, v, w.layout)
         last_row, last_column = (s + (out - 1) * step for s, out, step in zip((h, v), w.out, w.stride, strict=True))
         stops = join(w.n, w.channels, last_row + 1, last_column + 1, w.layout)
@@ -346,6 +358,11 @@ _CASES: Final[tuple[tuple[tuple[int, int, int, int], tuple[int, int], tuple[int,
     ((1, 3, 1, 1), (1, 1), (1, 1), _pads(0, 0, 0, 0)),
     ((0, 3, 4, 4), (2, 2), (2, 2), _pads(0, 0, 0, 0)),
 )
+# NCHW shape, kernel, stride, padding, dilation
+_DILATED: Final[tuple[tuple[Any, Any, Any, Any, Any], ...]] = (
+    ((1, 3, 9, 10), (3, 2), (1, 1), _pads(1, 1, 2, 0), (2, 3)),
+    ((2, 17, 8, 7), (2, 3), (2, 3), _pads(0, 2, 1, 1), (3, 2)),
+)
 
 
 def _cases(op: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]:
@@ -357,6 +374,10 @@ def _cases(op: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], dict[str
             if op.startswith("avg"):
                 attrs["count_include_pad"] = layout == "NHWC"
             yield full, c.static(_windows(op, full, attrs).y_shape), attrs
+    if op.startswith("max"):
+        for shape, kernel, stride, padding, dilation in _DILATED:
+            attrs = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+            yield shape, c.static(_windows(op, shape, {**_COMMON, **attrs}).y_shape), attrs
 
 
 def _forward_samples(op: str, smooth: bool) -> list[Sample]:
@@ -385,7 +406,7 @@ def _backward_samples(op: str) -> list[Sample]:
 
 
 def _forward(name: str, doc: str, value: Any, lower: Any, grad: Any, dtype: DType | None = None, onnx: Any = None) -> Op:
-    extra = {"count_include_pad": True} if name.startswith("avg") else {}
+    extra = {"count_include_pad": True} if name.startswith("avg") else {"dilation": (1, 1)}
     return register(
         Op(
             name=name,
@@ -405,7 +426,7 @@ def _forward(name: str, doc: str, value: Any, lower: Any, grad: Any, dtype: DTyp
 
 
 def _backward(name: str, doc: str, value: Any, lower: Any, grad: Any, arity: int) -> Op:
-    extra = {"count_include_pad": True} if name.startswith("avg") else {}
+    extra = {"count_include_pad": True} if name.startswith("avg") else {"dilation": (1, 1)}
     return register(
         Op(
             name=name,

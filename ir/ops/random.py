@@ -85,7 +85,7 @@ def _infer(name: str) -> c.Infer:
         if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 2**32:
             raise AttributeValueError(f"stream of {name} is an int in [0, 2**32), not {stream!r}")
         dtype = c.check_dtype_attr(name, attrs["dtype"])
-        if dtype not in c.FLOATS:
+        if dtype not in c.DRAWN:
             raise DTypeError(f"dtype of {name} is f32 or f64, not {dtype}; cast the result")
         return TensorType(dtype, c.check_shape(name, attrs["shape"]))
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..dtypes import DType, bool_, f64, i32, u8
-from ..expr import Expr, const, eq, logical_not, select, unary
+from ..expr import Expr, const, eq, logical_not, maximum, select, unary
 from ..graph import Attrs, Node
 from ..op import Array, GradRule, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
@@ -154,6 +154,14 @@ erf = _unary(
     "erf", "The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x.", _erf, _expr("erf"),
     _times(lambda x, y: c.scaled(make("exp", _neg(make("mul", x, x))), 2 / math.sqrt(math.pi))),
 )  # fmt: skip
+softplus = _unary(
+    "softplus",
+    "log(1 + e to the x), without overflow. One op, so that its derivative is the sigmoid, also at 0.",
+    lambda x: np.maximum(x, x.dtype.type(0)) + np.log1p(np.exp(-np.abs(x))),
+    lambda x: maximum(const(0, x.dtype), x) + unary("log1p", unary("exp", unary("neg", unary("abs", x)))),
+    _times(lambda x, y: make("sigmoid", x)),
+    onnx=1,
+)
 
 
 def _bounded(values: Iterable[float]) -> Array:

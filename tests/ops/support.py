@@ -195,7 +195,9 @@ def lowered(node: Node, operands: Sequence[Array]) -> Array:
         case View():
             return operands[0].reshape(shape)
         case Contract():
-            return contracted(form.spec, *operands)
+            # 16-bit floats: their products are exact in f32, where they are added up
+            wide = [x.astype(np.float32) if node.inputs[0].dtype.bits == 16 and node.dtype.bits == 32 else x for x in operands]
+            return contracted(form.spec, *wide)
         case Decompose():
             built = form.build(node)
             assert isinstance(built, Node) and built.type == node.type and built is not node

@@ -18,7 +18,7 @@ from tensorwright.ir.ops import contract as contract_module
 from tensorwright.ir.ops import sample_node
 from tensorwright.ir.ops.compare import cast_array
 from tensorwright.ir.ops.contract import pack, product_spec, unpack, value
-from tensorwright.ir.ops.conv import join
+from tensorwright.ir.ops.conv_geometry import join
 from tensorwright.ir.ops.erf import erf
 from tensorwright.ir.ops.random import philox
 
