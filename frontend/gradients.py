@@ -1,9 +1,9 @@
-"""grad and value_and_grad: a gradient of a traced function, as a node that the gradient pass expands."""
+"""grad, value_and_grad, vjp and jvp: derivatives of a traced function, as nodes that the gradient pass expands."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..ir.errors import DTypeError, GradientError, ShapeError
@@ -11,7 +11,9 @@ from ..ir.graph import Node
 from . import tree
 from .context import current, error
 from .core import Value, apply, apply_tuple, as_tensor, wrap
+from .movement import zeros
 from .parameter import Owner, Parameter
+from .reductions import sum
 from .tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,6 +95,78 @@ def _mark(number: int, leaf: Any, argument: int) -> Tensor:
     return apply("mark", t, id=number)
 
 
+def parameter_gradients(
+    fn: Callable[[], tuple[Any, Any]], parameters: Mapping[str, Parameter]
+) -> tuple[Tensor, Any, dict[str, Tensor]]:
+    """(value, aux, gradients by path) of fn() -> (scalar, aux) by these parameters, at their current values.
+
+    Raises DTypeError, with the path, for a parameter that is no float; else as `value_and_grad`.
+    """
+    recording = current("grad")
+    for path, p in parameters.items():
+        if not p.dtype.is_float:
+            raise error(DTypeError, f"parameter {path!r} is {p.type}; only floats are trained: set requires_grad=False on it")
+    marks = [apply("mark", wrap(p.node), id=recording.fresh_mark()) for p in parameters.values()]
+    with recording.bind([(p, m.node) for p, m in zip(parameters.values(), marks, strict=True)]):
+        result, aux = fn()
+    y = as_tensor(result, what="the value to differentiate")
+    return y, aux, dict(zip(parameters, gradient(y, marks), strict=True))
+
+
+def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """(y, pullback): y = fn(*primals), and pullback(cotangents like y) -> the cotangents of the primals, J^T c.
+
+    Primals and results are Tensors or nested containers of such; all must be floats. Works inside a trace, also nested; a
+    pullback may be called several times. Raises DTypeError, ShapeError.
+    """
+    flat = [tree.flatten(p) for p in primals]
+    recording = current("vjp")
+    marks = [[_mark(recording.fresh_mark(), leaf, k) for leaf in leaves] for k, (leaves, _) in enumerate(flat)]
+    y = fn(*(tree.unflatten(s, m) for m, (_, s) in zip(marks, flat, strict=True)))
+    outputs, structure = tree.flatten(y)
+
+    def pullback(cotangents: Any) -> tuple[Any, ...]:
+        # A cotangent is a variable of its own: where it was computed from the primals, that is no part of this derivative.
+        seeds = [apply("mark", as_tensor(c), id=recording.fresh_mark()) for c in tree.flatten(cotangents)[0]]
+        found = iter(gradient(_inner(outputs, seeds, "a cotangent"), [*(m for group in marks for m in group), *seeds]))
+        return tuple(tree.unflatten(s, [next(found) for _ in leaves]) for leaves, s in flat)
+
+    return tree.unflatten(structure, outputs), pullback
+
+
+def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """(y, J t): fn(*primals), and its directional derivative along tangents (like primals), of the form of y.
+
+    J t is the derivative of <J^T u, t> by u: linear in u, so that two reverse walks give one forward one, and what only
+    J^T needs is dead code. Raises as `vjp`.
+    """
+    recording = current("jvp")
+    y, pullback = vjp(fn, *primals)
+    outputs, structure = tree.flatten(y)
+    seeds = [apply("mark", zeros(t.shape, t.dtype), id=recording.fresh_mark()) for t in map(as_tensor, outputs)]
+    back = tree.flatten(list(pullback(tree.unflatten(structure, seeds))))[0]
+    along = _inner(back, tree.flatten(list(tangents))[0], "a tangent")
+    return y, tree.unflatten(structure, gradient(along, seeds))
+
+
+def _inner(values: Sequence[Any], others: Sequence[Any], what: str) -> Tensor:
+    """The sum of products of Tensors with constants or Tensors of the same shapes."""
+    if len(values) != len(others):
+        raise error(ShapeError, f"{what} is needed for each of {len(values)} Tensors, and {len(others)} are given")
+    total: Tensor | None = None
+    for v, c in zip(map(as_tensor, values), others, strict=True):
+        if not v.dtype.is_float:
+            raise error(DTypeError, f"only floats have derivatives, and {what} is given for {v.dtype}", value=v)
+        t = as_tensor(c, v.dtype, what)
+        if t.shape != v.shape:
+            raise error(ShapeError, f"{what} has the shape of its value", value=v, given=t)
+        part = sum(v * t)
+        total = part if total is None else total + part
+    if total is None:
+        raise error(GradientError, "there is nothing to differentiate: no Tensor is among the arguments or results")
+    return total
+
+
 def gradient(y: Value, marks: Sequence[Value]) -> list[Tensor]:
     """The derivatives of a scalar by marked values. Raises ShapeError when y is no scalar, DTypeError when no float."""
     if not y.dtype.is_float:
@@ -100,10 +174,10 @@ def gradient(y: Value, marks: Sequence[Value]) -> list[Tensor]:
     if y.shape != ():
         raise error(ShapeError, "only a scalar can be differentiated; take .sum() or .mean() of the result", value=y)
     node = apply_tuple("gradient", [y, *marks], {})
-    return [apply("get", _Parts(node), index=i) for i in range(len(marks))]
+    return [apply("get", Parts(node), index=i) for i in range(len(marks))]
 
 
-class _Parts(Value):
+class Parts(Value):
     """The node with several outputs, for `get` to take one."""
 
     __slots__ = ("_node",)

@@ -17,8 +17,8 @@ Array = np.ndarray[Any, Any]
 
 
 def expand(graph: Graph) -> Graph:
-    """The graph without gradient nodes, verified."""
-    done = Gradient().run(graph, Context())
+    """The graph without gradient nodes, in bodies of loops neither, verified."""
+    done = Gradient().apply(graph, Context())
     verify(done)
     return done
 

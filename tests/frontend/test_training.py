@@ -90,7 +90,7 @@ def test_metrics() -> None:
     np.testing.assert_allclose(run(metrics.accuracy, P, np.eye(4, dtype=np.float32)[LABELS]), want)
     np.testing.assert_allclose(run(metrics.binary_accuracy, P, BITS), ((P >= 0) == (BITS > 0.5)).mean())
     with pytest.raises(AttributeValueError, match="accuracy"):
-        metrics.metric("auc")
+        metrics.metric("unheard_of")
 
 
 # -- optimisers: several steps on the same gradients, by hand in f64 ------------------------------------------------------
@@ -293,7 +293,7 @@ def test_frozen_parameters_and_frozen_norms_stay() -> None:
 def test_clipping_limits_the_step() -> None:
     net = nn.Linear(3, 2, seed=5)
     x, y = np.full((4, 3), 100.0, np.float32), np.zeros((4, 2), np.float32)
-    step = training_step(net, losses.mse, optim.SGD(1.0), tw.spec(4, 3), tw.spec(4, 2), clip_norm=1.0)
+    step = training_step(net, losses.mse, optim.SGD(1.0), tw.spec(4, 3), tw.spec(4, 2), clip_global_norm=1.0)
     state, _ = steps(step, [(x, y)], lr=1.0)
     moved = math.sqrt(sum(float(((state[n] - p.data) ** 2).sum()) for n, p in net.named_parameters()))
     assert moved == pytest.approx(1.0, rel=1e-3)
