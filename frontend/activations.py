@@ -1,4 +1,8 @@
-"""Activation functions, as compositions."""
+"""Activation functions. Each fuses into what comes before or after it.
+
+They are written so that no branch not taken makes a NaN, and with `where` rather than `maximum` at a kink, so that the
+gradient there is PyTorch's: that of one side, not the mean of both.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import math
 from typing import TYPE_CHECKING
 
 from ..ir.dtypes import f32
-from ..ir.errors import AttributeValueError
+from ..ir.errors import AttributeValueError, ShapeError
 from .context import error
-from .core import TensorLike, as_tensor, cast
-from .elementwise import abs, erf, exp, expm1, log1p, maximum, minimum, sigmoid, tanh, where
+from .core import TensorLike, apply, as_tensor, cast
+from .elementwise import abs, erf, expm1, sigmoid, tanh, where
+from .movement import reshape
 
 if TYPE_CHECKING:
     from .tensor import Tensor
@@ -25,9 +30,8 @@ def _float(x: TensorLike, what: str) -> Tensor:
 
 def relu(x: TensorLike) -> Tensor:
     """max(x, 0); its gradient is 0 at 0."""
-    # Not `maximum`, whose gradient is shared out at a tie. NaN <= 0 is false, so NaN stays.
     t = as_tensor(x, what="relu")
-    return where(t <= 0, 0, t)
+    return where(t <= 0, 0, t)  # NaN <= 0 is false, so NaN stays
 
 
 def relu6(x: TensorLike) -> Tensor:
@@ -36,16 +40,45 @@ def relu6(x: TensorLike) -> Tensor:
     return where(t >= 6, 6, t)
 
 
+def hardtanh(x: TensorLike, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """x limited to [min_val, max_val]; its gradient is 0 at both ends."""
+    if min_val >= max_val:
+        raise error(AttributeValueError, f"hardtanh: min_val {min_val} must be below max_val {max_val}")
+    t = _float(x, "hardtanh")
+    return where(t <= min_val, min_val, where(t >= max_val, max_val, t))
+
+
 def leaky_relu(x: TensorLike, negative_slope: float = 0.01) -> Tensor:
     """x where positive, negative_slope * x elsewhere."""
     t = _float(x, "leaky_relu")
     return where(t > 0, t, t * negative_slope)
 
 
+def prelu(x: TensorLike, weight: TensorLike) -> Tensor:
+    """x where positive, weight * x elsewhere: one weight, or one per channel (axis 1) (He et al. 2015).
+
+    Raises ShapeError for a weight of another size.
+    """
+    t, w = _float(x, "prelu"), as_tensor(weight, what="weight")
+    channels = t.shape[1] if t.ndim > 1 else 1
+    if w.ndim > 1 or (w.shape not in ((), (1,)) and w.shape != (channels,)):
+        raise error(ShapeError, f"prelu: the weight holds one number, or one per channel: {channels}", x=t, weight=w)
+    slope = reshape(w, (1, -1) + (1,) * (t.ndim - 2)) if w.shape not in ((), (1,)) else reshape(w, ())
+    return where(t > 0, t, cast(slope, t.dtype) * t)
+
+
 def elu(x: TensorLike, alpha: float = 1.0) -> Tensor:
     """x where positive, alpha * (exp(x) - 1) elsewhere."""
     t = _float(x, "elu")
     return where(t > 0, t, alpha * expm1(where(t > 0, 0.0, t)))
+
+
+def celu(x: TensorLike, alpha: float = 1.0) -> Tensor:
+    """x where positive, alpha * (exp(x / alpha) - 1) elsewhere: elu with a continuous slope (Barron 2017)."""
+    if alpha == 0:
+        raise error(AttributeValueError, "celu: alpha must not be 0")
+    t = _float(x, "celu")
+    return where(t > 0, t, alpha * expm1(where(t > 0, 0.0, t) * (1.0 / alpha)))
 
 
 def selu(x: TensorLike) -> Tensor:
@@ -73,11 +106,11 @@ swish = silu
 
 
 def softplus(x: TensorLike, beta: float = 1.0) -> Tensor:
-    """log(1 + exp(beta * x)) / beta, without overflow."""
+    """log(1 + exp(beta * x)) / beta, without overflow, and exact where PyTorch's switches to x."""
+    if beta == 0:
+        raise error(AttributeValueError, "softplus: beta must not be 0")
     t = _float(x, "softplus")
-    t = t if beta == 1.0 else t * beta
-    result = maximum(t, 0.0) + log1p(exp(-abs(t)))
-    return result if beta == 1.0 else result * (1.0 / beta)
+    return apply("softplus", t) if beta == 1.0 else apply("softplus", t * beta) * (1.0 / beta)
 
 
 def softsign(x: TensorLike) -> Tensor:
@@ -87,14 +120,15 @@ def softsign(x: TensorLike) -> Tensor:
 
 
 def hard_sigmoid(x: TensorLike) -> Tensor:
-    """min(max(x / 6 + 1/2, 0), 1)."""
-    return minimum(maximum(_float(x, "hard_sigmoid") * (1 / 6) + 0.5, 0.0), 1.0)
+    """min(max(x / 6 + 1/2, 0), 1); its gradient is 0 at both ends."""
+    t = _float(x, "hard_sigmoid")
+    return where(t <= -3.0, 0.0, where(t >= 3.0, 1.0, t * (1 / 6) + 0.5))
 
 
 def hard_swish(x: TensorLike) -> Tensor:
-    """x * hard_sigmoid(x)."""
+    """x * hard_sigmoid(x) (Howard et al. 2019): 0 up to -3, x from 3."""
     t = _float(x, "hard_swish")
-    return t * hard_sigmoid(t)
+    return where(t <= -3.0, 0.0, where(t >= 3.0, t, t * (t * (1 / 6) + 0.5)))
 
 
 def mish(x: TensorLike) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from ..ir.dims import Dim
 from ..ir.errors import TensorwrightError, TraceError
 from ..ir.graph import Label, Location, Node
 from ..ir.op import make
@@ -83,7 +84,9 @@ class Trace:
         self.paths: dict[int, str] = {}  # id(module) -> path from the traced module
         self.observers: list[Any] = []  # called as observer(event, module, path, value) around module calls
         self.key: Node | None = None  # of random draws
+        self.no_key = ""  # why there is none at this place
         self.drew_random = False  # whether the key was asked for
+        self.class_numbers: dict[Node, tuple[Dim, int | None]] = {}  # see note_class_numbers
         self._names: dict[int, str] = {}  # id(parameter) -> input name
         self._values: dict[int, Node] = {}  # id(parameter) -> its current value
         self._alive: list[object] = []  # keeps what is known by id from being freed and its id from being reused
@@ -178,6 +181,10 @@ class Trace:
                 else:
                     self._values[key] = old
 
+    def note_class_numbers(self, target: Node, classes: Dim, ignored: int | None = None) -> None:
+        """Says that a value holds class numbers in [0, classes), `ignored` aside: who feeds it can check before the step."""
+        self.class_numbers[target] = (classes, ignored)
+
     # -- nodes --------------------------------------------------------------------------------------------------------
     def label(self, node: Node) -> None:
         """Remembers the user's line and the module path for a node made now (the first place that made it wins)."""
@@ -200,6 +207,8 @@ class Trace:
 
     def random_key(self) -> Node:
         """The key of this step's random draws. Raises TraceError where the tracer has none to give."""
+        if self.no_key:
+            raise error(TraceError, f"a random draw {self.no_key}")
         if self.key is None:
             raise error(
                 TraceError,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 # ruff: noqa: I001
 from .activations import (
-    elu, gelu, glu, hard_sigmoid, hard_swish, leaky_relu, log_sigmoid, mish, relu, relu6, selu, silu, softplus, softsign, swish,
+    celu, elu, gelu, glu, hard_sigmoid, hard_swish, hardtanh, leaky_relu, log_sigmoid, mish, prelu, relu, relu6, selu, silu,
+    softplus, softsign, swish,
 )  # fmt: skip
-from .attention import embedding, scaled_dot_product_attention
-from .convolution import adaptive_avg_pool2d, avg_pool2d, conv2d, max_pool2d
+from .attention import embedding, scaled_dot_product_attention, sinusoidal_positions
+from .convolution import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from .elementwise import (
     abs, absolute, add, astype, bitwise_and, bitwise_not, bitwise_or, bitwise_xor, ceil, clip, cos, divide, equal, erf, exp,
     expm1, floor, floor_divide, greater, greater_equal, invert, isfinite, isinf, isnan, less, less_equal, log, log1p, log2,
@@ -21,10 +22,15 @@ from .movement import (
     one_hot, ones, ones_like, pad, permute_dims, ravel, repeat, reshape, roll, scatter_add, split, squeeze, stack, swapaxes,
     take, take_along_axis, tile, transpose, tril, triu, zeros, zeros_like,
 )  # fmt: skip
-from .normalization import batch_norm, batch_norm_training, group_norm, layer_norm, rms_norm
-from .random import dropout
+from .normalization import batch_norm, batch_norm_training, group_norm, instance_norm, layer_norm, rms_norm
+from .pooling import (
+    adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_max_pool1d, adaptive_max_pool2d, avg_pool1d, avg_pool2d, max_pool1d,
+    max_pool2d,
+)  # fmt: skip
+from .random import channel_dropout, dropout
 from .reductions import (
-    all, amax, amin, any, argmax, argmin, cumsum, log_softmax, logsumexp, max, mean, min, norm, prod, softmax, std, sum, var,
+    all, amax, amin, any, argmax, argmin, cosine_similarity, cumsum, log_softmax, logsumexp, max, mean, min, norm, prod, softmax,
+    std, sum, var,
 )  # fmt: skip
 from .tensor import Tensor
 
@@ -32,7 +38,10 @@ __all__ = [
     "Tensor",
     "abs",
     "absolute",
+    "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
     "add",
     "all",
     "amax",
@@ -42,6 +51,7 @@ __all__ = [
     "argmax",
     "argmin",
     "astype",
+    "avg_pool1d",
     "avg_pool2d",
     "batch_norm",
     "batch_norm_training",
@@ -51,10 +61,16 @@ __all__ = [
     "bitwise_xor",
     "broadcast_to",
     "ceil",
+    "celu",
+    "channel_dropout",
     "clip",
     "concatenate",
+    "conv1d",
     "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "cos",
+    "cosine_similarity",
     "cumsum",
     "divide",
     "dot",
@@ -81,6 +97,8 @@ __all__ = [
     "group_norm",
     "hard_sigmoid",
     "hard_swish",
+    "hardtanh",
+    "instance_norm",
     "invert",
     "iota",
     "isfinite",
@@ -105,6 +123,7 @@ __all__ = [
     "logsumexp",
     "matmul",
     "max",
+    "max_pool1d",
     "max_pool2d",
     "maximum",
     "mean",
@@ -126,6 +145,7 @@ __all__ = [
     "permute_dims",
     "pow",
     "power",
+    "prelu",
     "prod",
     "ravel",
     "reciprocal",
@@ -145,6 +165,7 @@ __all__ = [
     "sign",
     "silu",
     "sin",
+    "sinusoidal_positions",
     "softmax",
     "softplus",
     "softsign",

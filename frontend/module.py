@@ -32,6 +32,7 @@ class Module(Owner):
     """
 
     _mode: bool | None = None
+    ignored_state: tuple[str, ...] = ()  # names that other libraries' state dicts hold for this layer, and it has no use for
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -144,7 +145,8 @@ class Module(Owner):
         """
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         missing = [n for n in own if n not in state]
-        unexpected = [n for n in state if n not in own]
+        ignored = {_join(path, n) for path, m in self.named_modules() for n in m.ignored_state}
+        unexpected = [n for n in state if n not in own and n not in ignored]
         if strict and (missing or unexpected):
             lines = [f"the state dict does not match {type(self).__name__}:"]
             lines += [f"  missing: {', '.join(missing)}"] * bool(missing)

@@ -58,8 +58,22 @@ def bernoulli(p: float, shape: ShapeLike, *, key: TensorLike | None = None) -> T
 def dropout(x: TensorLike, p: float = 0.5, *, key: TensorLike | None = None) -> Tensor:
     """Each element zero with probability p, else divided by 1 - p (Srivastava et al. 2014)."""
     t = as_tensor(x, what="dropout")
-    if not 0.0 <= p < 1.0:
-        raise error(AttributeValueError, f"dropout: the probability p lies in [0, 1), not {p!r}")
+    return _dropped(t, p, t.shape, key, "dropout")
+
+
+def channel_dropout(x: TensorLike, p: float = 0.5, *, key: TensorLike | None = None) -> Tensor:
+    """Whole channels of (N, C, ...) zero with probability p, the others divided by 1 - p (Tompson et al. 2015)."""
+    t = as_tensor(x, what="channel_dropout")
+    if t.ndim < 3:
+        raise error(ShapeError, "channel_dropout takes (N, C, L) or (N, C, H, W): an axis after the channels", x=t)
+    return _dropped(t, p, (*t.shape[:2], *(1,) * (t.ndim - 2)), key, "channel_dropout")
+
+
+def _dropped(t: Tensor, p: float, shape: ShapeLike, key: TensorLike | None, what: str) -> Tensor:
+    if not 0.0 <= p <= 1.0:
+        raise error(AttributeValueError, f"{what}: the probability p lies in [0, 1], not {p!r}")
     if p == 0.0:
         return t
-    return where(bernoulli(1.0 - p, t.shape, key=key), t * (1.0 / (1.0 - p)), 0.0)
+    if p == 1.0:
+        return where(False, t, 0.0)
+    return where(bernoulli(1.0 - p, shape, key=key), t * (1.0 / (1.0 - p)), 0.0)

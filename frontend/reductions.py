@@ -6,10 +6,23 @@ from typing import TYPE_CHECKING
 
 from ..ir.dims import product
 from ..ir.dtypes import DType, bool_, f32, i32, i64, u64
-from ..ir.errors import DTypeError, ShapeError
+from ..ir.errors import AttributeValueError, DTypeError, ShapeError
 from .context import error
-from .core import TensorLike, apply, as_tensor, cast, normalize_axes, normalize_axis
-from .elementwise import exp, isfinite, log, multiply, not_equal, sqrt, stop_gradient, subtract, true_divide, where
+from .core import TensorLike, apply, as_tensor, broadcast, cast, normalize_axes, normalize_axis
+from .elementwise import (
+    exp,
+    isfinite,
+    log,
+    maximum,
+    multiply,
+    not_equal,
+    rsqrt,
+    sqrt,
+    stop_gradient,
+    subtract,
+    true_divide,
+    where,
+)
 from .movement import reshape, squeeze
 
 if TYPE_CHECKING:
@@ -167,3 +180,26 @@ def norm(x: TensorLike, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
     """The Euclidean norm over axes: sqrt(sum(x * x))."""
     t = as_tensor(x, what="norm")
     return sqrt(sum(multiply(t, t), axis, keepdims=keepdims))
+
+
+def cosine_similarity(x1: TensorLike, x2: TensorLike, axis: int = -1, eps: float = 1e-8) -> Tensor:
+    """x1 . x2 / (|x1| |x2|) along an axis, each norm taken as eps at least, so that a zero vector gives 0 and no NaN.
+
+    The operands broadcast together.
+    """
+    a, b = broadcast("cosine_similarity", x1, x2, names=("x1", "x2"))
+    a, b = (t if t.dtype.is_float else cast(t, f32) for t in (a, b))
+    least = eps * eps
+    squares = (maximum(sum(multiply(t, t), axis), least) for t in (a, b))
+    return multiply(sum(multiply(a, b), axis), multiply(*(rsqrt(s) for s in squares)))
+
+
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """The mean, the sum, or (reduction='none') the values themselves. Raises AttributeValueError for another reduction."""
+    if reduction == "mean":
+        return mean(values)
+    if reduction == "sum":
+        return sum(values)
+    if reduction != "none":
+        raise error(AttributeValueError, f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
+    return values

@@ -84,8 +84,8 @@ def test_wrong_attributes_are_refused() -> None:
         tw.trace(lambda x: tw.conv2d(x, np.ones((1, 1, 3, 3), np.float32), padding="full"), tw.spec(1, 1, 4, 4))
     with pytest.raises(AttributeValueError, match="stride"):
         tw.trace(lambda x: tw.conv2d(x, np.ones((1, 1, 3, 3), np.float32), stride=0), tw.spec(1, 1, 4, 4))
-    with pytest.raises(AttributeValueError, match=r"\[0, 1\)"):
-        nn.Dropout(1.0)
+    with pytest.raises(AttributeValueError, match=r"\[0, 1\]"):
+        nn.Dropout(1.5)
     with pytest.raises(AttributeValueError, match="positive int"):
         nn.Linear(0, 3)
 
