@@ -30,7 +30,7 @@ from .runtime import host
 from .runtime.buffers import Array
 from .runtime.executable import Executable
 from .settings import config, flags
-from .trainer import Trainer
+from .training.trainer import Trainer
 
 BATCH: Final = 64
 _TOP: Final = 12  # kernels shown
@@ -111,8 +111,7 @@ def command(args: argparse.Namespace) -> dict[str, Any]:
     assert step is not None
     compiled = step.compiled
     console.print(passes_table(compiled))
-    memory = ", ".join(f"{k} {v / 1e3:,.1f} kB" for k, v in step.memory.items())
-    console.print(f"Peak memory of a step, known before it ran: [bold]{step.peak_bytes / 1e6:.2f} MB[/] ({memory})")
+    console.print(f"Known before a step ran: {step.memory}", highlight=False)
 
     console.rule("2. Its kernels, against the measured peak of this machine")
     batch = (np.array(1e-4, np.float32), data[0][:BATCH], data[1][:BATCH])
@@ -149,7 +148,7 @@ def command(args: argparse.Namespace) -> dict[str, Any]:
         "accuracies": accuracies,
         "seconds": seconds,
         "peak_bytes": step.peak_bytes,
-        "memory": step.memory,
+        "memory": step.memory.as_dict(),
         "passes": [asdict(p) for p in compiled.passes],
         "kernels": profile.to_dict()["kernels"],
         "peak_gflops": profile.peak_gflops,

@@ -27,10 +27,17 @@ class DamagedError(Exception):
 
 def pack(magic: bytes, meta: Any, parts: Mapping[str, bytes]) -> bytes:
     """The file's bytes. `magic` has 8 bytes; `meta` is anything JSON can hold."""
+    return b"".join(pieces(magic, meta, parts))
+
+
+def pieces(magic: bytes, meta: Any, parts: Mapping[str, bytes]) -> list[bytes]:
+    """What `pack` joins, not joined: for large parts that are written one after the other."""
     listing = {"meta": meta, "parts": [[name, len(data)] for name, data in parts.items()]}
     header = json.dumps(listing, separators=(",", ":"), allow_nan=False).encode()
-    body = b"".join((header, *parts.values()))
-    return _HEAD.pack(magic, len(header), hashlib.sha256(body).digest()) + body
+    digest = hashlib.sha256(header)
+    for data in parts.values():
+        digest.update(data)
+    return [_HEAD.pack(magic, len(header), digest.digest()), header, *parts.values()]
 
 
 def unpack(magic: bytes, data: bytes) -> tuple[Any, dict[str, memoryview]]:

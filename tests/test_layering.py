@@ -9,20 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime")
+FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime", "training")
 ALLOWED = {
     "ir": {"ir"},
     "frontend": {"frontend", "ir"},
     "passes": {"passes", "ir"},
     "codegen": {"codegen", "ir"},
     "runtime": {"runtime", "ir"},
+    "training": {"training", "driver", "settings", "frontend", "passes", "codegen", "runtime", "ir"},
 }
 THIRD_PARTY = {
     "ir": {"numpy", "ml_dtypes", "networkx"},
-    "frontend": {"numpy"},
+    "frontend": {"numpy", "sklearn"},
     "passes": {"numpy"},
     "codegen": {"numpy", "llvmlite"},
     "runtime": {"numpy", "llvmlite", "threadpoolctl", "safetensors", "rich"},
+    "training": {"numpy", "safetensors", "rich", "matplotlib", "tensorboardX", "mlflow", "optuna"},
 }
 LLVMLITE_HOMES = ("codegen/llvm/", "runtime/native.py")
 SOURCES = sorted(p.relative_to(ROOT) for f in FOLDERS for p in (ROOT / f).rglob("*.py"))

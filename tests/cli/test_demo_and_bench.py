@@ -28,7 +28,7 @@ def test_the_demo_learns_digits_and_shows_every_stage(capsys):
     names = {p.name[4:] for p in Path("tensorwright-demo").rglob("*.txt")}
     assert {"graph.txt", "gradient.txt", "fuse.txt", "loops.txt", "llvm.txt", "asm.txt"} <= names
     out = capsys.readouterr().out
-    for word in ("passes", "of peak", "Peak memory", "in numpy", "Median test accuracy"):
+    for word in ("passes", "of peak", "peak memory of one call", "in numpy", "Median test accuracy"):
         assert word in out
 
 

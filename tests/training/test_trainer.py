@@ -7,30 +7,9 @@ import pytest
 import tensorwright as tw
 from tensorwright import nn
 from tensorwright.ir.errors import InputError
-from tensorwright.trainer import NonFiniteLossError, Trainer
+from tensorwright.training import NonFiniteLossError, Trainer
 
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with tw.config(cache=str(tmp_path_factory.mktemp("cache")), threads=1):
-        yield
-
-
-def data(count: int = 200):
-    rng = np.random.default_rng(3)
-    x = rng.standard_normal((count, 8), np.float32)
-    y = (x @ rng.standard_normal((8, 3), np.float32)).argmax(1)
-    return x, y
-
-
-def net() -> nn.Module:
-    tw.seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-
-
-def trainer(model=None, **more) -> Trainer:
-    options = {"loss": tw.losses.cross_entropy, "optimizer": tw.optim.Adam(1e-2), "metrics": ["accuracy"], **more}
-    return Trainer(net() if model is None else model, **options)
+from .support import data, trainer, weights
 
 
 def test_it_learns_and_evaluate_and_predict_agree():
@@ -140,16 +119,18 @@ def test_a_learning_rate_schedule_is_asked_for_every_step():
     assert sorted(set(asked)) == [0, 1, 2, 3]
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights_of_the_epoch_before():
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights_of_the_step_before():
     x, y = data(64)
-    t = trainer()
+    t, good = trainer(), trainer()
     t.fit(x, y, batch_size=32, verbose=False)
-    kept = [p.data.copy() for p in t.model.parameters()]
+    good.fit(x, y, batch_size=32, verbose=False)
     bad = x.copy()
     bad[40, 2] = np.nan
-    with pytest.raises(NonFiniteLossError, match=r"the loss became nan in epoch 1, batch 2 \(step \d+\)"):
+    with pytest.raises(NonFiniteLossError, match=r"the loss became nan in epoch 2, batch 2 \(step 3\)") as caught:
         t.fit(bad, y, batch_size=32, shuffle=False, verbose=False)
-    assert all(np.array_equal(p.data, k) for p, k in zip(t.model.parameters(), kept, strict=True))
+    assert "input 'x' of the step is nan at [8, 2] (example 40 of the data)" in str(caught.value)
+    good.fit(x[:32], y[:32], batch_size=32, shuffle=False, verbose=False)  # the one good step of that epoch
+    assert np.array_equal(weights(t), weights(good))
     t.fit(x, y, batch_size=32, verbose=False)
     assert np.isfinite(t.history[-1]["loss"])
 
