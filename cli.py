@@ -132,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--target", metavar="ROW", help="host (default), x86-64-v2, x86-64-v3, x86-64-v4 or aarch64-neon")
         sub.add_argument("--threads", type=_count, metavar="N", help="most threads to use (default: all this process may use)")
         sub.add_argument("--no-cache", dest="cache", action="store_const", const="off", help="compile anew, store nothing")
+        if model:
+            sub.add_argument(
+                "--memory-budget", type=_count, metavar="BYTES", help="most bytes a call may need; recompute what does not fit"
+            )
+            sub.add_argument("--precision", choices=("f32", "bf16"), help="of matrix products and convolutions (default f32)")
         sub.add_argument("--checked", action="store_true", default=None, help="check every load and store (slow)")
 
     demo = add("demo", "train a small CNN on real handwritten digits, compiled, and show every stage", "demo:command")
@@ -173,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints a model as it stands after a stage.\n\n" + _MODEL_HELP,
     )
     compiling(inspect)
+    inspect.add_argument("--memory", action="store_true", help="what a call needs of memory, and what is recomputed to fit")
     inspect.add_argument(
         "--stage", metavar="STAGE", help="graph, a pass by name, loops, llvm or asm; without it, the list of stages"
     )

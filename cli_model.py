@@ -80,11 +80,13 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def inspect_command(args: argparse.Namespace) -> None:
-    """Prints one stage, or the list of them."""
+    """Prints one stage, or the list of them; or the need of memory."""
     exe, sizes = executable(args)
     if exe.symbols:
         exe.specialise(**_all_sizes(exe, sizes))
-    if args.stage is None:
+    if args.memory:
+        _print_memory(exe)
+    elif args.stage is None:
         print("\n".join(exe.stages))
     else:
         text = exe.text(args.stage)
@@ -106,7 +108,8 @@ def executable(args: argparse.Namespace, **more: Any) -> tuple[Executable, dict[
 
 
 def _executable(args: argparse.Namespace, more: Mapping[str, Any]) -> Executable:
-    options = {"target": args.target, **{k: v for k, v in more.items() if v is not None}}
+    asked = {"target": args.target, "memory_budget": args.memory_budget, "precision": args.precision, **more}
+    options = {k: v for k, v in asked.items() if v is not None}
     path, _, name = args.model.partition(":") if re.search(r"\.py(:|$)", args.model) else (args.model, "", "")
     if not Path(path).is_file():
         raise InputError(f"there is no file {path!r}; MODEL is FILE.py:NAME, FILE.tw, or a file with a graph's text")
@@ -367,7 +370,7 @@ def describe(exe: Executable, compiled: Compiled) -> dict[str, Any]:
         "kernels": [asdict(k) for k in run.kernels],
         "flops": sum(k.flops for k in run.kernels),
         "object_bytes": len(run.object_code),
-        "memory": exe.memory,
+        "memory": exe.memory.as_dict(),
         "peak_bytes": exe.peak_bytes,
     }
 
@@ -409,7 +412,12 @@ def show(exe: Executable, compiled: Compiled) -> None:
         nodes = " ".join(k.nodes[:6]) + (f" (+{len(k.nodes) - 6})" if len(k.nodes) > 6 else "")
         table.add_row(k.name, f"{k.flops / 1e6:.3f}", f"{k.bytes / 1e6:.3f}", "yes" if k.parallel else "", nodes, k.note)
     output.print(table)
-    memory = ", ".join(f"{k} {v:,}" for k, v in exe.memory.items())
     source = "from the cache" if compiled.from_cache else "compiled"
     print(f"{source} in {compiled.seconds:.3f} s for {run.target.name}: {len(run.object_code):,} bytes of code")
-    print(f"memory of one call: {exe.peak_bytes:,} bytes ({memory})")
+    _print_memory(exe)
+
+
+def _print_memory(exe: Executable) -> None:
+    print(exe.memory)
+    if exe.remat is not None:
+        print(exe.remat)

@@ -85,8 +85,10 @@ def _signature(error: Exception) -> tuple[str, str]:
 def context(target: str | None, fuel: int | None = None) -> Context:
     """The surroundings of the passes, as the driver sets them up."""
     from .codegen.contraction import preferred_panel
+    from .codegen.footprint import Footprint
 
-    return Context(target=host.resolve(target or "host"), fuel=fuel, preferred_panel=preferred_panel)
+    chosen = host.resolve(target or "host")
+    return Context(target=chosen, fuel=fuel, preferred_panel=preferred_panel, memory_model=Footprint(chosen))
 
 
 def passes(names: str, target: str | None) -> tuple[Pass, ...]:

@@ -25,6 +25,7 @@ import numpy as np
 from .ir.errors import CompileError, InputError
 from .ir.graph import Graph
 from .ir.graphs import specialize
+from .ir.memory import Rematerialisation
 from .ir.program import Program
 from .ir.target import Target
 from .runtime import artifact, host, threads
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _ROOT: Final = Path(__file__).resolve().parent
 _CODE_STAGES: Final = ("loops", "llvm", "asm")
+PRECISIONS: Final = ("f32", "bf16")
 
 
 def compile(
@@ -51,6 +53,8 @@ def compile(
     cache: bool | None = None,
     dump: str | Path | None = None,
     name: str | None = None,
+    memory_budget: int | None = None,
+    precision: str | None = None,
 ) -> Executable:
     """An Executable of a function of Tensors or a Module, for arguments like `specs`; or of a Graph.
 
@@ -63,6 +67,9 @@ def compile(
     validate    check every pass against the interpreter (default: TENSORWRIGHT_VALIDATE)
     cache       look in the disk cache and store there (default: yes, unless TENSORWRIGHT_CACHE=off)
     dump        a folder for the text of every stage, numbered
+    memory_budget  the most bytes one call may need, arguments and weights included: what does not fit is computed again
+                instead of kept, with the same bits (`exe.remat` says what, `exe.memory` what the call needs)
+    precision   'f32', or 'bf16': matrix products and convolutions of bf16 numbers, added up in f32
 
     Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
     """
@@ -90,7 +97,16 @@ def compile(
             unflatten = functools.partial(tree.unflatten, structure)
         if any(c.kind != "leaf" for c in arguments.children):
             flatten = functools.partial(_flatten, graph.name, arguments)
-    return build(graph, bound, target=target, now=now, flatten=flatten, unflatten=unflatten)
+    return build(
+        graph,
+        bound,
+        target=target,
+        now=now,
+        flatten=flatten,
+        unflatten=unflatten,
+        memory_budget=memory_budget,
+        precision=precision,
+    )
 
 
 def _check_signature(fn: Callable[..., Any], specs: Sequence[Any]) -> None:
@@ -130,11 +146,18 @@ def build(
     flatten: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     unflatten: Callable[[Sequence[Any]], Any] | None = None,
     shares: Executable | None = None,
+    memory_budget: int | None = None,
+    precision: str | None = None,
 ) -> Executable:
     """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`.
 
-    `shares` is another Executable whose weights and state (by name) it works on.
+    `shares` is another Executable whose weights and state (by name) it works on. `memory_budget` and `precision` are as for
+    `compile`.
     """
+    if memory_budget is not None and (type(memory_budget) is not int or memory_budget < 1):
+        raise InputError(f"memory_budget is a number of bytes of at least 1, got {memory_budget!r}")
+    if precision not in (None, *PRECISIONS):
+        raise InputError(f"precision is one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
     now = flags() if now is None else now
     chosen = host.resolve(now.target if target is None else target)
     count = threads.resolve(now.threads)
@@ -148,7 +171,8 @@ def build(
             f"this executable is code for {chosen.name}, which this machine cannot run (it lacks {', '.join(lacking)}); "
             f"targets that run here: {', '.join(host.runnable_rows())}"
         )
-    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now)
+    options = _Options(memory_budget or 0, precision or PRECISIONS[0])
+    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options)
     return Executable(
         graph,
         compiler,
@@ -219,6 +243,14 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What a caller asks for besides the graph: bytes of memory (0: any number), and the precision of contractions."""
+
+    memory_budget: int = 0
+    precision: str = PRECISIONS[0]
+
+
 @dataclass(frozen=True, eq=False)
 class _Compiler:
     """Compiles one graph for any sizes; what an Executable calls."""
@@ -229,6 +261,7 @@ class _Compiler:
     count: int
     bound: bool
     now: Flags
+    asked: _Options = _Options()
 
     def key(self, sizes: Mapping[str, int]) -> Key:
         """All that decides the code for these sizes."""
@@ -236,6 +269,8 @@ class _Compiler:
             ("purpose", self.purpose),
             ("threads", self.count),
             ("bound", self.bound),
+            ("memory budget", self.asked.memory_budget),
+            ("precision", self.asked.precision),
         ]
         options += self.now.code_flags()
         return Key(
@@ -270,6 +305,7 @@ class _Compiler:
 
     def _compiled(self, sizes: Mapping[str, int]) -> Compiled:
         from .codegen.contraction import preferred_panel
+        from .codegen.footprint import Footprint
         from .codegen.generate import begin, generate
         from .passes import pipeline
         from .passes.contract import Context
@@ -283,8 +319,9 @@ class _Compiler:
             from .passes.validate import Validator
 
             check = Validator()
-        ctx = Context(target=self.target, preferred_panel=preferred_panel)
-        passes = getattr(pipeline, self.purpose)(self.target)
+        model = Footprint(self.target, self.count)
+        ctx = Context(target=self.target, preferred_panel=preferred_panel, memory_model=model)
+        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision)
         check_all = self.now.verify or self.now.validate
         hooks = Hooks(dump=folder, verify=check_all, validate=check)
         final = run_pipeline(graph, passes, ctx, hooks)
@@ -293,7 +330,10 @@ class _Compiler:
             from .passes.validate import validate_split
 
             validate_split(final, first, run)
+        number = len(ctx.results)
+        run = run_pipeline(run, pipeline.within(self.asked.memory_budget), ctx, replace(hooks, number=number))
         options: dict[str, Any] = {"threads": self.count, "checked": self.now.checked, "verify": check_all}
+        remat = ctx.notes.get("rematerialise")
         # LLVM makes the prepare program's machine code while the run program's loops are written
         preparing = None if first is None else begin(first, self.target, name="prepare", **options)
         program = generate(run, self.target, name="main", **options)
@@ -315,6 +355,7 @@ class _Compiler:
             prepare_key="" if first is None else first.fingerprint(),
             texts=texts,
             passes=tuple(_record(r) for r in ctx.results),
+            remat=remat if isinstance(remat, Rematerialisation) else None,
         )
 
     def _dump_folder(self, sizes: Mapping[str, int]) -> Path | None:

@@ -36,6 +36,7 @@ from tensorwright.codegen.contraction import preferred_panel
 from tensorwright.codegen.generate import assemble
 from tensorwright.codegen.loop_verify import verify as verify_loops
 from tensorwright.codegen.memory_plan import check_plan
+from tensorwright.codegen.plan import calls
 from tensorwright.ir.dtypes import f64
 from tensorwright.ir.graph import Graph, Node
 from tensorwright.ir.graphs import rebuild
@@ -192,11 +193,11 @@ def interpret_loops(graph: Graph, target: Target, given: Mapping[str, Array]) ->
         slots.append(slots[taken[k]] if k in taken else aligned_copy(np.full(o.tensor.nbytes, POISON, np.uint8)))
     slots += [aligned_copy(c.array).reshape(-1).view(np.uint8) for c in made.constants]
     slots.append(aligned_copy(np.full(made.plan.arena_bytes, POISON, np.uint8)))
-    for step in made.entry.steps:
+    for kernel, at in calls(made.entry.steps, lambda slot, offset: bool(slots[slot][offset])):
         views = []
-        for b, (slot, offset) in zip(made.module[step.kernel].buffers, step.views, strict=True):
+        for b, (slot, offset) in zip(made.module[kernel].buffers, at, strict=True):
             views.append(slots[slot][offset : offset + b.span * b.dtype.itemsize].view(b.dtype.numpy))
-        loop_interp.run(made.module, step.kernel, views)
+        loop_interp.run(made.module, kernel, views)
     first = len(graph.inputs)
     return [
         slots[first + k][: o.tensor.nbytes].view(o.dtype.numpy).reshape(o.tensor.static_shape)

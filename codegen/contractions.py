@@ -13,7 +13,7 @@ from ..ir.lowering import Contract, Load, View
 from ..ir.target import Target
 from .contraction import schedule
 from .contraction.types import Epilogue, Operand
-from .groups import Body, Lowered, body_name, row_major, static_shape
+from .groups import Body, Lowered, body_name, immediate, is_constant, row_major, static_shape
 from .maps import lower_map
 
 
@@ -49,8 +49,12 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     extra = [n for n in graph.inputs if n is not a and n is not b]
     # An operand of the contraction that the epilogue reads again is passed a second time.
     extra += [n for n in dict.fromkeys((a, b)) if _read_by_epilogue(node, result, n)]
+    tables = [n for n in graph.nodes() if n not in body.operand and is_constant(n) and immediate(n) is None]
+    extra += tables
 
     def operand(n: Node, shaped: Node | None = None) -> Operand:
+        if n in tables:
+            return Operand(n.dtype, row_major(static_shape(n)), 64)
         k = body.operand[n]
         return Operand(n.dtype, row_major(static_shape(shaped or n)), aligns[k] if aligns else n.dtype.itemsize)
 
@@ -64,10 +68,11 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     kernels = (*(k for k in scheduled.kernels if k is not root), root)
     arguments = [("operand", body.operand[a]), ("operand", body.operand[b]), ("output", 0)]
     if epilogue is not None:
-        arguments += [("operand", body.operand[n]) for n in extra]
+        arguments += [("constant", tables.index(n)) if n in tables else ("operand", body.operand[n]) for n in extra]
     if scheduled.workspace:
         arguments.append(("workspace", 0))
-    return Lowered(kernels, tuple(arguments), (), scheduled.workspace, frozenset(), scheduled.parallel, scheduled.note)
+    constants = tuple(n.attrs["value"] for n in tables)
+    return Lowered(kernels, tuple(arguments), constants, scheduled.workspace, frozenset(), scheduled.parallel, scheduled.note)
 
 
 def _behind_views(body: Body, n: Node) -> Node:
@@ -104,9 +109,6 @@ def _epilogue(body: Body, node: Node, result: Node, extra: Sequence[Node], opera
 
         body.forget()
         body.bound = bound
-        found = body.value(result, index)
-        if body.constants:
-            raise CompileError(f"{node.op.name} {node.type}: its epilogue reads a constant array; pass it as an operand")
-        return found
+        return body.value(result, index)
 
-    return Epilogue(tuple(operands), value)
+    return Epilogue(tuple(operands), value, node.dtype)

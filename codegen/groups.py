@@ -19,7 +19,7 @@ from ..ir.expr import Expr, ExprLike, binary, cast, const, lift, load, logical_n
 from ..ir.graph import Graph, Literal, Node
 from ..ir.lowering import Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Structural, View
 from ..ir.target import Target
-from .loop_ir import Buffer, For, If, Kernel, Let, Stmt, Store, expressions, statements
+from .loop_ir import Buffer, For, If, Kernel, Let, Prefetch, Stmt, Store, expressions, statements
 
 UNROLL_LIMIT: Final = 32  # reductions over no more elements than this may be inlined as one expression
 
@@ -111,6 +111,8 @@ def share_buffers(kernel: Kernel, pairs: dict[int, int]) -> Kernel:
                     out.append(Store(stays.get(s.buffer, s.buffer), index, put(s.value), mask, s.nontemporal))
                 case Let():
                     out.append(Let(s.var, put(s.value)))
+                case Prefetch():
+                    out.append(Prefetch(stays.get(s.buffer, s.buffer), tuple(put(i) for i in s.index), s.level))
                 case If():
                     out.append(If(put(s.condition), block(s.then), block(s.otherwise)))
                 case _:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.errors import VerifyError
 from ..ir.expr import Expr, postorder, var
-from .loop_ir import Alloc, Buffer, Call, For, If, Kernel, Let, Module, Stmt, Store
+from .loop_ir import Alloc, Buffer, Call, For, If, Kernel, Let, Module, Prefetch, Stmt, Store
 from .loop_text import statement_lines
 from .loop_values import apply
 from .vecmath import expand
@@ -175,6 +175,8 @@ class _Machine:
                     frame.views[s.buffer.name] = _View(_Storage(data, np.zeros(span, np.bool_)))
                 case Call():
                     self.call(frame, s)
+                case Prefetch():
+                    pass  # a hint
                 case _:
                     self.fail(frame, f"{type(s).__name__} has no meaning on a CPU")
         for v in bound:

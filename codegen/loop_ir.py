@@ -8,6 +8,7 @@
               | if expr { stmt* } [else { stmt* }]
               | alloc buffer                              a `register` or `local` array that lives in this block
               | call NAME(view*, expr*)                   buffers are passed as (buffer, offset): a view from there on
+              | prefetch buffer[expr*] LEVEL              a hint: this element is wanted soon in L1 (1) or L2 (2)
               | barrier                                   all threads of a block (GPU)
 
 Expressions are those of `ir.expr`; `load` has a Buffer as its source. An index has one expression per dimension of the
@@ -123,6 +124,15 @@ class Call(Stmt):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prefetch(Stmt):
+    """Asks for the line of an element of global memory in cache `level` (1 or 2). A hint: the index may lie anywhere."""
+
+    buffer: Buffer
+    index: tuple[Expr, ...]
+    level: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Barrier(Stmt):
     pass
 
@@ -179,6 +189,8 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
             return (*s.index, s.value) + (() if s.mask is None else (s.mask,))
         case Let():
             return (s.value,)
+        case Prefetch():
+            return s.index
         case If():
             return (s.condition,)
         case Call():

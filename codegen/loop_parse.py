@@ -9,7 +9,23 @@ from typing import Final, NoReturn
 from ..ir.dtypes import ALL, DType, bool_, i64
 from ..ir.errors import ParseError
 from ..ir.expr import BINARY, COMPARE, OPS, REDUCE, UNARY, Expr, var
-from .loop_ir import KINDS, SCOPES, Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Module, Stmt, Store, vector_variable
+from .loop_ir import (
+    KINDS,
+    SCOPES,
+    Alloc,
+    Barrier,
+    Buffer,
+    Call,
+    For,
+    If,
+    Kernel,
+    Let,
+    Module,
+    Prefetch,
+    Stmt,
+    Store,
+    vector_variable,
+)
 from .loop_text import INFIX
 
 _TOKEN: Final = re.compile(
@@ -216,10 +232,13 @@ class _Parser:
                 return Alloc(self.buffer(name))
             case "call":
                 return self.call()
+            case "prefetch":
+                b = self.known_buffer()
+                return Prefetch(b, self.index("]"), self.integer())
             case "barrier":
                 return Barrier()
         self.at -= 1
-        self.fail("expected a statement (for, store, let, if, alloc, call, barrier)")
+        self.fail("expected a statement (for, store, let, if, alloc, call, prefetch, barrier)")
 
     def loop(self) -> For:
         v = var(self.name("a loop variable"))
@@ -379,6 +398,8 @@ class _Parser:
             return Expr(op, (a,), a.dtype, 1)
         if op in UNARY:
             return Expr(op, (a,), a.dtype, a.lanes)
+        if op == "fma":
+            return Expr(op, tuple(args), args[2].dtype, args[2].lanes, attr or None)
         return self.operation(op, tuple(args))
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..ir.dtypes import bool_, i64
 from ..ir.expr import COMPARE, Expr, postorder
-from .loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Module, Stmt, Store, expressions
+from .loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Module, Prefetch, Stmt, Store, expressions
 
 # operator -> (text, precedence); all are printed left-associative
 INFIX: Final[dict[str, tuple[str, int]]] = {
@@ -134,6 +134,8 @@ def statement_lines(s: Stmt, indent: str = "") -> list[str]:
             views = ", ".join(f"{b.name} @ {e(offset)}" for b, offset in s.views)
             scalars = "".join(f"; {e(x)}" for x in s.scalars)
             lines.append(f"{indent}call {s.kernel}({views}{scalars})")
+        case Prefetch():
+            lines.append(f"{indent}prefetch {s.buffer.name}[{', '.join(map(e, s.index))}] {s.level}")
         case Barrier():
             lines.append(indent + "barrier")
         case _:

@@ -139,6 +139,22 @@ def unary(op: str, d: DType, a: Array) -> Array:
     raise CompileError(f"{op} is not defined on {d} values")
 
 
+def _dot_bf16(a: Array, b: Array, c: Array) -> Array:
+    """c + a1 * b1 + a0 * b0 of lanes that hold two bf16 each, every step rounded, denormals zero."""
+
+    def flushed(x: Array) -> Array:
+        return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(np.float32)
+
+    total = flushed(c)
+    for half in (1, 0):
+        x, y = (
+            flushed(((v.view(np.uint32) & 0xFFFF0000) if half else (v.view(np.uint32) << 16)).astype(np.uint32).view(np.float32))
+            for v in (a, b)
+        )
+        total = flushed(_fma32(x, y, total))
+    return total
+
+
 def apply(e: Expr, args: Sequence[Array]) -> Array:
     """The value of one operation (not var, load, or a math function) from the values of its args."""
     d, op = e.dtype, e.op
@@ -148,6 +164,8 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
     with np.errstate(all="ignore"):
         if op in COMPARE:
             return _COMPARE[op](args[0], args[1])
+        if op == "fma" and e.attr == "bf16":
+            return _dot_bf16(*args)
         if op == "fma":
             if d is f64:
                 return _fma64(*args)

@@ -22,6 +22,7 @@ from .loop_ir import (
     Kernel,
     Let,
     Module,
+    Prefetch,
     Stmt,
     Store,
     expressions,
@@ -206,6 +207,13 @@ class _Verifier:
                     self.alloc(s.buffer, scope)
                 case Call():
                     self.call(s, scope)
+                case Prefetch():
+                    self.visible(s.buffer, scope)
+                    if s.buffer.scope != "global" or s.level not in (1, 2):
+                        self.fail(f"prefetch of {s.buffer.scope} {s.buffer.name} to level {s.level}; expected global, 1 or 2")
+                    if len(s.index) != len(s.buffer.shape):
+                        self.fail(f"{s.buffer.name} has {len(s.buffer.shape)} dimensions, the prefetch names {len(s.index)}")
+                    self.indices(s.buffer, s.index, None, 1)
                 case Barrier():
                     pass
                 case _:

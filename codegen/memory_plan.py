@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from ..ir.errors import CompileError
 
@@ -24,15 +24,28 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGN) * ALIGN
 
 
+class Inside(Protocol):
+    """Steps inside a task."""
+
+    def check(self, step: PlannedStep) -> None:
+        """Raises PlanError where these steps would read what is not there, or write what they must not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One call of a kernel, before it is placed. Values are numbers; `in_place` holds (position in writes, position in reads)."""
+    """One call of a kernel, before it is placed. Values are numbers; `in_place` holds (position in writes, position in reads).
+
+    `after` are values that must have been written before it runs, though it does not read them. `inside` is what a task that
+    is a loop or branch does with its places.
+    """
 
     name: str
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     workspace: int = 0
     in_place: frozenset[tuple[int, int]] = frozenset()
+    after: tuple[int, ...] = ()
+    inside: Inside | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,10 @@ def plan_memory(problem: Problem) -> Plan:
             s.readers.setdefault(v, []).append(t)
     for v, t in s.writer.items():
         s.edges[t].update(s.readers.get(v, ()))
+    for t, task in enumerate(problem.tasks):
+        for v in task.after:
+            if v in s.writer:
+                s.edges[s.writer[v]].add(t)
     _assign_outputs(s)
     order = _order(s)
     return _place(s, order)
@@ -164,7 +181,7 @@ def _reachable(edges: dict[int, set[int]], start: int) -> set[int]:
 
 
 def _order(s: _State) -> list[int]:
-    """The better of two orders by peak memory: as given, and the one that frees most as it goes."""
+    """The better of two orders by peak memory, then by how long memory is held: as given, and the one that frees most."""
     first = _topological(s, None)
     tasks = s.problem.tasks
     if len(tasks) > 4000:
@@ -191,15 +208,19 @@ def _topological(s: _State, tasks: Sequence[Task] | None) -> list[int]:
     ready = [(price(t), t) for t, n in waiting.items() if n == 0]
     heapq.heapify(ready)
     order: list[int] = []
+    done: set[int] = set()
     while ready:
-        cost, t = heapq.heappop(ready)
-        now = price(t)
-        if now < cost:  # something it reads has become its alone since it was queued
-            heapq.heappush(ready, (now, t))
-            continue
+        _, t = heapq.heappop(ready)
+        if t in done:
+            continue  # it was queued again when its price fell
         order.append(t)
+        done.add(t)
         for v in set(s.problem.tasks[t].reads):
             uses[v] -= 1
+            if uses[v] == 1 and tasks is not None:  # its last reader will free it
+                for r in s.readers[v]:
+                    if r not in done and waiting[r] == 0:
+                        heapq.heappush(ready, (price(r), r))
         for n in sorted(s.edges[t]):
             waiting[n] -= 1
             if waiting[n] == 0:
@@ -209,20 +230,21 @@ def _topological(s: _State, tasks: Sequence[Task] | None) -> list[int]:
     return order
 
 
-def _peak(s: _State, order: Sequence[int]) -> int:
-    """The most bytes live at once, without regard to packing."""
+def _peak(s: _State, order: Sequence[int]) -> tuple[int, int]:
+    """The most bytes live at once, without regard to packing, and the sum of them over all steps."""
     last = _last_use(s, order)
     sizes = s.problem.sizes
     ends: dict[int, list[int]] = {}
     for v, at in last.items():
         ends.setdefault(at, []).append(v)
-    live = peak = 0
+    live = peak = area = 0
     for at, t in enumerate(order):
         task = s.problem.tasks[t]
         live += sum(aligned(sizes[v]) for v in task.writes if v not in s.direct)
         peak = max(peak, live + aligned(task.workspace))
+        area += live
         live -= sum(aligned(sizes[v]) for v in ends.get(at, ()) if v in s.writer and v not in s.direct)
-    return peak
+    return peak, area
 
 
 def _last_use(s: _State, order: Sequence[int]) -> dict[int, int]:
@@ -404,16 +426,23 @@ def check_plan(plan: Plan, problem: Problem) -> None:
     for v, at in (*plan.inputs, *plan.constants):
         held.setdefault(at.slot, []).append((0, at.nbytes, v))
     arena = plan.slots - 1
+    writer = {v: t for t, task in enumerate(problem.tasks) for v in task.writes}
     done: set[int] = set()
     for number, step in enumerate(plan.steps):
         where = f"step {number} ({step.name})"
         for v, at in step.reads:
             if at.nbytes and (at.offset, at.offset + at.nbytes, v) not in held.get(at.slot, ()):
                 raise PlanError(f"{where} reads value {v} at {at}, which does not hold it then")
+        waits = problem.tasks[step.task].after if step.task >= 0 else ()
+        if early := [v for v in waits if v in writer and writer[v] not in done]:
+            raise PlanError(f"{where} runs before the values {early}, which it waits for")
         allowed = problem.tasks[step.task].in_place if step.task >= 0 else frozenset()
         if not step.shared <= allowed:
             raise PlanError(f"{where} shares {set(step.shared - allowed)} in place, which its kernel does not allow")
         _check_places(step, where, arena, plan.arena_bytes)
+        inside = problem.tasks[step.task].inside if step.task >= 0 else None
+        if inside is not None:
+            inside.check(step)
         writes = [at for _, at in step.writes] + ([step.workspace] if step.workspace else [])
         for at in writes:
             rows = held.setdefault(at.slot, [])

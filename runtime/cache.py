@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..ir.dtypes import as_dtype
+from ..ir.memory import ArenaUse, Rematerialisation
 from ..ir.program import Argument, KernelInfo, Program
 from ..ir.target import Target
 from ..ir.types import tensor
@@ -184,6 +185,7 @@ def _encode(compiled: Compiled) -> tuple[dict[str, Any], dict[str, bytes]]:
         "prepare": None if compiled.prepare is None else _encode_program(compiled.prepare, "prepare", parts),
         "prepare_key": compiled.prepare_key,
         "passes": [asdict(p) for p in compiled.passes],
+        "remat": None if compiled.remat is None else compiled.remat.as_dict(),
     }
     return meta, parts
 
@@ -194,6 +196,7 @@ def _decode(meta: dict[str, Any], parts: dict[str, memoryview]) -> Compiled:
         prepare=None if meta["prepare"] is None else _decode_program(meta["prepare"], "prepare", parts),
         prepare_key=str(meta["prepare_key"]),
         passes=tuple(PassRecord(**p) for p in meta["passes"]),
+        remat=None if meta["remat"] is None else Rematerialisation.from_dict(meta["remat"]),
         from_cache=True,
     )
 
@@ -213,6 +216,7 @@ def _encode_program(program: Program, prefix: str, parts: dict[str, bytes]) -> d
         "aliases": [list(a) for a in program.aliases],
         "align": program.align,
         "output_align": [list(a) for a in program.output_align],
+        "use": asdict(program.use),
     }
 
 
@@ -234,6 +238,7 @@ def _decode_program(meta: dict[str, Any], prefix: str, parts: dict[str, memoryvi
         aliases=tuple((int(o), int(i)) for o, i in meta["aliases"]),
         align=int(meta["align"]),
         output_align=tuple((int(o), int(n)) for o, n in meta["output_align"]),
+        use=ArenaUse(**meta["use"]),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ..ir.memory import Rematerialisation
 from ..ir.program import Program
 
 Text = str | Callable[[], str]
@@ -28,6 +29,7 @@ class Compiled:
 
     `prepare_key` is equal where two prepare programs do the same, so that executables for several sizes share what they
     prepare. `texts` maps stage names, in order, to the text or a function that makes it. `seconds` is how long it took.
+    `remat` says what a memory budget led to.
     """
 
     run: Program
@@ -35,5 +37,6 @@ class Compiled:
     prepare_key: str = ""
     texts: Mapping[str, Text] = field(default_factory=dict)
     passes: tuple[PassRecord, ...] = ()
+    remat: Rematerialisation | None = None
     seconds: float = 0.0
     from_cache: bool = False

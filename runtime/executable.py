@@ -12,6 +12,7 @@ import numpy as np
 from ..ir.errors import CompileError, InputError, TensorwrightError
 from ..ir.graph import Graph
 from ..ir.graphs import bind_sizes
+from ..ir.memory import MemoryReport, Rematerialisation
 from ..ir.types import TensorType
 from .binding import Binding
 from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty, want_huge_pages
@@ -386,23 +387,31 @@ class Executable:
         return self.compiled.passes
 
     @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of every buffer that one call touches, by purpose; known before the first run."""
+    def memory(self) -> MemoryReport:
+        """Bytes that one call needs, by purpose; known before the first run. `print(exe.memory)` shows it as a table."""
         run = self.compiled.run
         arguments = {n for n, _ in self.arguments}
         aliased = {o for o, _ in run.aliases}
-        return {
-            "arena": run.arena_bytes,
-            "constants": sum(c.nbytes for c in run.constants),
-            "weights": sum(a.type.nbytes for a in run.inputs if a.name not in arguments),
-            "inputs": sum(a.type.nbytes for a in run.inputs if a.name in arguments),
-            "outputs": sum(a.type.nbytes for k, a in enumerate(run.outputs) if k not in aliased),
-        }
+        bound = [a for a in run.inputs if a.name not in arguments]
+        return MemoryReport(
+            state=sum(a.type.nbytes for a in bound if a.role != "prepared"),
+            prepared=sum(a.type.nbytes for a in bound if a.role == "prepared"),
+            inputs=sum(a.type.nbytes for a in run.inputs if a.name in arguments),
+            outputs=sum(a.type.nbytes for k, a in enumerate(run.outputs) if k not in aliased),
+            constants=sum(c.nbytes for c in run.constants),
+            arena=run.arena_bytes,
+            at_peak=run.use,
+        )
 
     @property
     def peak_bytes(self) -> int:
         """Bytes that one call needs in all, its inputs and outputs included; known before the first run."""
-        return sum(self.memory.values())
+        return self.memory.total
+
+    @property
+    def remat(self) -> Rematerialisation | None:
+        """What is computed again to stay within `memory_budget`; None where no budget was given."""
+        return self.compiled.remat
 
     def profile(self, *inputs: Any, repeats: int = 20) -> Profile:
         """Runs `repeats` times and returns the median time of each kernel. State of the model is put back afterwards."""

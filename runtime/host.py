@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from ..ir.errors import CompileError
-from ..ir.target import ROWS, Target, row, with_caches
+from ..ir.target import ROWS, Target, row, with_bf16, with_caches
 
 # LLVM feature names that a row's code may use; the x86-64 levels as the System V ABI defines them.
 _V2: Final = ("cx16", "sahf", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2")
 _V3: Final = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 _V4: Final = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+BF16: Final = "avx512bf16"
 NEEDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "x86-64-v2": ("x86_64", _V2),
     "x86-64-v3": ("x86_64", _V3),
@@ -76,11 +77,16 @@ def caches() -> dict[str, int]:
 
 @functools.cache
 def host() -> Target:
-    """The best row this machine runs, with its cache sizes. Raises CompileError on a machine that no row fits."""
+    """The best row this machine runs, with its cache sizes and AVX512_BF16 if it has that.
+
+    Raises CompileError on a machine that no row fits.
+    """
     rows = runnable_rows()
     if not rows:
         raise CompileError(f"no target row runs on this {machine()} machine; the rows are {', '.join(ROWS)}")
     best, sizes = row(rows[-1]), caches()
+    if best.name == "x86-64-v4" and BF16 in _features()[1]:
+        best = with_bf16(best)
     return with_caches(best, l1=sizes.get("l1", best.l1), l2=sizes.get("l2", best.l2), l3=sizes.get("l3", best.l3))
 
 
@@ -99,6 +105,8 @@ def resolve(target: str | Target) -> Target:
 def check_runnable(target: Target) -> None:
     """Raises CompileError when code for `target` would not run here."""
     missing = missing_features(target.name) if target.name in NEEDS else ("an unknown row",)
+    if target.bf16 and not missing and BF16 not in _features()[1]:
+        missing = (BF16,)
     if missing:
         raise CompileError(
             f"code for {target.name} cannot run on this machine ({machine()}, {cpu_name()}): it lacks {', '.join(missing)}; "

@@ -9,7 +9,7 @@ a 1x1 convolution become one loop, and so do columns and channels of an NHWC win
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ...ir.contraction import Affine, Contraction
@@ -64,7 +64,8 @@ class Nest:
     read_spans: tuple[int, ...]  # elements of each epilogue operand
     panel: int
     panel_k: int
-    dtype: DType  # of A: the sum's, as the epilogue sees it
+    pairs: tuple[int, int] | None  # elements of A and B are pairs along a reduction loop: how far apart (see `paired`)
+    dtype: DType  # the sum's, as the epilogue sees it
     out: DType
 
     @property
@@ -230,7 +231,8 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
             raise CompileError(f"operand B of the contraction has {len(b.strides)} strides, its index map {len(spec.b)}")
         streams.add(*_offset(spec.b, b.strides))
     streams.add(*_offset(spec.c, c.strides))
-    value, reads, dims, read_spans = _epilogue(spec, epilogue, streams, a.dtype, c.dtype)
+    total = c.dtype if epilogue is None else epilogue.total or a.dtype
+    value, reads, dims, read_spans = _epilogue(spec, epilogue, streams, total, c.dtype)
     spans = [streams.span(s) for s in range(3)]
     if spec.panel:
         shape = [as_int(x) for x in spec.packed_shape(spec.panel)]
@@ -263,8 +265,47 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
         read_spans=tuple(read_spans.get(k, 0) for k in range(count)),
         panel=spec.panel,
         panel_k=panel_k,
-        dtype=a.dtype,
+        pairs=None,
+        dtype=total,
         out=c.dtype,
+    )
+
+
+def paired(nest: Nest) -> Nest | None:
+    """The form of a contraction of bf16 whose steps are pairs of steps, each pair one f32's worth of bits.
+
+    One reduction loop of even extent becomes half as long. Where an operand's pairs lie side by side, and all its strides are
+    even, it is read as it lies, as an array of half as many f32 (`pairs` is 0 for it, all strides are halved); otherwise they
+    are brought together when it is packed (`pairs` is the stride from one to the other). None if no extent is even.
+    """
+    even = [x for x in nest.reduce if x.extent % 2 == 0]
+    if not even:
+        return None
+
+    def direct(loop: Loop, stream: int) -> bool:
+        strides = [x.strides[stream] for x in (*nest.free, *nest.reduce) if x is not loop]
+        whole = all(s % 2 == 0 for s in (*strides, nest.base[stream], nest.spans[stream]))
+        return loop.strides[stream] == 1 and whole and not (stream == B and nest.panel)
+
+    chosen = max(even, key=lambda x: (direct(x, A) + direct(x, B), x.extent))
+    halves = [direct(chosen, s) for s in (A, B)]
+
+    def changed(x: Loop) -> Loop:
+        strides = list(x.strides)
+        for s in (A, B):
+            if x is chosen:
+                strides[s] *= 2
+            if halves[s]:
+                strides[s] //= 2
+        return Loop(x.extent // 2 if x is chosen else x.extent, tuple(strides))
+
+    return replace(
+        nest,
+        free=tuple(map(changed, nest.free)),
+        reduce=tuple(map(changed, nest.reduce)),
+        base=tuple(b // 2 if s < C and halves[s] else b for s, b in enumerate(nest.base)),
+        spans=tuple(n // 2 if s < C and halves[s] else n for s, n in enumerate(nest.spans)),
+        pairs=(0 if halves[A] else chosen.strides[A], 0 if halves[B] else chosen.strides[B]),
     )
 
 

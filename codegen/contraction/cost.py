@@ -91,12 +91,14 @@ class Model:
         stall = 0.0
         why: list[str] = []
         busy = self.step(rows, p.vectors, p.parts, 0)
+        far = self._footprint(p) * self.size > 0.5 * l1
         if inside * col_bytes > 0.5 * l1 and p.row_tiles > 1:
             # the panel leaves L1 between two row tiles: its lines are felt where few multiply-adds hide them
-            stall = max(0.0, col_bytes / L2_BYTES - busy)
+            fetched = col_bytes + (self._new_lines(p) * line if far else 0)
+            stall = max(0.0, fetched / L2_BYTES - busy)
             if stall > 0.05 * busy:
                 why.append("column panel beyond L1")
-        if self._footprint(p) * self.size > 0.5 * l1:
+        if far:
             stall += 0.5 * max(0, rows - 12)  # more streams than are prefetched
         row_step, col_step = (abs(s) for s in p.reduce[-1].strides) if p.reduce else (0, 0)
         if not nest.panel and not p.pack_col and col_step * self.size > col_bytes and inside > 16:
@@ -109,14 +111,22 @@ class Model:
         strained = row_step != 1 and not both_vectors and nest.steps > 16
         if p.rows and not p.pack_row:
             crowd = self.conflicts(_row_offsets(p))
-            if crowd > self.target.l1_ways:
+            if crowd >= self.target.l1_ways:  # the columns want a place too
                 strained = True
-                stall += 0.011 * rows * (crowd - self.target.l1_ways) ** 2 * (1.0 if row_step == 1 else 4.0)
+                stall += 0.011 * rows * (crowd - self.target.l1_ways + 1) ** 2 * (1.0 if row_step == 1 else 4.0)
                 why.append(f"{crowd} rows in one set of L1")
             elif row_step * self.size >= 2048 and not both_vectors and inside > 64:
                 stall += 0.15 * rows + 2.0
                 why.append("row steps a page apart")
         return stall, strained, why
+
+    def _new_lines(self, p: Plan) -> int:
+        """Lines of rows that a step touches and the step before it did not, where steps are lines apart."""
+        step = p.reduce[-1].strides[0] * self.size if p.reduce else 0
+        if p.pack_row or abs(step) < self.target.line:
+            return 0
+        now = {o * self.size // self.target.line for o in _row_offsets(p)}
+        return len({(o * self.size + step) // self.target.line for o in _row_offsets(p)} - now)
 
     def _footprint(self, p: Plan) -> int:
         """Elements of the row operand that a tile reads, overlaps counted once where a loop's stride tells."""

@@ -8,15 +8,15 @@ from functools import lru_cache
 
 from ...ir.contraction import Affine, Contraction
 from ...ir.dims import as_int
-from ...ir.dtypes import DType, f32
+from ...ir.dtypes import DType, bf16, f32
 from ...ir.expr import Expr, cast, const, load, substitute, var
 from ...ir.target import Target
 from ..loop_ir import Buffer, For, Kernel, Stmt, Store
-from .canonical import ACC, A, B, C, Nest, canonical
+from .canonical import ACC, A, B, C, Loop, Nest, canonical, paired
 from .layout import parameters
 from .plan import Plan, accumulator
 from .root import Root
-from .tile import choose, plans
+from .tile import choose, panels_follow, plans
 from .types import Epilogue, Operand, Scheduled
 
 
@@ -46,6 +46,10 @@ def schedule_nest(
 ) -> Scheduled:
     """`schedule` for a normal form, with a plan of the caller's own if given."""
     dtype = accumulator(nest.dtype)
+    for x in abc[:2]:
+        accumulator(x.dtype)  # refuses what cannot be multiplied
+    if plan is None and target.bf16 and abc[A].dtype is bf16 and abc[B].dtype is bf16 and dtype is f32:
+        nest = paired(nest) or nest
     if 0 in (x.extent for x in nest.free):
         buffers = parameters(nest, abc, extra)
         return Scheduled((Kernel(name, buffers, (), doc="no elements"),), name, 0, "no elements")
@@ -58,13 +62,12 @@ def schedule_nest(
 def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> int:
     """The panel width B is best packed with beforehand, or 0 to leave it as it is.
 
-    B must have every batch axis and a single column axis. Dense operands are assumed (the layout that follows from the
-    index maps); the width is a multiple of the target's vector.
+    B must have every batch axis, and the columns of C, as far as they do not follow each other, be whole panels. Dense
+    operands are assumed (the layout that follows from the index maps); the width is a multiple of the target's vector.
     """
     if spec.panel or any(not _moves(spec.b, x.name) for x in spec.of_kind("batch")):
         return 0
-    columns = [x for x in spec.of_kind("n") if as_int(x.extent) != 1]
-    if len(columns) != 1 or as_int(spec.size("k")) == 0 or as_int(spec.size("m")) == 0 or as_int(columns[0].extent) == 0:
+    if 0 in (as_int(spec.size(kind)) for kind in ("m", "n", "k")) or as_int(spec.size("n")) == 1:
         return 0
     lanes = target.lanes(dtype.bits)
 
@@ -79,15 +82,25 @@ def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> in
     a, b, c = dense(spec.a), dense(spec.b), dense(spec.c)
     unpacked = choose(canonical(spec, a, b, c, None), target, dtype, dtype)
     best: tuple[float, int] = (math.inf, 0)
-    need = -(-as_int(columns[0].extent) // lanes)
+    columns = _columns(canonical(spec.packed(lanes, ()), a, b, c, None))
+    if not columns:
+        return 0
+    need = -(-columns[0].extent // lanes)
     most = 8 if as_int(spec.size("m")) <= 4 else 4
     for vectors in sorted({-(-need // -(-need // n)) for n in range(1, min(most, need) + 1)}):
         panel = vectors * lanes
         packed = canonical(spec.packed(panel, ()), a, b, c, None)
+        if not panels_follow(columns, panel):
+            continue
         found = min((x.cycles for x in plans(packed, target, dtype, dtype, whole=True)), default=math.inf)
         best = min(best, (found, panel))
     # a transposing or strided copy of B is what packing beforehand saves
     return best[1] if best[0] < unpacked.cycles * 1.02 else 0
+
+
+def _columns(nest: Nest) -> list[Loop]:
+    """The column loops of a packed B, innermost first."""
+    return sorted((x for x in nest.free if x.strides[A] == 0 and x.strides[B] != 0), key=lambda x: x.strides[B])
 
 
 def _moves(maps: Sequence[Affine], axis: str) -> bool:

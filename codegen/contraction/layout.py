@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...ir.dtypes import DType
+from ...ir.dtypes import DType, f32, u16
 from ...ir.expr import Expr, binary, const, minimum, select, var
 from ...ir.target import Target
 from ..loop_ir import Buffer, Let, Stmt
@@ -18,10 +18,13 @@ ALIGN = 16  # elements to which regions of the workspace are rounded
 
 
 def parameters(nest: Nest, abc: Sequence[Operand], extra: Sequence[Operand]) -> tuple[Buffer, ...]:
-    """The buffers of a root kernel: A, B, C, then what the epilogue reads."""
+    """The buffers of a root kernel: A, B, C, then what the epilogue reads. bf16 whose pairs are read is bits (see `paired`)."""
+    dtypes = [x.dtype for x in abc]
+    if nest.pairs is not None:
+        dtypes[:2] = (u16 if apart else f32 for apart in nest.pairs)
     out = [
-        Buffer(n, x.dtype, (span,), align=max(x.align, x.dtype.itemsize), writable=n == "C")
-        for n, x, span in zip("ABC", abc, nest.spans, strict=True)
+        Buffer(n, d, (span,), align=max(x.align, x.dtype.itemsize), writable=n == "C")
+        for n, x, d, span in zip("ABC", abc, dtypes, nest.spans, strict=True)
     ]
     out += [
         Buffer(f"E{k}", x.dtype, (span,), align=max(x.align, x.dtype.itemsize), writable=False)
@@ -86,6 +89,11 @@ class Layout:
         found = Region(self.size, size)
         self.size += -(-size // ALIGN) * ALIGN
         return found
+
+    def panel_offset(self, first: Expr) -> Expr:
+        """Where column `first` starts in B packed in panels."""
+        n = self.nest.panel
+        return first // n * (self.nest.panel_k * n) + first % n
 
     def row_origin(self, tile: Expr, tag: str) -> tuple[list[Expr], list[Expr], list[Stmt]]:
         """Offsets of a row tile per stream, its size along each row loop, and the lets they need."""

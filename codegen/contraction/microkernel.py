@@ -13,16 +13,33 @@ depthwise convolution with lanes along the channels, both are vectors.)
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...ir.dtypes import DType
-from ...ir.expr import Expr, binary, broadcast, cast, const, eq, fma, load, postorder, ramp, reduce_lanes, substitute, var
-from ..loop_ir import Alloc, Buffer, Call, For, If, Kernel, Let, Stmt, Store, expressions, statements, vector_variable
+from ...ir.expr import (
+    Expr,
+    binary,
+    broadcast,
+    cast,
+    const,
+    eq,
+    fma,
+    fma_bf16,
+    load,
+    postorder,
+    ramp,
+    reduce_lanes,
+    substitute,
+    var,
+)
+from ..loop_ir import Alloc, Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, expressions, statements, vector_variable
 from ..vectorize import vectorize
 from .canonical import ACC, C, Loop, Nest
 
 LANE = var("lane")
+MOST_LINES = 64  # of an operand of the epilogue that a tile prefetches
 STEPS, FIRST, LAST = var("steps"), var("first"), var("last")
 
 
@@ -38,7 +55,11 @@ class Tile:
     partial        the reduction is cut: partial sums live in the buffer `part`; parameters `first` and `last`
     parts, unroll  independent accumulators per cell; steps of the innermost loop per iteration
     fused          multiply-adds are fused (the target has the instruction)
+    aligns         bytes to which elements of the row and of the column operand are aligned: of bf16 pairs in place 2
+    pairs          an element of both operands is two bf16, their products and the sum one instruction
     padded         the column operand may be read up to whole vectors (it is packed)
+    ahead          lines of the column operand's next panel that an iteration of the innermost loop asks for (`Plan.ahead`)
+    line           elements of a line of cache
     """
 
     row: int
@@ -55,9 +76,13 @@ class Tile:
     unroll: int
     fused: bool
     padded: bool
+    ahead: int
+    line: int
     dtype: DType
     row_dtype: DType
     col_dtype: DType
+    pairs: bool
+    aligns: tuple[int, int]
 
     @property
     def vectors(self) -> int:
@@ -70,7 +95,8 @@ class Ukernel:
     """A microkernel and how to call it.
 
     `views[i]` is (stream, shift): the i-th buffer parameter starts at the tile's offset in that stream plus `shift`; a
-    stream below 0 is epilogue operand -1 - stream, whole. The partial sums, if any, come last. The scalars are: steps
+    stream below 0 is epilogue operand -1 - stream, whole. What is prefetched, if anything, and the partial sums, if any, come
+    last. The scalars are: steps
     (if variable), first and last (if partial), then the index of each of `dims` (streams) at the tile's origin.
     """
 
@@ -85,7 +111,9 @@ class _Window:
     Positions overlap, as those of a convolution's windows do. Offsets count from the lowest one, `low`.
     """
 
-    def __init__(self, name: str, dtype: DType, low: int, high: int, lanes: int, stride: int, writable: bool = False) -> None:
+    def __init__(
+        self, name: str, dtype: DType, low: int, high: int, lanes: int, stride: int, writable: bool = False, align: int = 0
+    ) -> None:
         self.low = low
         self.flat = stride == 0
         shape = (high - low + 1,) if self.flat else (high - low + 1, lanes)
@@ -94,7 +122,7 @@ class _Window:
             self.low = low + stride * (lanes - 1)
             shape, strides = (high - self.low + 1,), (1,)
         self.reversed = stride if stride < 0 else 0
-        self.buffer = Buffer(name, dtype, shape, strides=strides, align=dtype.itemsize, writable=writable)
+        self.buffer = Buffer(name, dtype, shape, strides=strides, align=align or dtype.itemsize, writable=writable)
 
     def at(self, offset: Expr | int, lane: Expr | int = 0) -> tuple[Expr, ...]:
         first = (const(0) + offset) + (-self.low)
@@ -131,6 +159,8 @@ def fingerprint(body: Sequence[Stmt], parameters: Sequence[Buffer]) -> str:
                 parts += [known(s.buffer), str(s.mask is not None), str(s.nontemporal)]
             case Let():
                 parts.append(repr(s.var))
+            case Prefetch():
+                parts += [known(s.buffer), str(s.level)]
             case If():
                 parts += [str(len(s.then)), str(len(s.otherwise))]
             case Alloc():
@@ -155,6 +185,7 @@ class _Builder:
         self.col = self._operand(t.col, t.col_dtype, 1)
         self.out = self._window("c", C, nest.out, writable=True)
         self.reads = [self._window(f"e{i}", r.stream, r.dtype) if r.stream >= 0 else None for i, r in enumerate(nest.reads)]
+        self.ahead = Buffer("ahead", t.col_dtype, (1,), align=t.col_dtype.itemsize, writable=False)
         self.part = Buffer("part", t.dtype, (len(t.rows), t.vectors * t.lanes), align=64)
         self.dims = {v: var(str(v.attr)) for v, _ in nest.dims}
 
@@ -169,9 +200,9 @@ class _Builder:
         if t.along_k:
             reach = t.step[stream] * (t.columns - 1)
             low, high = low + min(0, reach), high + max(0, reach)
-            return _Window(name, dtype, low, high, t.loops[-1].extent, t.loops[-1].strides[which])
+            return _Window(name, dtype, low, high, t.loops[-1].extent, t.loops[-1].strides[which], align=t.aligns[which])
         lanes = t.vectors * t.lanes if t.padded and stream == t.col else t.columns
-        return _Window(name, dtype, low, high, lanes, t.step[stream])
+        return _Window(name, dtype, low, high, lanes, t.step[stream], align=t.aligns[which])
 
     def _window(self, name: str, stream: int, dtype: DType, writable: bool = False) -> _Window:
         t = self.t
@@ -204,6 +235,8 @@ class _Builder:
         return cast(value, t.dtype)
 
     def _multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
+        if self.t.pairs:
+            return fma_bf16(a, b, c)
         return fma(a, b, c) if self.t.fused and self.t.dtype.is_float else c + a * b
 
     def _cell(self, u: int, i: int, j: int) -> tuple[Expr, ...]:
@@ -262,15 +295,17 @@ class _Builder:
             value = load(window.buffer, window.at(offset, k), dtype, mask, t.lanes)
         return cast(value, t.dtype)
 
-    def _reduction(self, level: int, row_offset: Expr, col_offset: Expr) -> list[Stmt]:
+    def _reduction(self, level: int, row_offset: Expr, col_offset: Expr, done: Expr) -> list[Stmt]:
+        """The loops from `level` in; `done`: steps of the tile before the first one here."""
         t = self.t
         if not t.loops:
             return self._step(row_offset, col_offset, 0, "")
         x = t.loops[level]
         k = var(f"k{level}")
+        done = done + k * math.prod(y.extent for y in t.loops[level + 1 :])
         if level < len(t.loops) - 1:
             stop = STEPS if t.variable and level == 0 else const(x.extent)
-            body = self._reduction(level + 1, row_offset + k * x.strides[0], col_offset + k * x.strides[1])
+            body = self._reduction(level + 1, row_offset + k * x.strides[0], col_offset + k * x.strides[1], done)
             return [For(k, const(0), stop, tuple(body))]
         if t.along_k:
             return self._dot(x, k, row_offset, col_offset)
@@ -284,6 +319,9 @@ class _Builder:
                     rows = row_offset + start * x.strides[0] + u * x.strides[0]
                     cols = col_offset + start * x.strides[1] + u * x.strides[1]
                 out += self._step(rows, cols, u % t.parts, f"{tag}{u}")
+                for n in range(u * t.ahead // count, (u + 1) * t.ahead // count if tag == "s" else 0):
+                    at = done * (t.ahead * t.line // t.unroll) + n * t.line
+                    out.append(Prefetch(self.ahead, (at,), 2))
             return out
 
         if t.variable and level == 0:
@@ -314,6 +352,23 @@ class _Builder:
         for u, start in enumerate(range(whole, x.extent, t.lanes)):
             out += self._dot_step(row_offset, col_offset, const(start), self._first(x.extent - start), u % t.parts, f"r{u}")
         return out
+
+    def _fetch(self) -> list[Stmt]:
+        """Asks for what the epilogue reads of each row, so that it is there when the sums are."""
+        t = self.t
+        wanted: list[Stmt] = []
+        for r, window in zip(self.nest.reads, self.reads, strict=True):
+            if window is None or t.step[r.stream] != 1 or t.along_k:
+                continue
+            per_line = t.line * t.dtype.itemsize // r.dtype.itemsize
+            offsets = dict.fromkeys(row[r.stream] for row in t.rows)
+            if len(offsets) < len(t.rows) or len(offsets) * -(-t.columns // per_line) > MOST_LINES:
+                continue
+            for at in offsets:
+                wanted += [Prefetch(window.buffer, window.at(at, j), 1) for j in range(0, t.columns, per_line)]
+        if not wanted:
+            return []
+        return [If(eq(LAST, 1), tuple(wanted))] if t.partial else wanted
 
     def _cells(self) -> list[tuple[int, int]]:
         return [(i, j) for i in range(len(self.t.rows)) for j in range(self.t.vectors)]
@@ -404,12 +459,15 @@ class _Builder:
                 views.append((-1 - r.operand, 0))
                 buffers.append(self.whole[k])
         scalars = [STEPS] if t.variable else []
+        if t.ahead:
+            buffers.append(self.ahead)
         if t.partial:
             scalars += [FIRST, LAST]
             buffers.append(self.part)
         scalars += [self.dims[v] for v, _ in self.nest.dims]
         body: list[Stmt] = [Alloc(self.acc), *self._start()]
-        body += self._reduction(0, const(0), const(0))
+        body += self._fetch()
+        body += self._reduction(0, const(0), const(0), const(0))
         body += self._combine()
         finish = self._finish()
         if t.partial:

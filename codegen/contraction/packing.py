@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ...ir.expr import Expr, binary, broadcast, cast, const, load, minimum, ramp, substitute, var
+from ...ir.dtypes import i32
+from ...ir.expr import Expr, binary, bitcast, broadcast, cast, const, load, minimum, ramp, substitute, var
 from ..loop_ir import Buffer, For, Let, Stmt, Store
-from .canonical import Loop
+from .canonical import B, Loop
 from .layout import Layout, decode
 
 RUN = 64  # steps copied of one item before the next when packing transposes
@@ -39,8 +40,13 @@ class _Copy:
         self.last = minimum(self.first + self.block, const(outer)) if self.shares > 1 else const(outer)
 
     def element(self, at: Expr, lanes: int = 1, mask: Expr | None = None) -> Expr:
-        """Of the operand, in the accumulator's dtype."""
-        return cast(load(self.source, (at,), self.source.dtype, mask, lanes), self.layout.dtype)
+        """Of the operand, in the accumulator's dtype; or a pair of them, as its bits."""
+        first = load(self.source, (at,), self.source.dtype, mask, lanes)
+        apart = None if self.layout.nest.pairs is None else self.layout.nest.pairs[self.stream]
+        if not apart:
+            return cast(first, self.layout.dtype)
+        second = load(self.source, (at + apart,), self.source.dtype, mask, lanes)
+        return bitcast(binary("or", cast(first, i32), binary("shl", cast(second, i32), const(16, i32, lanes))), self.layout.dtype)
 
     def places(self, src: Expr, dst: Expr, depth: int) -> tuple[Expr, Expr]:
         """Both offsets moved by the first `depth` reduction loops."""
@@ -110,7 +116,7 @@ def pack_columns(layout: Layout) -> Stmt:
         src = src + at * x.strides[p.col]
     body: list[Stmt] = [
         Let(first, panel * p.columns),
-        Let(SRC, src + first * step),
+        Let(SRC, src + (layout.panel_offset(first) if layout.nest.panel and p.col == B else first * step)),
         Let(DST, copy.tile * (layout.steps * width) + region.start),
     ]
     ragged = p.lane.extent % p.columns != 0

@@ -12,6 +12,7 @@ from ...ir.errors import CompileError
 from .canonical import Loop
 
 PARALLEL_FROM: Final = 150_000  # modelled cycles from which threads are worth waking: about 50 microseconds
+CHUNKS: Final = 32  # chunks aimed at: even shares for 1 to 8 threads, with one of them disturbed
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Plan:
     cycles, ideal what the model expects of one core, and what its multiply-adds alone would take
     memory        cycles to fetch the operands once from beyond L2
     strained      the row operand is read in a way that packing might mend;  why: what costs, in words
+    together      all chunks do one block of the cut reduction before any does the next, so that L2 holds what they share
     split         the blocks of the cut reduction are computed apart, in parallel, and added in order
     cut, block    reduction loops before `cut` run outside the tiles, loop `cut` in blocks of `block`; cut < 0: not cut
     """
@@ -57,6 +59,7 @@ class Plan:
     split: bool
     parts: int
     unroll: int
+    together: bool = False
     cycles: float = 0.0
     ideal: float = 0.0
     memory: float = 0.0
@@ -111,7 +114,8 @@ class Plan:
         if self.pack_col:
             text += f", {names[self.col]} packed in panels"
         if self.cut >= 0:
-            text += f", reduction {'split' if self.split else 'cut'} in blocks of {self.inside}"
+            how = "split" if self.split else "cut for all tiles together" if self.together else "cut"
+            text += f", reduction {how} in blocks of {self.inside}"
         return f"{text}; model: {100 * self.ideal / self.cycles:.0f}% of peak{'; ' + self.why if self.why else ''}"
 
     @cached_property

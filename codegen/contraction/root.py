@@ -23,10 +23,11 @@ from .canonical import A, B, C, Loop, Nest
 from .layout import Layout, decode
 from .microkernel import Tile, Ukernel, build
 from .packing import pack_columns, pack_rows
-from .plan import Plan
+from .plan import CHUNKS, Plan
 from .types import Operand, Scheduled
 
-CHUNKS = 32  # chunks aimed at: even shares for 1 to 8 threads, with one of them disturbed
+FEW_ROW_TILES = 16  # of a chunk, up to which its panels are prefetched
+STREAM_AHEAD = 16 << 10  # bytes that the only tile of a panel asks ahead of itself
 
 
 class Root:
@@ -39,6 +40,9 @@ class Root:
         self.abc = abc
         self.at = Layout(nest, abc, extra, target, dtype, plan)
         self.ukernels: dict[tuple[tuple[int, ...], int, int], Ukernel] = {}
+        self.row_block, self.col_block = self._chunks()
+        self.line = target.line // dtype.itemsize
+        self.ahead = self._ahead()
 
     def _ukernel(self, sizes: tuple[int, ...], columns: int, block: int) -> Ukernel:
         found = self.ukernels.get((sizes, columns, block))
@@ -74,9 +78,16 @@ class Root:
                 unroll=p.unroll,
                 fused=self.target.fma,
                 padded=p.pack_col or nest.panel > 0,
+                ahead=self.ahead,
+                line=self.line,
                 dtype=self.dtype,
-                row_dtype=self.dtype if p.pack_row else self.abc[p.row].dtype,
-                col_dtype=self.dtype if p.pack_col else self.abc[p.col].dtype,
+                row_dtype=self.dtype if p.pack_row else self.at.parameters[p.row].dtype,
+                col_dtype=self.dtype if p.pack_col else self.at.parameters[p.col].dtype,
+                pairs=nest.pairs is not None,
+                aligns=(
+                    self.dtype.itemsize if p.pack_row else self.abc[p.row].dtype.itemsize,
+                    self.dtype.itemsize if p.pack_col else self.abc[p.col].dtype.itemsize,
+                ),
             ),
         )
         self.ukernels[sizes, columns, block] = found
@@ -89,8 +100,8 @@ class Root:
         p = self.plan
         tiles, panels = p.row_tiles, p.panels
         size = self.dtype.itemsize
-        row_bytes = p.tile_rows * self.at.steps * size
-        col_bytes = p.columns * self.at.steps * size
+        row_bytes = p.tile_rows * self.at.steps * size * self._distance(tiles * p.tile_rows)
+        col_bytes = p.columns * self.at.steps * size * self._distance(panels * p.columns)
         inside = self.at.steps if p.cut < 0 else p.block * math.prod(x.extent for x in p.reduce[p.cut + 1 :])
         fit = max(1, int(self.target.l2 * 0.5 / max(1, p.tile_rows * inside * size)))
         wanted = max(1, -(-CHUNKS // self.at.both)) if self.plan.parallel else 1
@@ -105,6 +116,24 @@ class Root:
         assert best is not None
         return best[1], best[2]
 
+    def _distance(self, vectors: int) -> float:
+        """What it costs to read an operand of so many rows or columns again: less if L2 holds most of it."""
+        return 0.25 if vectors * self.at.steps * self.dtype.itemsize <= self.target.l2 else 1.0
+
+    def _ahead(self) -> int:
+        """Lines of the panel to come that an iteration of the innermost loop asks for, so that a chunk's tiles share its reading.
+
+        A panel that comes from beyond L2 is otherwise waited for by the first tile alone. With many tiles that is nothing;
+        a single tile asks for its own panel a little ahead, unless it has so few rows that memory is all it waits for.
+        """
+        p, size = self.plan, self.dtype.itemsize
+        streamed = self.at.both * p.panels * p.columns * self.at.steps * size > self.target.l2
+        whole = p.pack_col or self.nest.panel == p.columns
+        few = self.row_block <= FEW_ROW_TILES and (self.row_block > 1 or p.tile_rows > 4)
+        if not (streamed and whole and p.reduce and few) or p.split or p.along_k:
+            return 0
+        return -(-p.unroll * self.at.width * size // (self.target.line * self.row_block))
+
     def build(self) -> Scheduled:
         """The root kernel and what it calls."""
         p, nest = self.plan, self.nest
@@ -113,7 +142,7 @@ class Root:
             body.append(pack_columns(self.at))
         if p.pack_row:
             body.append(pack_rows(self.at))
-        row_block, col_block = self._chunks()
+        row_block, col_block = self.row_block, self.col_block
         row_blocks, col_blocks = -(-p.row_tiles // row_block), -(-p.panels // col_block)
         chunk = var("chunk")
         where = decode(chunk, [x.extent for x in p.both] + [col_blocks, row_blocks])
@@ -141,7 +170,7 @@ class Root:
         in_panel.append(Let(lane_tile, at_panel[-1]))
         first = lane_tile * p.columns
         origin = [
-            o + (first * s if not (nest.panel and n == B) else self._panel_offset(first))
+            o + (first * s if not (nest.panel and n == B) else self.at.panel_offset(first))
             for n, (o, s) in enumerate(zip(origin, p.lane.strides, strict=True))
         ]
         # a row tile
@@ -180,6 +209,14 @@ class Root:
                 (both * p.panels + panel) * (self.at.steps * self.at.width) + self.at.packed_col.start + k_col,
             )
 
+        if self.ahead:
+            buffer, at_column = bases[p.col]
+            panel_size = p.inside * self.at.width
+            share = (tile - first_tile) * (p.inside // p.unroll * self.ahead * self.line) % panel_size
+            again = binary("lt", where[-1] + 1, row_blocks) if row_blocks > 1 else None
+            to_come = self._to_come(panel, first_panel, last_panel, again)
+            ahead = (buffer, minimum(at_column + to_come + share, const(buffer.span - 1)))
+
         def call(u: Ukernel, steps: int) -> Call:
             views: list[tuple[Buffer, Expr]] = []
             for stream, shift in u.views:
@@ -191,6 +228,8 @@ class Root:
                 else:
                     buffer, at = bases[stream]
                     views.append((buffer, at + shift))
+            if self.ahead:
+                views.append(ahead)
             if self.at.partial is not None:
                 views.append((self.at.work, cell * self.at.partial_size + self.at.partial.start))
             counts = [const(steps)] if p.split else []
@@ -201,10 +240,14 @@ class Root:
         def sweep(at_tile: Sequence[Stmt], kind: str) -> For:
             loops: tuple[Stmt, ...] = (For(tile, first_tile, last_tile, (*in_tile, *at_tile)),)
             loops = (For(panel, first_panel, last_panel, (*in_panel, *loops)),)
-            if not p.split:
-                for v, extent, step in reversed(outside):
-                    loops = (For(v, const(0), const(extent), loops, step=step),)
+            if not p.split and not p.together:
+                loops = blocks(loops)
             return For(chunk, const(0), const(count), (*inner, *loops), kind)
+
+        def blocks(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+            for v, extent, step in reversed(outside):
+                body = (For(v, const(0), const(extent), body, step=step),)
+            return body
 
         if p.split:
             which = decode(block, [-(-extent // step) for _, extent, step in outside])
@@ -221,12 +264,26 @@ class Root:
             body.append(sweep([*add, *self._dispatch(finish, ends=False)], self.at.kind))
             count = self.at.blocks
         else:
-            body.append(sweep(self._dispatch(call), self.at.kind))
+            chunks = sweep(self._dispatch(call), self.at.kind)
+            body += blocks((chunks,)) if p.together else [chunks]
         buffers = self.at.parameters + ((self.at.work,) if self.at.size else ())
         note = f"{p.describe()}; {count} chunk{'s' if count > 1 else ''}{' on all threads' if self.plan.parallel else ', serial'}"
         root = Kernel(self.name, buffers, tuple(body), doc=note)
         kernels = {u.kernel.name: u.kernel for u in self.ukernels.values()}
         return Scheduled((*kernels.values(), root), self.name, self.at.size * self.dtype.itemsize, note, self.plan.parallel)
+
+    def _to_come(self, panel: Expr, first: Expr, last: Expr, again: Expr | None) -> Expr:
+        """From a panel to the one that is read next: its neighbour; after the last one, in a cut reduction, the next block,
+        or where other rows follow (`again`) the first one. Only a guess at the end of a chunk."""
+        step = self.at.steps * self.at.width
+        if self.row_block == 1:
+            return const(min(step, STREAM_AHEAD // self.dtype.itemsize))
+        back = (first - panel) * step
+        if self.plan.cut >= 0:
+            after: Expr = back + self.plan.inside * self.at.width
+        else:
+            after = const(step) if again is None else select(again, back, const(step))
+        return select(binary("lt", panel + 1, last), const(step), after)
 
     def _add_blocks(self, cell: Expr) -> list[Stmt]:
         """Adds the partial sums of all blocks of the reduction, in order, to those of the first."""
@@ -247,11 +304,6 @@ class Root:
             Store(self.at.work, (at,), so_far),
         )
         return [For(i, const(0), const(self.plan.tile_rows * self.at.width), body, step=self.at.lanes)]
-
-    def _panel_offset(self, first: Expr) -> Expr:
-        """Where column `first` starts in B packed in panels."""
-        n = self.nest.panel
-        return first // n * (self.nest.panel_k * n) + first % n
 
     def _dispatch(self, call: Callable[[Ukernel, int], Stmt], ends: bool = True) -> list[Stmt]:
         """The call of the microkernel of the tile's size. `ends`: the last block of a cut reduction may be a shorter one."""

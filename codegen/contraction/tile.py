@@ -19,6 +19,9 @@ from .plan import Plan, accumulator
 
 FEW_TILES: Final = 8  # fewer tiles of C than this cannot feed the threads: the reduction is split instead
 SPLIT: Final = 16  # parts of a split reduction, whatever the number of threads
+SHARED: Final = 0.6  # share of L2 that a block of the reduction may take which all tiles do together
+FEWEST: Final = 128  # steps of such a block at least: the partial sums are loaded and stored for each
+MOST_TRAFFIC: Final = 0.4  # bytes a cycle from beyond L2 that chunks may read each for itself
 SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
 COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
@@ -50,13 +53,14 @@ def _sides(nest: Nest) -> Iterator[_Side]:
         return rows, cols, both
 
     if nest.panel:
-        columns = [x for x in free if x.strides[A] == 0 and x.strides[B] != 0]
-        if len(columns) > 1:
+        columns = sorted((x for x in free if x.strides[A] == 0 and x.strides[B] != 0), key=lambda x: x.strides[B])
+        lane = columns[0] if columns else unit
+        if not panels_follow(columns, nest.panel):
             raise CompileError(
                 "B is packed in panels over several column axes that do not follow each other in C: leave it unpacked"
             )
-        lane = columns[0] if columns else unit
-        yield _Side(A, B, False, lane, *split(A, B, [x for x in free if x is not lane]))
+        whole = [_of_panels(x, nest.panel_k) if x in columns else x for x in free if x is not lane]
+        yield _Side(A, B, False, lane, *split(A, B, whole))
         return
     for row, col in ((A, B), (B, A)):
         own = [x for x in free if x.strides[row] == 0 and x.strides[col] != 0]
@@ -78,6 +82,16 @@ def _sides(nest: Nest) -> Iterator[_Side]:
             yield _Side(row, col, True, lane, *split(row, col, [x for x in free if x is not lane]))
     if not any((x.strides[A] == 0) != (x.strides[B] == 0) for x in free):
         yield _Side(A, B, False, unit, *split(A, B, free))
+
+
+def panels_follow(columns: Sequence[Loop], panel: int) -> bool:
+    """Whether panels over these column loops (innermost first, strides of B in columns) start anew with each outer loop."""
+    return not columns or (columns[0].strides[B] == 1 and all(x.strides[B] % panel == 0 for x in columns[1:]))
+
+
+def _of_panels(outer: Loop, steps: int) -> Loop:
+    """An outer column loop over whole panels: a column more is `steps` elements more of B."""
+    return Loop(outer.extent, tuple(s * steps if n == B else s for n, s in enumerate(outer.strides)))
 
 
 def _row_choices(rows: Sequence[Loop], most: int) -> Iterator[tuple[tuple[Loop, int], ...]]:
@@ -143,6 +157,8 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, who
     dtype = accumulator(nest.dtype)
     model = Model(target, dtype)
     widen = {A: row_dtype is not dtype, B: col_dtype is not dtype}
+    if nest.pairs is not None:
+        widen = {A: nest.pairs[A] != 0, B: nest.pairs[B] != 0}
     for side in _sides(nest):
         loops = _order(_pair(nest.reduce, side.row, side.col), side.along_k)
         lane_stride = side.lane.strides[side.col]
@@ -248,9 +264,9 @@ def _plan(
         parts=1,
         unroll=1,
     )
-    cut, block, split = _blocking(nest, model, found)
+    cut, block, how = _blocking(nest, model, found)
     parts, unroll = _unrolling(model, found)
-    return model.price(nest, found.decided(cut=cut, block=block, split=split, parts=parts, unroll=unroll))
+    return model.price(nest, found.decided(cut=cut, block=block, parts=parts, unroll=unroll, **how))
 
 
 @lru_cache(maxsize=4096)
@@ -271,16 +287,21 @@ def _packed(loops: tuple[Loop, ...], which: int, inner: int) -> tuple[Loop, ...]
     return tuple(out)
 
 
-def _blocking(nest: Nest, model: Model, p: Plan) -> tuple[int, int, bool]:
-    """(cut, block, split) of a plan's reduction."""
+def _blocking(nest: Nest, model: Model, p: Plan) -> tuple[int, int, dict[str, bool]]:
+    """(cut, block, whether split or done together) of a plan's reduction."""
+    whole: tuple[int, int, dict[str, bool]] = (-1, 0, {})
     tiles = p.row_tiles * p.panels * math.prod(x.extent for x in p.both)
     if p.along_k or not p.reduce:
-        return -1, 0, False
+        return whole
     if tiles < FEW_TILES and model.ideal(nest) >= limits.PARALLEL_FROM and nest.steps >= 2 * SPLIT:
         cut, block = _cut(p.reduce, -(-nest.steps // SPLIT))
-        return cut, block, cut >= 0
+        return cut, block, {"split": cut >= 0}
     if p.row_tiles == 1:
-        return -1, 0, False  # no panel is read twice
+        return whole  # no panel is read twice
+    limit = _together(nest, model, p)
+    if limit:
+        cut, block = _cut(p.reduce, limit)
+        return cut, block, {"together": cut >= 0}
     line, size = model.target.line, model.size
     row_bytes = p.tile_rows * size
     if not p.pack_row:
@@ -289,7 +310,25 @@ def _blocking(nest: Nest, model: Model, p: Plan) -> tuple[int, int, bool]:
             row_bytes = max(row_bytes, line)
         elif step > size:
             row_bytes = p.tile_rows * min(line, step)
-    return (*_cut(p.reduce, int(model.target.l2 * SLICE / (p.columns * size + row_bytes))), False)
+    return (*_cut(p.reduce, int(model.target.l2 * SLICE / (p.columns * size + row_bytes))), {})
+
+
+def _together(nest: Nest, model: Model, p: Plan) -> int:
+    """Steps of the reduction for which L2 holds all rows and columns, if the chunks would otherwise read too much from beyond
+    it; 0 if not. So it is for weight gradients: a small C, and a reduction over all pixels of a batch. Rows that are read along
+    their memory stay as they are: the hardware fetches those ahead, and partial sums cost more."""
+    if p.pack_row or (p.reduce and abs(p.reduce[-1].strides[0]) * model.size < model.target.line):
+        return 0
+    rows, columns = (
+        (copied or nest.spans[stream]) * model.size for copied, stream in zip(p.copied(nest.steps), (p.row, p.col), strict=True)
+    )
+    limit = int(model.target.l2 * SHARED * nest.steps / (rows + columns))
+    ideal = model.ideal(nest)
+    if ideal < limits.PARALLEL_FROM or not FEWEST <= limit < nest.steps:
+        return 0
+    counts = {min(p.panels, n) for n in (1, 2, 4, 8, 16, 32)}
+    traffic = min(n * rows + min(p.row_tiles, -(-limits.CHUNKS // n)) * columns for n in counts)
+    return limit if traffic > MOST_TRAFFIC * ideal else 0
 
 
 def _unrolling(model: Model, p: Plan) -> tuple[int, int]:

@@ -27,12 +27,13 @@ EpilogueValue = Callable[[Expr, tuple[Expr, ...], Load], Expr]
 class Epilogue:
     """What is stored instead of the sum: value(sum, index of C, load) as a scalar expression.
 
-    load(k, index, mask=None) is the element of operands[k]. The sum has the dtype of A. An operand may share C's memory
-    only if it is read at C's own index, in C's own layout.
+    load(k, index, mask=None) is the element of operands[k]. The sum has the dtype `total`, or that of A. An operand may share
+    C's memory only if it is read at C's own index, in C's own layout.
     """
 
     operands: tuple[Operand, ...]
     value: EpilogueValue
+    total: DType | None = None
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,14 @@ class Arithmetic(FunctionText):
         s = self._odd("double", n, s, self._same_sign("double", n, e, s), inexact)
         return self.rounded(d, self.t(f"fptrunc {w} {s} to {v}"), n)
 
+    def fma_bf16(self, n: int, a: str, b: str, c: str) -> str:
+        """c + a1 * b1 + a0 * b0 where a lane of a and b holds two bf16."""
+        if not self.module.target.bf16 or n not in (4, 8, 16):
+            raise CompileError(f"fma.bf16 of {n} lanes needs AVX512_BF16, which {self.module.target.name} is not known to have")
+        v, w = vector("float", n), f"<{2 * n} x bfloat>"
+        x, y = (self.t(f"bitcast {v} {q} to {w}") for q in (a, b))
+        return self.call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * n}", v, [(v, c), (w, x), (w, y)])
+
     # -- the operations -----------------------------------------------------------------------------------------------
 
     def binary(

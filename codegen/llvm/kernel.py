@@ -7,7 +7,7 @@ from math import gcd
 from ...ir.dtypes import bool_, i64
 from ...ir.errors import CompileError
 from ...ir.expr import Expr, postorder, var
-from ..loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Stmt, Store, expressions, statements
+from ..loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, expressions, statements
 from ..vectorize import vectorize_loop
 from .builder import ModuleText
 from .memory import Values
@@ -85,6 +85,8 @@ class KernelText(Values):
                 self.allocate(s.buffer)
             case Call():
                 self.call_kernel(s)
+            case Prefetch():
+                self.prefetch(s)
             case Barrier():
                 raise CompileError(f"kernel {self.kernel}: a barrier has no meaning on a CPU target")
             case _:
@@ -147,6 +149,12 @@ class KernelText(Values):
             name = f"llvm.masked.store.{suffix(kind, n)}.p0"
             self.module.declare(name, "void", f"{v}, ptr, {flag}")
             self.line(f"call void @{name}({v} {x}, ptr align {align} {p}, {flag} {mask})")
+
+    def prefetch(self, s: Prefetch) -> None:
+        scalar, _ = self._split(s.buffer, s.index, 1)
+        self.module.declare("llvm.prefetch.p0", "void", "ptr, i32 immarg, i32 immarg, i32 immarg")
+        # for reading; locality 3 is every level of cache, 2 all but the nearest
+        self.line(f"call void @llvm.prefetch.p0(ptr {self.address(s.buffer, scalar)}, i32 0, i32 {4 - s.level}, i32 1)")
 
     # -- control ------------------------------------------------------------------------------------------------------
 

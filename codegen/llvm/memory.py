@@ -227,7 +227,7 @@ class Values(Arithmetic):
         if op in UNARY:
             return self.unary(op, d, n, *args)
         if op == "fma":
-            return self.fma(d, n, *args)
+            return self.fma_bf16(n, *args) if e.attr == "bf16" else self.fma(d, n, *args)
         if op == "select":
             return self.choose(args[0], element(d), n, args[1], args[2])
         if op == "cast":

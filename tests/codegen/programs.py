@@ -12,6 +12,7 @@ from tensorwright.codegen.generate import assemble
 from tensorwright.codegen.loop_interp import run as run_kernel
 from tensorwright.codegen.loop_verify import verify
 from tensorwright.codegen.memory_plan import check_plan
+from tensorwright.codegen.plan import calls
 from tensorwright.ir.dtypes import f64
 from tensorwright.ir.graph import Graph, Node
 from tensorwright.ir.interp import run as interpret
@@ -87,13 +88,13 @@ def interpreted(graph: Graph, arrays: Sequence[Array], target: Target | str | No
         slots.append(slots[alias[k]] if k in alias else aligned(np.full(o.tensor.nbytes, 0xFF, np.uint8)))
     slots += [aligned(c.array).reshape(-1).view(np.uint8) for c in made.constants]
     slots.append(aligned(np.full(made.plan.arena_bytes, 0xFF, np.uint8)))
-    for step in made.entry.steps:
-        buffers = made.module[step.kernel].buffers
+    for kernel, places in calls(made.entry.steps, lambda slot, offset: bool(slots[slot][offset])):
         views = []
-        for b, (slot, offset) in zip(buffers, step.views, strict=True):
+        for b, (slot, offset) in zip(made.module[kernel].buffers, places, strict=True):
             nbytes = b.span * b.dtype.itemsize
             views.append(slots[slot][offset : offset + nbytes].view(b.dtype.numpy))
-        run_kernel(made.module, step.kernel, views)
+            assert views[-1].size == b.span, f"{kernel}: {b.name} reaches beyond its slot"
+        run_kernel(made.module, kernel, views)
     first = len(graph.inputs)
     return [
         slots[first + k][: o.tensor.nbytes].view(o.dtype.numpy).reshape(o.tensor.static_shape)

@@ -322,11 +322,11 @@ def test_symbolic_sizes_are_specialised_per_call(plus_one):
     for n in (2, 5, 2, 1):
         x = np.ones((n, 3), np.float32)
         assert np.array_equal(exe(x), x + 1)
-        assert exe.memory["inputs"] == n * 12
+        assert exe.memory.inputs == n * 12
     with pytest.raises(InputError, match="N"):
         exe(np.ones((2, 4), np.float32))
     exe.specialise(N=9)
-    assert exe.memory["outputs"] == 9 * 12
+    assert exe.memory.outputs == 9 * 12
     with pytest.raises(InputError, match=r"has the symbolic sizes \['N'\], got \['M'\]"):
         exe.specialise(M=1)
     for size in (0, -3, 2.5, True, "8"):
@@ -344,8 +344,9 @@ def test_text_and_stages(plus_one):
 
 def test_memory_is_known_before_a_run(plus_one):
     exe = plus_one((2, 3))
-    assert exe.memory == {"arena": 64, "constants": 0, "weights": 0, "inputs": 24, "outputs": 24}
-    assert exe.peak_bytes == 112
+    found = exe.memory
+    assert (found.arena, found.constants, found.state, found.prepared, found.inputs, found.outputs) == (64, 0, 0, 0, 24, 24)
+    assert exe.peak_bytes == found.total == 112
 
 
 def test_donated_state_is_updated_in_place_and_not_returned(plus_one):
