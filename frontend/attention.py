@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from .tensor import Tensor
 
 BLOCK: Final = 128 * 1024  # scores of a block of queries: 512 KiB of f32, half of a common L2 cache
-WHOLE: Final = 2 * BLOCK  # scores up to which queries are one block: two blocks prepare the keys twice, for no less memory traffic
-ROWS: Final = 32  # queries of a block at least: with fewer, contractions spend more on preparing keys than on multiplying
-GROUPS: Final = 4  # numbers of keys that causal attention distinguishes: 3/8 of the scores are left out, for 4 copies of the code
+WHOLE: Final = 2 * BLOCK  # scores up to which queries are one block: two would prepare the keys twice
+TALL: Final = 128  # queries of a block at least: every block reads and writes the gradients of all its keys and values
+SHORT: Final = 32  # queries that causal attention gives keys of their own at least: contractions of fewer rows are slow
+GROUPS: Final = 8  # numbers of keys that causal attention distinguishes at most: there is code for each
 
 
 def scaled_dot_product_attention(
@@ -172,7 +173,7 @@ def _slice(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rules) 
     t, s = (int(x.shape[0]) for x in (q, k))
     if not rules.causal:
         return _blocks(q, k, v, mask, rules, 0)
-    rows = _multiple(max(ROWS, -(-t // GROUPS)))
+    rows = _multiple(max(SHORT, min(TALL, -(-t // 4)), -(-t // GROUPS)))
     parts: list[Tensor] = []
     for low in range(0, t, rows):
         high, seen = min(low + rows, t), min(low + rows, t, s)
@@ -193,7 +194,7 @@ def _multiple(rows: int) -> int:
 def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rules, first: int) -> Tensor:
     """Attention of queries, the first of which is at position `first`, to keys from position 0 on: a loop over blocks."""
     t, s = (int(x.shape[0]) for x in (q, k))
-    count = 1 if t * s <= WHOLE else -(-t // max(ROWS, BLOCK // s))
+    count = 1 if t * s <= WHOLE else -(-t // max(TALL, BLOCK // s))
     rows = _multiple(-(-t // count))
     whole = t // rows if count > 1 else 0
     parts: list[Tensor] = []
@@ -224,7 +225,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rules, f
         scores = where(iota((t, s), 0, i32) + first >= iota((t, s), 1, i32), scores, -math.inf)
     if mask is not None:
         scores = where(mask, scores, -math.inf) if mask.dtype is bool_ else scores + mask.astype(scores.dtype)
-    weights = softmax(scores, -1)
+    weights = softmax(scores, -1) if k.shape[-2] != 0 else scores
     return matmul(dropout(weights, rules.dropout) if rules.dropout else weights, v)
 
 

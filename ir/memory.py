@@ -168,7 +168,7 @@ class MemoryReport:
             ("inputs", self.inputs, ""),
             ("outputs", self.outputs, ""),
             ("arena", self.arena, f"at its fullest in step {at.step} ({at.kernel}):" if at.total else ""),
-            ("  activations", at.activations, f"of {n(at.kept)} kept for the backward half" if at.kept else ""),
+            ("  activations", at.activations, f"{n(at.kept)} in all are kept for the backward half" if at.kept else ""),
             ("  gradients", at.gradients, "read by the updates"),
             ("  intermediates", at.intermediates, ""),
             ("  workspace", at.workspace, "of that step's kernel"),

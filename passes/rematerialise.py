@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from ..ir.build import get
 from ..ir.cost import node_cost
@@ -34,7 +34,7 @@ from ..ir.graph import Graph, Label, Node
 from ..ir.memory import MemoryUse, Recomputation, Rematerialisation, show_bytes
 from ..ir.op import make
 from ..ir.ops.structural import CONSTANT, GET, INPUT
-from ..ir.types import TupleType
+from ..ir.types import TupleType, Type
 from .contract import Context, Pass
 from .facts import Facts
 from .labels import finish
@@ -149,6 +149,12 @@ class _Choice:
     chain: list[_Kernel]
     price: float
     score: float
+
+
+class _Saved(NamedTuple):
+    order: list[_Kernel]
+    reads: list[dict[tuple[Node, int], _Value]]
+    number: int
 
 
 class _Schedule:
@@ -273,14 +279,14 @@ class _Schedule:
         self.order[choice.at : choice.at] = copies.values()
         self._index()
 
-    def saved(self) -> tuple[object, ...]:
-        return list(self.order), [dict(k.reads) for k in self.order], self.number
+    def saved(self) -> _Saved:
+        """What `restore` takes the schedule back to."""
+        return _Saved(list(self.order), [dict(k.reads) for k in self.order], self.number)
 
-    def restore(self, state: tuple[object, ...]) -> None:
-        order, reads, self.number = state  # type: ignore[assignment]
-        self.order = order  # type: ignore[assignment]
-        for k, r in zip(self.order, reads, strict=True):  # type: ignore[call-overload]
-            k.reads = r
+    def restore(self, state: _Saved) -> None:
+        self.order, self.number = list(state.order), state.number
+        for k, reads in zip(self.order, state.reads, strict=True):
+            k.reads = dict(reads)
         self._index()
 
     # Building.
@@ -382,13 +388,17 @@ def _described(graph: Graph, choice: _Choice, reader: Node) -> Recomputation:
     costs = [node_cost(k.node) for k in choice.chain]
     kernel, index = choice.value
     return Recomputation(
-        value=_what(graph, kernel.node),
+        value=f"{_type(kernel.node, index)} {_what(graph, kernel.node)}",
         nbytes=kernel.sizes[index],
         before=_what(graph, reader),
         kernels=len(choice.chain),
         flops=sum(c.flops for c in costs),
         moved=sum(c.bytes for c in costs),
     )
+
+
+def _type(node: Node, index: int) -> Type:
+    return node.type.items[index] if isinstance(node.type, TupleType) else node.type
 
 
 def _what(graph: Graph, node: Node) -> str:

@@ -39,7 +39,6 @@ from ..vectorize import vectorize
 from .canonical import ACC, C, Loop, Nest
 
 LANE = var("lane")
-MOST_LINES = 64  # of an operand of the epilogue that a tile prefetches
 STEPS, FIRST, LAST = var("steps"), var("first"), var("last")
 
 
@@ -353,23 +352,6 @@ class _Builder:
             out += self._dot_step(row_offset, col_offset, const(start), self._first(x.extent - start), u % t.parts, f"r{u}")
         return out
 
-    def _fetch(self) -> list[Stmt]:
-        """Asks for what the epilogue reads of each row, so that it is there when the sums are."""
-        t = self.t
-        wanted: list[Stmt] = []
-        for r, window in zip(self.nest.reads, self.reads, strict=True):
-            if window is None or t.step[r.stream] != 1 or t.along_k:
-                continue
-            per_line = t.line * t.dtype.itemsize // r.dtype.itemsize
-            offsets = dict.fromkeys(row[r.stream] for row in t.rows)
-            if len(offsets) < len(t.rows) or len(offsets) * -(-t.columns // per_line) > MOST_LINES:
-                continue
-            for at in offsets:
-                wanted += [Prefetch(window.buffer, window.at(at, j), 1) for j in range(0, t.columns, per_line)]
-        if not wanted:
-            return []
-        return [If(eq(LAST, 1), tuple(wanted))] if t.partial else wanted
-
     def _cells(self) -> list[tuple[int, int]]:
         return [(i, j) for i in range(len(self.t.rows)) for j in range(self.t.vectors)]
 
@@ -466,7 +448,6 @@ class _Builder:
             buffers.append(self.part)
         scalars += [self.dims[v] for v, _ in self.nest.dims]
         body: list[Stmt] = [Alloc(self.acc), *self._start()]
-        body += self._fetch()
         body += self._reduction(0, const(0), const(0), const(0))
         body += self._combine()
         finish = self._finish()

@@ -14,14 +14,14 @@ from ...ir.expr import const
 from ...ir.target import Target
 from . import plan as limits
 from .canonical import A, B, C, Loop, Nest, merge
-from .cost import Model
+from .cost import L3_BYTES, Model
 from .plan import Plan, accumulator
 
 FEW_TILES: Final = 8  # fewer tiles of C than this cannot feed the threads: the reduction is split instead
 SPLIT: Final = 16  # parts of a split reduction, whatever the number of threads
 SHARED: Final = 0.6  # share of L2 that a block of the reduction may take which all tiles do together
 FEWEST: Final = 128  # steps of such a block at least: the partial sums are loaded and stored for each
-MOST_TRAFFIC: Final = 0.4  # bytes a cycle from beyond L2 that chunks may read each for itself
+MOST_TRAFFIC: Final = 0.25  # bytes a cycle from beyond L2 that chunks may read each for itself
 SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
 COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
@@ -266,7 +266,12 @@ def _plan(
     )
     cut, block, how = _blocking(nest, model, found)
     parts, unroll = _unrolling(model, found)
-    return model.price(nest, found.decided(cut=cut, block=block, parts=parts, unroll=unroll, **how))
+    priced = model.price(nest, found.decided(cut=cut, block=block, parts=parts, unroll=unroll, **how))
+    if pack_row == "k" or priced.together or not priced.parallel or not _strided(model, priced):
+        return priced
+    if sum(_bytes(nest, model, priced)) <= model.target.l2:
+        return priced
+    return priced.decided(cycles=priced.cycles + _traffic(nest, model, priced) / L3_BYTES)
 
 
 @lru_cache(maxsize=4096)
@@ -317,18 +322,32 @@ def _together(nest: Nest, model: Model, p: Plan) -> int:
     """Steps of the reduction for which L2 holds all rows and columns, if the chunks would otherwise read too much from beyond
     it; 0 if not. So it is for weight gradients: a small C, and a reduction over all pixels of a batch. Rows that are read along
     their memory stay as they are: the hardware fetches those ahead, and partial sums cost more."""
-    if p.pack_row or (p.reduce and abs(p.reduce[-1].strides[0]) * model.size < model.target.line):
+    if p.pack_row or not _strided(model, p):
         return 0
-    rows, columns = (
-        (copied or nest.spans[stream]) * model.size for copied, stream in zip(p.copied(nest.steps), (p.row, p.col), strict=True)
-    )
+    rows, columns = _bytes(nest, model, p)
     limit = int(model.target.l2 * SHARED * nest.steps / (rows + columns))
     ideal = model.ideal(nest)
     if ideal < limits.PARALLEL_FROM or not FEWEST <= limit < nest.steps:
         return 0
+    return limit if _traffic(nest, model, p) > MOST_TRAFFIC * ideal else 0
+
+
+def _strided(model: Model, p: Plan) -> bool:
+    """Whether one step of the rows lies lines apart from the next, in the operand itself: no stream that hardware fetches."""
+    return bool(p.reduce_from) and abs(p.reduce_from[-1].strides[0]) * model.size >= model.target.line
+
+
+def _bytes(nest: Nest, model: Model, p: Plan) -> tuple[int, int]:
+    """Of the row and of the column operand, as the tiles read them."""
+    rows, columns = p.copied(nest.steps)
+    return (rows or nest.spans[p.row]) * model.size, (columns or nest.spans[p.col]) * model.size
+
+
+def _traffic(nest: Nest, model: Model, p: Plan) -> float:
+    """Bytes from beyond L2 if each of the chunks reads its rows and columns for itself."""
+    rows, columns = _bytes(nest, model, p)
     counts = {min(p.panels, n) for n in (1, 2, 4, 8, 16, 32)}
-    traffic = min(n * rows + min(p.row_tiles, -(-limits.CHUNKS // n)) * columns for n in counts)
-    return limit if traffic > MOST_TRAFFIC * ideal else 0
+    return min(n * rows + min(p.row_tiles, -(-limits.CHUNKS // n)) * columns for n in counts)
 
 
 def _unrolling(model: Model, p: Plan) -> tuple[int, int]:

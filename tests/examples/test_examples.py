@@ -130,7 +130,7 @@ def test_no_emoji_is_in_two_parts(example: Any, tmp_path: Path) -> None:
 
 def test_speech_classes(example: Any, tmp_path: Path) -> None:
     stand_in(example, tmp_path, "clips", "vowels")
-    figures = example("speech_classes").main(tmp_path, epochs=4, speaker_epochs=6, frames=30, hidden=16)
+    figures = example("speech_classes").main(tmp_path, epochs=60, speaker_epochs=30, frames=30, hidden=16)
     assert figures["language_accuracy"] > 0.5  # chance is 0.2
     assert figures["speaker_accuracy"] > 0.5  # chance is 0.11
     sequences, labels = example("speech_classes").clips(tmp_path, 30)
