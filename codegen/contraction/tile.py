@@ -267,7 +267,7 @@ def _plan(
     cut, block, how = _blocking(nest, model, found)
     parts, unroll = _unrolling(model, found)
     priced = model.price(nest, found.decided(cut=cut, block=block, parts=parts, unroll=unroll, **how))
-    if pack_row == "k" or priced.together or not priced.parallel or not _strided(model, priced):
+    if priced.together or not priced.parallel or not _strided(model, priced):
         return priced
     if sum(_bytes(nest, model, priced)) <= model.target.l2:
         return priced

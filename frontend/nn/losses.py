@@ -179,6 +179,4 @@ class CTCLoss(_Loss):
     def forward(
         self, log_probs: TensorLike, targets: TensorLike, input_lengths: TensorLike, target_lengths: TensorLike
     ) -> Tensor:
-        return losses.ctc(
-            log_probs, targets, input_lengths, target_lengths, self.blank, self.reduction, self.zero_infinity
-        )
+        return losses.ctc(log_probs, targets, input_lengths, target_lengths, self.blank, self.reduction, self.zero_infinity)

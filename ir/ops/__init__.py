@@ -20,6 +20,6 @@ from . import (
 from .common import sample_node
 
 __all__ = [
-    "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "indexing", "matmul", "movement", "pool", "random",
-    "reduce", "sample_node", "structural", "unary",
+    "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "indexing", "matmul", "movement", "pool",
+    "random", "reduce", "sample_node", "structural", "unary",
 ]  # fmt: skip

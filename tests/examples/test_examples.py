@@ -214,7 +214,7 @@ def test_command_line_writes_figures_and_judges_them(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(
         "'''A tiny example.'''\n"
         "from support import run\n"
-        "def main(data, wanted: float = 0.5):\n"
+        "def main(data, wanted: float = 0.5, plot: str = 'a.png'):\n"
         "    return {'accuracy': wanted, 'where': str(data)}\n"
         "run(main, at_least={'accuracy': 0.9})\n"
     )
@@ -232,7 +232,7 @@ def test_command_line_writes_figures_and_judges_them(tmp_path: Path) -> None:
         ]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
-    full = call()
+    full = call("--plot", "b.png")
     assert full.returncode == 1
     assert "not reached: accuracy 0.5000, at least 0.9 expected" in full.stderr
     written = json.loads((tmp_path / "out.json").read_text())

@@ -280,14 +280,14 @@ def tensors(graph: Graph) -> Iterator[tuple[str, TensorType]]:
 @pytest.mark.parametrize("causal", [False, True])
 def test_no_score_matrix_in_memory(causal: bool) -> None:
     """Forward and backward at T = S = 1024: no tensor has all scores of even one slice, and memory is far below that of all."""
-    heads, size, width = 24, 1024, 32
+    heads, size, width = 96, 1024, 32
     exe = tw.compile(backward(causal), *[tw.spec(heads, size, width)] * 4)
     scores = heads * size * size * 4
     arguments = 4 * heads * size * width * 4
     gradients = 3 * heads * size * width * 4
     graph = Graph.parse(exe.text("fuse"))
     assert not [(op, t) for op, t in tensors(graph) if size * size in (t.nbytes // 4, t.nbytes // 4 // heads)]
-    assert exe.peak_bytes - arguments - gradients < scores / 4
+    assert exe.peak_bytes - arguments - gradients < scores / 8
 
 
 # -- errors -------------------------------------------------------------------------------------------------------------------
