@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ..ir.dims import Dim, product
+from ..ir.dims import Dim, as_int, product
 from ..ir.dtypes import bool_, f32, i32
 from ..ir.errors import AttributeValueError, ShapeError
 from .context import error
@@ -49,9 +49,9 @@ def scaled_dot_product_attention(
     given. `dropout_p` drops entries of the softmax; it draws from the training step's key. `enable_gqa` lets key and value
     (..., heads, S, D) have fewer heads than the query, each for several of its heads in a row.
 
-    The scores (..., T, S) are never in memory, neither forward nor backward: a loop runs over the slices (..., ), and in each
-    over blocks of queries, and the gradient computes the scores of a block again. With is_causal, keys that no query of a
-    block sees are left out. Only slices of few scores, and those of symbolic T or S, are computed all at once.
+    The scores (..., T, S) are never all in memory, neither forward nor backward: a loop runs over the slices, and in each over
+    blocks of queries, and the gradient computes the scores of a block again. With is_causal, keys that no query of a
+    block sees are left out. Where T or S is symbolic, all scores are computed at once.
 
     Raises ShapeError for operands that do not fit, AttributeValueError for a dropout_p that is no probability.
     """
@@ -170,7 +170,7 @@ def _common(axis: int, shapes: Sequence[tuple[Dim, ...]], operands: Sequence[Ten
 
 def _slice(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rules) -> Tensor:
     """Attention of queries (T, D) to keys (S, D), T and S known, in blocks of queries."""
-    t, s = (int(x.shape[0]) for x in (q, k))
+    t, s = (as_int(x.shape[0]) for x in (q, k))
     if not rules.causal:
         return _blocks(q, k, v, mask, rules, 0)
     rows = _multiple(max(SHORT, min(TALL, -(-t // 4)), -(-t // GROUPS)))
@@ -193,7 +193,7 @@ def _multiple(rows: int) -> int:
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rules, first: int) -> Tensor:
     """Attention of queries, the first of which is at position `first`, to keys from position 0 on: a loop over blocks."""
-    t, s = (int(x.shape[0]) for x in (q, k))
+    t, s = (as_int(x.shape[0]) for x in (q, k))
     count = 1 if t * s <= WHOLE else -(-t // max(TALL, BLOCK // s))
     rows = _multiple(-(-t // count))
     whole = t // rows if count > 1 else 0

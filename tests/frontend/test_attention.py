@@ -38,6 +38,11 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None, causal: bool
         return np.asarray(weights / weights.sum(-1, keepdims=True) @ v)
 
 
+def positive(*shape: int) -> Array:
+    """Values whose weighted sum does not cancel, for comparisons relative to it."""
+    return floats(*shape) + np.float32(4)
+
+
 def bools(*shape: int) -> Array:
     """A mask that allows something in each row."""
     mask = RNG.random(shape) < 0.7
@@ -167,24 +172,24 @@ def test_gradients(name: str, causal: bool, small_blocks: None, monkeypatch: pyt
     """By query, key, value and an added mask; blocks of 16 queries, one of 4 left over."""
     monkeypatch.setattr(module, "BLOCK", 100)
     monkeypatch.setattr(module, "WHOLE", 100)
-    arrays = [floats(*s) for s in SLOPES[name] if s is not None]
+    arrays = [make(*s) for make, s in zip((floats, floats, positive, floats), SLOPES[name], strict=True) if s is not None]
     check(lambda *a: tw.scaled_dot_product_attention(*a, is_causal=causal), *arrays)
 
 
 def test_gradient_under_a_mask(small_blocks: None) -> None:
     mask = bools(2, 1, 36, 36)
-    arrays = [floats(2, 2, 36, 4), floats(2, 2, 36, 4), floats(2, 2, 36, 3)]
+    arrays = [floats(2, 2, 36, 4), floats(2, 2, 36, 4), positive(2, 2, 36, 3)]
     check(lambda q, k, v: tw.scaled_dot_product_attention(q, k, v, mask), *arrays)
 
 
 def test_gradient_of_grouped_queries() -> None:
-    arrays = [floats(4, 12, 4), floats(2, 12, 4), floats(2, 12, 3)]
+    arrays = [floats(4, 12, 4), floats(2, 12, 4), positive(2, 12, 3)]
     check(lambda *a: tw.scaled_dot_product_attention(*a, enable_gqa=True, is_causal=True), *arrays)
 
 
 def test_second_derivative() -> None:
     """Along the query: d/dq of |d(sum of squares)/dq|^2 against central differences of the gradient."""
-    q, k, v = floats(2, 6, 3), floats(2, 5, 3), floats(2, 5, 2)
+    q, k, v = floats(2, 6, 3), floats(2, 5, 3), positive(2, 5, 2)
 
     def slope(q: Any) -> Any:
         return tw.grad(lambda q: (tw.scaled_dot_product_attention(q, k, v) ** 2).sum())(q)
@@ -195,7 +200,7 @@ def test_second_derivative() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_dropout_drops_the_same_backward(causal: bool, small_blocks: None) -> None:
     """Central differences at one key: the gradient, which computes the weights again, must drop what the value dropped."""
-    arrays = [floats(2, 2, 36, 4), floats(2, 2, 36, 4), floats(2, 2, 36, 3)]
+    arrays = [floats(2, 2, 36, 4), floats(2, 2, 36, 4), positive(2, 2, 36, 3)]
     check(lambda *a: tw.scaled_dot_product_attention(*a, None, 0.3, causal), *arrays, training=True)
 
 
