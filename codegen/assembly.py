@@ -204,19 +204,22 @@ def _sections(b: Builder, groups: list[Group]) -> list[Group]:
     def loop_ns(g: Group) -> float:
         return g.lowered.independent_ns if isinstance(g.lowered, Control) else 0.0
 
+    def long(g: Group) -> bool:
+        return loop_ns(g) > 0 and loop_ns(g) >= PARALLEL_NS
+
     done = list(groups)
-    if sum(loop_ns(g) >= PARALLEL_NS for g in groups) < 2:
+    if sum(map(long, groups)) < 2:
         return done
     k = 0
     while k < len(done):
         first = done[k]
         k += 1
-        if loop_ns(first) < PARALLEL_NS:
+        if not long(first):
             continue
         writer = {r: g for g in done for r in g.results}
         chosen, before = [first], {id(first): _before(b, writer, first)}
         for g in done[k:]:
-            alike = loop_ns(g) >= PARALLEL_NS and 0.5 * loop_ns(first) <= loop_ns(g) <= 2 * loop_ns(first)
+            alike = long(g) and 0.5 * loop_ns(first) <= loop_ns(g) <= 2 * loop_ns(first)
             if not alike or id(g) in before[id(first)]:
                 continue
             mine = _before(b, writer, g)

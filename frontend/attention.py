@@ -210,10 +210,12 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rules,
 
         y = scan(block, None, xs, save="inputs")[1]
         parts.append(reshape(y, (whole * rows, v.shape[1])))
-    done = len(parts) * whole * rows
-    if done < t:
-        rest = slice_axis(mask, 0, done, t) if mask is not None and mask.shape[0] != 1 else mask
-        parts.append(_rows(slice_axis(q, 0, done, t), k, v, rest, rules, first + done))
+    low = len(parts) * whole * rows
+    for high in dict.fromkeys((min(low + rows, t) if count > 1 else t, t)):
+        if low < high:
+            part = slice_axis(mask, 0, low, high) if mask is not None and mask.shape[0] != 1 else mask
+            parts.append(_rows(slice_axis(q, 0, low, high), k, v, part, rules, first + low))
+        low = high
     return concatenate(parts, 0) if len(parts) > 1 else parts[0]
 
 

@@ -576,7 +576,9 @@ def test_artifact_checksum_not_looked_at(monkeypatch: Patch, tmp_path: Any) -> N
         raise AssertionError("a damaged file was loaded")
 
     class Blind:
-        def __init__(self, data: bytes) -> None: ...
+        def __init__(self, data: bytes = b"") -> None: ...
+
+        def update(self, data: bytes) -> None: ...
 
         def digest(self) -> bytes:
             return bytes(32)
