@@ -59,6 +59,49 @@ _ERF: Final = (
     ),
 )
 # fmt: on
+# tanh(centre + r) in sixteen segments of 1 + _TANH_SLOPE |x|, four an octave: rows of the coefficients of r^0, r^2 ... r^5
+_TANH_SLOPE: Final = 1.64
+_TANH_TOP: Final = 9.05  # from 9.02 on the nearest float is 1
+# fmt: off
+_TANH_CENTRES: Final = (
+    0.0, 0.22866077721118927, 0.38109737634658813, 0.5335285067558289, 0.7621917128562927,
+    1.0670948028564453, 1.3719329833984375, 1.676829218864441, 2.134192705154419, 2.743913173675537,
+    3.3536267280578613, 3.9634311199188232, 4.878059387207031, 6.097465515136719, 7.3169779777526855,
+    8.488605499267578,
+)
+_TANH: Final = (
+    (
+        0.0, 0.22475716471672058, 0.3636600971221924, 0.4880736768245697, 0.6423661112785339,
+        0.7883641719818115, 0.8791319727897644, 0.9324488639831543, 0.9723780751228333, 0.9917604327201843,
+        0.9975589513778687, 0.9992784261703491, 0.9998841285705566, 0.9999898672103882, 0.9999991059303284,
+        0.9999999403953552,
+    ),
+    (
+        8.354690521628072e-07, -0.21340247988700867, -0.3155657947063446, -0.371806263923645, -0.37730395793914795,
+        -0.29838597774505615, -0.19967710971832275, -0.12172172963619232, -0.05297406390309334, -0.01627401076257229,
+        -0.004863501526415348, -0.001441356260329485, -0.00023109813628252596, -2.0209721697028726e-05, -1.7637220253163832e-06,
+        -1.691727078423355e-07,
+    ),
+    (
+        -0.3333823084831238, -0.26853838562965393, -0.17450493574142456, -0.07245640456676483, 0.0465691015124321,
+        0.10907526314258575, 0.09983396530151367, 0.06998632848262787, 0.033354196697473526, 0.010670790448784828,
+        0.003226647386327386, 0.0009595584124326706, 0.00015412936045322567, 1.3122216842020862e-05, 9.293225957662798e-07,
+        7.487171842512907e-07,
+    ),
+    (
+        0.0008518944378010929, 0.13096299767494202, 0.1681380420923233, 0.15897640585899353, 0.0958637222647667,
+        0.0140882832929492, -0.020850973203778267, -0.024585437029600143, -0.014843731187283993, -0.005228974390774965,
+        -0.0016235753428190947, -0.00048654843703843653, -8.25573006295599e-05, -7.080028808559291e-06, -6.112647383815784e-07,
+        -5.951382675561945e-08,
+    ),
+    (
+        0.12838217616081238, 0.08195449411869049, 0.017789142206311226, -0.03663315996527672, -0.06321092694997787,
+        -0.03868629038333893, -0.009807014837861061, 0.0024943531025201082, 0.004410592373460531, 0.0019406387582421303,
+        0.0006349965697154403, 0.00019310467178002, 3.2767191441962495e-05, 3.4606241570145357e-06, 7.568994533357909e-07,
+        -1.5875838244028273e-06,
+    ),
+)
+# fmt: on
 # sin(r) = r + r^3 p(r^2), cos(r) = 1 - r^2 / 2 + r^4 p(r^2) on |r| <= pi / 4
 _SIN: Final = (-0.1666666716337204, 0.008333379402756691, -0.0001985307171707973, 2.832680138453725e-06)
 _COS: Final = (0.0416666679084301, -0.0013888980029150844, 2.482200761733111e-05, -2.8878449143121543e-07)
@@ -81,6 +124,7 @@ _BIG_ANGLE: Final = 32768.0  # from here on sin and cos reduce their argument in
 
 _LN2_HIGH: Final = 0.693145751953125  # 17 bits: a product with an exponent is exact
 _LN2_LOW: Final = 1.42860682030941723212e-6
+_LN2: Final = 0.693147182464599609375  # as a float
 _HALF_PI: Final = (1.57079637050628662109375, -4.37113900018624283e-8, -1.71512451442690e-15)
 
 
@@ -103,16 +147,10 @@ def exp(x: Expr) -> Expr:
     return scale(fma(fma(q, r, number(1.0, x)), r, number(1.0, x)), n)
 
 
-def _expm1_reduced(x: Expr) -> tuple[Expr, Expr, Expr]:
-    """For -30 <= x <= 89: n, expm1(r), and 2^(n-1)."""
-    n, r, q = _exp_reduced(x)
-    small = r * fma(q, r, number(1.0, x))  # a product, so that -0 and denormals stay
-    power = float32((bits(n + magic(x)) << integer(23, x)) + integer(126 << 23, x))
-    return n, small, power
-
-
 def expm1(x: Expr) -> Expr:
-    n, small, power = _expm1_reduced(minimum(number(89.0, x), maximum(number(-30.0, x), x)))
+    n, r, q = _exp_reduced(minimum(number(89.0, x), maximum(number(-30.0, x), x)))
+    small = r * fma(q, r, number(1.0, x))  # a product, so that -0 and denormals stay
+    power = float32((bits(n + magic(x)) << integer(23, x)) + integer(126 << 23, x))  # 2^(n-1)
     # 2^n expm1(r) + 2^n - 1, halved because 2^128 is not a float
     large = fma(power, small, power - number(0.5, x)) * number(2.0, x)
     return select(eq(n, number(0.0, x)), small, large)
@@ -158,14 +196,41 @@ def log1p(x: Expr) -> Expr:
 
 
 def tanh(x: Expr) -> Expr:
-    n, small, power = _expm1_reduced(minimum(number(20.0, x), magnitude(x)) * number(2.0, x))
-    t = select(eq(n, number(0.0, x)), small, fma(power, small, power - number(0.5, x)) * number(2.0, x))
-    return with_sign_of(x, t / (t + number(2.0, x)))
+    """By tables, without a division: shorter than an exponential's chain, and nearer."""
+    one = number(1.0, x)
+    a = minimum(number(_TANH_TOP, x), magnitude(x))
+    octave = bits(fma(a, number(_TANH_SLOPE, x), one)) >> integer(21, x)  # the exponent and two bits; those of 1.0 end in 12
+
+    def entry(row: Sequence[float]) -> Expr:
+        return table((*row[4:], *row[:4]), octave)
+
+    r = a - entry(_TANH_CENTRES)
+    value, *c = (entry(row) for row in _TANH)
+    slope = fma(unary("neg", value), value, one)  # 1 - tanh^2
+    square = r * r
+    high = fma(c[3], square, fma(c[2], r, c[1]))
+    return with_sign_of(x, fma(fma(high, square, fma(c[0], r, slope)), r, value))
 
 
 def sigmoid(x: Expr) -> Expr:
-    e = exp(unary("neg", magnitude(x)))
-    return select(x < number(0.0, x), e, number(1.0, x)) / (e + number(1.0, x))
+    """1 / (1 + e) or e / (1 + e) with e = exp(-|x|) = 2^n (1 + t).
+
+    Both parts of the fraction are made 2^63 times as large, so that e is a normal number and only the quotient is rounded to a
+    denormal. n + 63 as an exponent comes out of the addend that rounds x / ln2. x - n float(ln2) is exact; the error of
+    float(ln2) is put right where r stands alone, to within 1.4 ulp of e where |x| is greatest.
+    """
+    a = maximum(number(-105.0, x), unary("neg", magnitude(x)))
+    addend = number(1.5 * 2.0**23 + 127 + 63, x)
+    shifted = fma(a, number(1 / math.log(2), x), addend)
+    power = float32(bits(shifted) << integer(23, x))  # 2^(n + 63)
+    n = shifted - addend
+    near = fma(n, number(-_LN2, x), a)
+    r = fma(n, number(_LN2 - math.log(2), x), near)
+    square = near * near
+    high = fma(fma(number(_EXP[4], x), near, number(_EXP[3], x)), near, number(_EXP[2], x))
+    t = fma(fma(high, square, fma(number(_EXP[1], x), near, number(_EXP[0], x))), square, r)
+    e, one = fma(t, power, power), number(2.0**63, x)
+    return select(x < number(0.0, x), e, one) / (e + one)
 
 
 def erf(x: Expr) -> Expr:

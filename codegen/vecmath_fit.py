@@ -1,4 +1,4 @@
-"""Fits the polynomials whose coefficients stand in vecmath.py. Run as a script to print them; nothing imports it.
+"""Fits the polynomials of vecmath_f32.py and vecmath_f64.py. Run as a script to print their coefficients; nothing imports it.
 
 Each fit minimises the greatest weighted error on Chebyshev nodes by iteratively reweighted least squares (Lawson). f32
 coefficients are rounded one by one, lowest power first, the others being fitted again after each.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,7 @@ def main() -> None:
         c, error = fit(*arguments, single=single)  # type: ignore[arg-type]
         print(f"_{name} = ({', '.join(map(repr, c))})  # error {error:.1e}")
     segments(np.vectorize(math.erf), 17 / 64)
+    tanh_segments(1.64, 9.05)
     complement(np.vectorize(math.erfc), 12)
 
 
@@ -105,6 +107,38 @@ def segments(erf: Function, width: float) -> None:
         rows.append(c)
         worst = max(worst, error)
     print(f"_ERF = (  # error {worst:.1e}")
+    for column in zip(*rows, strict=True):
+        print(f"    ({', '.join(map(repr, column))}),")
+    print(")")
+
+
+def tanh_segments(slope: float, top: float) -> None:
+    """Sixteen polynomials of degree 5 for tanh(centre + r), four for each octave of 1 + slope * |x|.
+
+    The first is 0 at 0 and has slope 1. In the others tanh(centre) is all but a float, and the coefficient of r is the
+    float next to 1 - tanh(centre)^2, so that code may derive it; the fit is that of the coefficients from r^2 on.
+    """
+    edges = [(2.0**k * (1 + j / 4) - 1) / slope for k in range(4) for j in range(4)] + [top]
+    c, worst = fit(lambda r: (np.tanh(r) / r - 1) / r, lambda r: r * r / np.tanh(r), 1e-4, edges[1] * 1.0001, 3)
+    centres, rows = [0.0], [[0.0, *c]]
+    for low, high in pairwise(edges[1:]):
+        middle = np.float32((low + high) / 2)
+        near = (middle.view(np.int32) + np.arange(-200, 201, dtype=np.int32)).view(np.float32).astype(np.float64)
+        at = float(near[np.argmin(np.abs(np.tanh(near) - np.tanh(near).astype(np.float32)))])
+        value = float(np.float32(np.tanh(at)))
+        slope_there = float(np.float32(1 - value * value))
+
+        def rest(r: Array, at: float = at, linear: float = slope_there) -> Array:
+            r = np.where(np.abs(r) < 1e-3, 1e-3, r)
+            return np.asarray((np.sinh(r) / (np.cosh(at + r) * np.cosh(at)) - linear * r) / r**2)
+
+        reach = max(high - at, at - low) * 1.0001
+        c, error = fit(rest, lambda r, at=at: r * r / np.tanh(at + r), -reach, reach, 3)  # type: ignore[misc]
+        worst = max(worst, error)
+        centres.append(at)
+        rows.append([value, *c])
+    print(f"_TANH_CENTRES = ({', '.join(map(repr, centres))})")
+    print(f"_TANH = (  # of r^0, r^2, r^3, r^4, r^5; error {worst:.1e}")
     for column in zip(*rows, strict=True):
         print(f"    ({', '.join(map(repr, column))}),")
     print(")")

@@ -133,6 +133,28 @@ def test_pow(name: str) -> None:
         assert worst[k] <= BOUNDS[name]["pow"], f"pow({x[k]!r}, {y[k]!r}) on {row}: {worst[k]:.2f} ulp, exact {exact[k]}"
 
 
+def test_tanh_rises_to_one_and_stays_there() -> None:
+    """Every fourth float from 1/4 to 16: never past 1, falling nowhere by more than rounding, 1 from 9.02 on, odd."""
+    first, last = (int(np.float32(v).view(np.int32)) for v in (0.25, 16.0))
+    x = np.arange(first, last, 4, dtype=np.int32).view(np.float32)
+    y = compiled("tanh", [x], host_rows()[0], 16)
+    assert y.max() == 1
+    assert (y[x >= 9.02] == 1).all()
+    assert (y[x < 8.6] < 1).all()
+    assert np.diff(y).min() >= -2 * 2.0**-24
+    np.testing.assert_array_equal(compiled("tanh", [-x[::97]], host_rows()[0], 16), -y[::97])
+
+
+def test_sigmoid_of_far_negative_numbers_is_rounded_once() -> None:
+    """Results that are denormal: the quotient alone is rounded, so within an ulp."""
+    x = np.linspace(-104.5, -87.0, 400_001).astype(np.float32)
+    exact = logistic(x.astype(np.longdouble))
+    denormal = exact < 2.0**-127
+    for row in host_rows():
+        worst = errors(compiled("sigmoid", [x], row, 16), exact)
+        assert worst[denormal].max() <= 1.5
+
+
 @pytest.mark.parametrize(("name", "widths"), [("f32", (1, 4, 16)), ("f64", (1, 8))])
 @pytest.mark.parametrize("op", [*sorted(MATH), "pow"])
 def test_same_bits_for_every_lane_count_and_row(op: str, name: str, widths: tuple[int, ...]) -> None:

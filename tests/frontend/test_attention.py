@@ -125,6 +125,17 @@ def test_blocks_of_natural_size(causal: bool) -> None:
     near([exe(q, k, v)], [attend(q, k, v, causal=causal)], 4e-6)
 
 
+@pytest.mark.parametrize("mask", [None, (100, 90), (2, 1, 90)])
+def test_loops_over_blocks_of_causal_groups(
+    mask: tuple[int, ...] | None, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of 64 and 36 queries, each in blocks of 16 that know their position, and a last one of 4."""
+    monkeypatch.setattr(module, "SHORT", 64)
+    arrays = [floats(2, 100, 4), floats(2, 90, 4), floats(2, 90, 3), *([] if mask is None else [floats(*mask)])]
+    exe = tw.compile(lambda *a: tw.scaled_dot_product_attention(*a, is_causal=True), *(tw.spec(*x.shape) for x in arrays))
+    near([exe(*arrays)], [attend(*arrays, causal=True)], 2e-6)
+
+
 def test_scale() -> None:
     q, k, v = floats(*Q), floats(*K), floats(*V)
     near([run(lambda *a: tw.scaled_dot_product_attention(*a, scale=0.7), q, k, v)], [attend(q, k, v, scale=0.7)], 2e-6)
@@ -175,6 +186,12 @@ def test_gradients(name: str, causal: bool, small_blocks: None, monkeypatch: pyt
     monkeypatch.setattr(module, "WHOLE", 100)
     arrays = [make(*s) for make, s in zip((floats, floats, positive, floats), SLOPES[name], strict=True) if s is not None]
     check(lambda *a: tw.scaled_dot_product_attention(*a, is_causal=causal), *arrays)
+
+
+def test_gradient_through_loops_of_causal_groups(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHORT", 64)
+    arrays = [floats(2, 70, 4), floats(2, 70, 4), positive(2, 70, 3), floats(70, 70)]
+    check(lambda *a: tw.scaled_dot_product_attention(*a, is_causal=True), *arrays)
 
 
 def test_gradient_under_a_mask(small_blocks: None) -> None:
