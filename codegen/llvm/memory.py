@@ -263,12 +263,16 @@ class Values(Arithmetic):
         return self._joined("float", 16, parts)
 
     def _table(self, e: Expr) -> str:
-        """One of a few constants: sixteen f32 by permuting registers with AVX-512 and AVX2, else a load."""
+        """One of a few constants: sixteen f32 by permuting registers with AVX-512 and AVX2, else a load.
+
+        Vectors of less than a register of eight are looked up in one: a gather costs as much as the function around it.
+        """
         index, n, kind, count = self.memo[e.args[0]], e.lanes, element(e.dtype), len(e.attr)
         entries = [f"{kind} {literal(c, e.dtype)}" for c in e.attr]
         wide = self.module.target.vector_bits if self.module.is_x86 else 128
-        size = min(wide // 32, 16)
-        if e.dtype is not f32 or count != 16 or size < 8 or n % size or (n // size) & (n // size - 1):
+        size = 16 if wide >= 512 and n % 16 == 0 else 8
+        whole = n if n >= size else size
+        if e.dtype is not f32 or count != 16 or wide < 256 or n == 1 or whole % size or (whole // size) & (whole // size - 1):
             name = self.module.constant(f"[{count} x {kind}] [{', '.join(entries)}]")
             low = self.t(f"and {vector('i32', n)} {index}, {self._constant(count - 1, 'i32', n)}")
             p = self.t(f"getelementptr {kind}, ptr {name}, {vector('i32', n)} {low}")
@@ -280,10 +284,17 @@ class Values(Arithmetic):
             align = e.dtype.itemsize
             return self.t(f"call {v} @{gather}({ptrs} align {align} {p}, {flag} {literal(True, bool_, n)}, {v} zeroinitializer)")
         parts, v, iv = [], vector("float", size), vector("i32", size)
-        for first in range(0, n, size):
-            i = self._lanes("i32", n, index, first, size)
+        if whole > n:
+            picks = ", ".join(f"i32 {k}" if k < n else "i32 poison" for k in range(size))
+            index = self.t(f"shufflevector {vector('i32', n)} {index}, {vector('i32', n)} poison, <{size} x i32> <{picks}>")
+        for first in range(0, whole, size):
+            i = self._lanes("i32", whole, index, first, size)
             if size == 16:
                 parts.append(self.call("llvm.x86.avx512.permvar.sf.512", v, [(v, f"<{', '.join(entries)}>"), (iv, i)]))
+                continue
+            if wide >= 512:
+                low, high = (f"<{', '.join(h)}>" for h in (entries[:8], entries[8:]))
+                parts.append(self.call("llvm.x86.avx512.vpermi2var.ps.256", v, [(v, low), (iv, i), (v, high)]))
                 continue
             halves = [
                 self.call("llvm.x86.avx2.permps", v, [(v, f"<{', '.join(h)}>"), (iv, i)]) for h in (entries[:8], entries[8:])
@@ -292,7 +303,8 @@ class Values(Arithmetic):
                 "icmp ne", "i32", size, self.t(f"and {iv} {i}, {self._constant(8, 'i32', size)}"), "zeroinitializer"
             )
             parts.append(self.choose(high, "float", size, halves[1], halves[0]))
-        return self._joined("float", size, parts)
+        found = self._joined("float", size, parts)
+        return self._lanes("float", whole, found, 0, n) if whole > n else found
 
     def _lanes(self, kind: str, n: int, x: str, first: int, count: int) -> str:
         """Some consecutive lanes of a vector."""
