@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    changes = {k: v for k in ("threads", "cache", "checked") if (v := getattr(args, k, None)) is not None}
+    changes = {k: v for k in ("threads", "cache", "checked", "winograd") if (v := getattr(args, k, None)) is not None}
     try:
         destination = getattr(args, "json", None)
         for path in (destination, getattr(args, "output", None)):
@@ -137,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
                 "--memory-budget", type=_count, metavar="BYTES", help="most bytes a call may need; recompute what does not fit"
             )
             sub.add_argument("--precision", choices=("f32", "bf16"), help="of matrix products and convolutions (default f32)")
+        sub.add_argument(
+            "--no-winograd",
+            dest="winograd",
+            action="store_false",
+            default=None,
+            help="convolutions as direct sums: slower, more exact",
+        )
         sub.add_argument("--checked", action="store_true", default=None, help="check every load and store (slow)")
 
     demo = add("demo", "train a small CNN on real handwritten digits, compiled, and show every stage", "demo:command")

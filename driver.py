@@ -55,6 +55,7 @@ def compile(
     name: str | None = None,
     memory_budget: int | None = None,
     precision: str | None = None,
+    winograd: bool | None = None,
 ) -> Executable:
     """An Executable of a function of Tensors or a Module, for arguments like `specs`; or of a Graph.
 
@@ -70,11 +71,14 @@ def compile(
     memory_budget  the most bytes one call may need, arguments and weights included: what does not fit is computed again
                 instead of kept, with the same bits (`exe.remat` says what, `exe.memory` what the call needs)
     precision   'f32', or 'bf16': matrix products and convolutions of bf16 numbers, added up in f32
+    winograd    whether 3x3 convolutions may be computed by Winograd's method, which is faster and errs more: up to 1e-5 of the
+                largest result of a layer (default: TENSORWRIGHT_WINOGRAD, else yes)
 
     Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
     """
     now = flags()
     changes: dict[str, Any] = {"threads": threads, "validate": validate, "dump": None if dump is None else str(dump)}
+    changes["winograd"] = winograd
     now = replace(now, **{k: v for k, v in changes.items() if v is not None})
     if cache is False:
         now = replace(now, cache="off")
@@ -321,7 +325,7 @@ class _Compiler:
             check = Validator()
         model = Footprint(self.target, self.count)
         ctx = Context(target=self.target, preferred_panel=preferred_panel, memory_model=model)
-        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision)
+        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, self.now.winograd)
         check_all = self.now.verify or self.now.validate
         hooks = Hooks(dump=folder, verify=check_all, validate=check)
         final = run_pipeline(graph, passes, ctx, hooks)

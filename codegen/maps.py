@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from ..ir.dtypes import i64
-from ..ir.expr import Expr, binary, const, load, minimum, postorder, substitute, var
+from ..ir.expr import Expr, binary, const, load, minimum, postorder, rebuild, substitute, var
 from ..ir.graph import Graph
 from ..ir.target import Target
 from .groups import Body, Lowered, body_name, cost, flat_index, lanes_for, lowered, static_shape, unflatten
@@ -26,6 +26,9 @@ from .simplify_index import Simplifier, linear_roots
 MAX_BOXES: Final = 32
 MAX_PIECES: Final = 512
 MAX_RESIDUES: Final = 4
+MAX_SIDE: Final = 8
+MAX_TOGETHER: Final = 64
+MIN_TILED: Final = 32  # instructions of a transform of a tile, selects included: of 36 at least in the smallest one
 TILE: Final = 16
 LONG: Final = 16  # tiles side by side that are copied at once, so that what is not transposed is walked in long runs
 FAR: Final = 256  # bytes from one element of a tile's row to the next from which the row is copied first
@@ -56,8 +59,10 @@ def restrict(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]]) 
     kept, fixed = unit_axes(axes)
     simplifier = Simplifier(ranges_of(kept))
 
+    memo: dict[Expr, Expr] = {}
+
     def put(e: Expr) -> Expr:
-        return simplifier.simplify(substitute(e, fixed) if fixed else e)
+        return simplifier.simplify(substitute(e, fixed, memo) if fixed else e)
 
     return Box(tuple(kept), tuple((b, put(i), put(v)) for b, i, v in stores), simplifier)
 
@@ -129,6 +134,83 @@ def _divided(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]]) 
             if 1 < c < axes[k].extent and axes[k].extent % c == 0:
                 found[k] = min(c, found.get(k, c))
     return next(iter(found.items()), None)
+
+
+Stores = Sequence[tuple[Buffer, Expr, Expr]]
+
+
+def side_by_side(axes: Sequence[Axis], stores: Stores) -> tuple[list[Axis], list[tuple[Buffer, Expr, Expr]]] | None:
+    """Stores all elements along some short axes in one visit, where their values differ and yet share most of their arithmetic;
+    None where they do not.
+
+    So it is for transforms of small tiles: apart, each of the 36 values of a 6x6 tile would load the tile anew.
+    """
+    box = restrict(axes, stores)
+    points = box.simplifier.breakpoints([v for _, _, v in box.stores])
+    short = [a for a in box.axes if a.extent <= MAX_SIDE and len(points.get(a.var, ())) == a.extent - 1]
+    if not short or len(stores) * int(np.prod([a.extent for a in short])) > MAX_TOGETHER:
+        return None
+    left = [a for a in box.axes if a not in short]
+    moves: dict[Expr, bool] = {}
+    for e in postorder([v for _, _, v in box.stores]):
+        moves[e] = any(e is a.var for a in short) or any(moves[a] for a in e.args)
+    made: list[tuple[Buffer, Expr, Expr]] = []
+    for place in itertools.product(*(range(a.start, a.start + a.extent) for a in short)):
+        values = {a.var: const(k) for a, k in zip(short, place, strict=True)}
+        made += [(b, substitute(i, values), _taken(v, values, moves)) for b, i, v in box.stores]
+    values_of = [v for _, _, v in made]
+    return (left, made) if 2 * cost(values_of) <= sum(cost([v]) for v in values_of) else None
+
+
+def _taken(root: Expr, values: dict[Expr, Expr], moves: dict[Expr, bool]) -> Expr:
+    """The expression for these values of variables, only what is selected looked at; `moves`: what depends on the variables."""
+    done = dict(values)
+    stack = [root]
+    while stack:
+        e = stack[-1]
+        if e in done or not moves[e]:
+            stack.pop()
+            continue
+        if e.op == "select" and (e.args[0] in done or not moves[e.args[0]]):
+            test = done.get(e.args[0], e.args[0])
+            if test.is_const:
+                branch = e.args[1] if test.attr else e.args[2]
+                if moves[branch] and branch not in done:
+                    stack.append(branch)
+                else:
+                    done[e] = done.get(branch, branch)
+                continue
+        args = e.args[:1] if e.op == "select" and moves[e.args[0]] and e.args[0] not in done else e.args
+        waiting = [a for a in args if moves[a] and a not in done]
+        if waiting:
+            stack += waiting
+        else:
+            done[e] = rebuild(e, tuple(done.get(a, a) for a in e.args))
+    return done.get(root, root)
+
+
+def tiled_boxes(axes: Sequence[Axis], stores: Stores) -> list[Box] | None:
+    """Boxes in which tiles are visited whole (`side_by_side`), the last ones along an axis as far as they reach; None where the
+    values are no transforms of tiles."""
+    if cost([v for _, _, v in stores]) < MIN_TILED:
+        return None
+    sizes: dict[Expr, int] = {}
+    for e in postorder([v for _, _, v in stores]):
+        if e.op == "mod" and e.dtype is i64 and e.args[0].op == "var" and e.args[1].is_const and e.args[1].attr <= MAX_SIDE:
+            sizes[e.args[0]] = int(e.args[1].attr)
+    segments: list[list[Axis]] = []
+    for a in axes:
+        whole = a.extent - a.extent % sizes.get(a.var, 1) if a.start == 0 else a.extent
+        parts = [Axis(a.var, whole, a.start), Axis(a.var, a.extent - whole, a.start + whole)]
+        segments.append([x for x in parts if x.extent])
+    boxes: list[Box] = []
+    for part in itertools.product(*segments):
+        box = restrict(part, stores)
+        found = side_by_side(*split_axes(box.axes, box.stores))
+        if found is None and len(boxes) == 0:
+            return None
+        boxes += cut(*(found or split_axes(box.axes, box.stores)))
+    return boxes
 
 
 def cut(axes: Sequence[Axis], stores: Sequence[tuple[Buffer, Expr, Expr]], limit: int = MAX_BOXES) -> list[Box]:
@@ -298,7 +380,8 @@ def hoist(
                 names[a] = var(f"h{next(numbers)}", a.dtype)
     if not names:
         return [], tuple(stores)
-    return [Let(n, a) for a, n in names.items()], tuple((b, i, substitute(value, names)) for b, i, value in stores)
+    memo: dict[Expr, Expr] = {}
+    return [Let(n, a) for a, n in names.items()], tuple((b, i, substitute(value, names, memo)) for b, i, value in stores)
 
 
 def _tile_partner(box: Box, axis: Axis, outer: Sequence[Axis]) -> Axis | None:
@@ -431,8 +514,9 @@ def map_outputs(
         its = static_shape(node)
         at = index if its == shape else unflatten(whole.simplify(flat_index(index, shape)), its)
         stores.append((body.outputs[k], whole.simplify(flat_index(at, its)), body.value(node, at)))
-    boxes = [merge_axes(b) for b in cut(*split_axes(kept, stores))]
-    pairs = in_place_pairs(body, boxes, outputs)
+    tiles = tiled_boxes(kept, stores)
+    boxes = [merge_axes(b) for b in (cut(*split_axes(kept, stores)) if tiles is None else tiles)]
+    pairs = in_place_pairs(body, boxes, outputs) if tiles is None else frozenset()
     statements: list[Stmt] = []
     parallel = False
     numbers = itertools.count() if numbers is None else numbers

@@ -70,8 +70,15 @@ def has_masks(target: Target, dtypes: Sequence[DType]) -> bool:
 
 def widen(e: Expr, v: Expr, spot: Spot) -> Expr:
     """The expression for the values of v that a spot covers."""
-    wide = vectorize(e, v, spot.lanes, spot.mask) if spot.lanes > 1 else e
-    return wide if spot.position is v else substitute(wide, {v: spot.position})
+    return widen_all([e], v, spot)[0]
+
+
+def widen_all(roots: Sequence[Expr], v: Expr, spot: Spot) -> list[Expr]:
+    """The expressions for the values of v that a spot covers; what they share is looked at once."""
+    wide: dict[Expr, Expr] = {}
+    placed: dict[Expr, Expr] = {}
+    vectors = [vectorize(e, v, spot.lanes, spot.mask, None, wide) if spot.lanes > 1 else e for e in roots]
+    return vectors if spot.position is v else [substitute(e, {v: spot.position}, placed) for e in vectors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,24 +241,27 @@ def share(values: Sequence[Expr], numbers: Iterator[int]) -> tuple[list[Stmt], l
 
     All loads that the values share then happen before any of the stores that use them. `numbers` make the names unique.
     """
-    users: dict[Expr, set[int]] = {}
+    order = list(postorder(values))
+    users = dict.fromkeys(order, 0)  # which values use an expression, a bit for each
     for k, root in enumerate(values):
-        for e in postorder([root]):
-            users.setdefault(e, set()).add(k)
-    common = {e for e, k in users.items() if len(k) > 1 and e.op not in ("const", "var", "broadcast", "ramp")}
+        users[root] |= 1 << k
+    for e in reversed(order):
+        for a in e.args:
+            users[a] |= users[e]
+    common = {e for e, k in users.items() if k & (k - 1) and e.op not in ("const", "var", "broadcast", "ramp")}
     if not common:
         return [], list(values)
     tops = dict.fromkeys(e for e in values if e in common)
     for e, ks in users.items():
         tops.update((a, None) for a in e.args if a in common and (e not in common or users[a] != ks))
-    names: dict[Expr, Expr] = {}
     lets: list[Stmt] = []
-    for e in postorder(values):
+    named: dict[Expr, Expr] = {}
+    for e in order:
         if e in tops and e.dtype is not i64:
             name = vector_variable(f"t{next(numbers)}", e.dtype, e.lanes)
-            lets.append(Let(name, substitute(e, names)))
-            names[e] = name
-    return lets, [substitute(v, names) for v in values]
+            lets.append(Let(name, substitute(e, {}, named)))
+            named[e] = name
+    return lets, [substitute(v, {}, named) for v in values]
 
 
 def store_piece(
@@ -265,7 +275,7 @@ def store_piece(
     """A piece that stores each (buffer, flat index, value) along v; `strides` are those of the indices along v."""
 
     def piece(spot: Spot) -> list[Stmt]:
-        wides = [broadcast(widen(value, v, spot), spot.lanes) for _, _, value in stores]
+        wides = [broadcast(wide, spot.lanes) for wide in widen_all([value for _, _, value in stores], v, spot)]
         done: list[Stmt] = []
         if len(wides) > 1:
             # Every value before any store: an output may then take the memory of an operand that another one reads.

@@ -85,9 +85,8 @@ class Simplifier:
         done = self._done
         if root in done:
             return done[root]
-        for e in postorder([root]):
-            if e not in done:
-                done[e] = self._step(e, tuple(done[a] for a in e.args))
+        for e in postorder([root], done):
+            done[e] = self._step(e, tuple(done[a] for a in e.args))
         return done[root]
 
     def _step(self, e: Expr, args: tuple[Expr, ...]) -> Expr:

@@ -9,19 +9,27 @@ from .linear import free_variables, linear
 from .loop_ir import Buffer, For, If, Let, Stmt, Store, vector_variable
 
 
-def vectorize(e: Expr, v: Expr, lanes: int, mask: Expr | None = None, bound: dict[Expr, Expr] | None = None) -> Expr:
+def vectorize(
+    e: Expr,
+    v: Expr,
+    lanes: int,
+    mask: Expr | None = None,
+    bound: dict[Expr, Expr] | None = None,
+    memo: dict[Expr, Expr] | None = None,
+) -> Expr:
     """The expression for v, v + 1, ... v + lanes - 1 at once; scalar where it does not depend on v.
 
     A load whose last index is v + something, with last stride 1 and nothing else that depends on v, becomes a vector
     load; another dependent load becomes a gather. `mask` (lanes of bool) switches dependent loads off lane by lane.
-    `bound` maps scalar variables to the vectors that hold their lanes.
+    `bound` maps scalar variables to the vectors that hold their lanes. `memo` keeps what was done, for further expressions
+    that are widened in the same way.
     """
     if lanes == 1 and mask is None and not bound:
         return e
-    done: dict[Expr, Expr] = {}
+    done = {} if memo is None else memo
     free: dict[Expr, frozenset[Expr]] = {}
     wide = {v, *(bound or {})}
-    for x in postorder([e]):
+    for x in postorder([e], done):
         if not (free_variables(x, free) & wide):
             done[x] = x
         elif x is v:

@@ -98,8 +98,8 @@ def _flops(node: Node, low: Map | Reduce | Scan | Scatter | Contract) -> int:
     match low:
         case Contract(spec):
             return spec.flops
-        case Map(value):
-            return size * _arithmetic(value(indices(len(node.shape), "i"), load))
+        case Map(value, _, together):
+            return size * _arithmetic(value(indices(len(node.shape), "i"), load)) // together
         case Reduce(_, extents, value):
             inner = _arithmetic(value(indices(len(node.shape), "i"), indices(len(extents), "r"), load))
             return size * as_int(product(extents)) * (inner + 1)

@@ -427,7 +427,10 @@ def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
     return Expr(e.op, args, e.dtype, e.lanes, e.attr)
 
 
-def substitute(root: Expr, values: dict[Expr, Expr]) -> Expr:
-    """The expression with some subexpressions (variables, usually) put in place of others."""
+def substitute(root: Expr, values: dict[Expr, Expr], memo: dict[Expr, Expr] | None = None) -> Expr:
+    """The expression with some subexpressions (variables, usually) put in place of others.
+
+    `memo` keeps what was done, for further expressions in which the same is put in place.
+    """
     get = values.get
-    return rewrite(root, lambda e, _args: get(e))
+    return rewrite(root, lambda e, _args: get(e), memo)

@@ -28,11 +28,13 @@ class Load(Protocol):
 class Map:
     """out[idx] = value(idx, load). Elementwise ops, data movement, gather, iota, one-hot, random draws.
 
-    Where `elementwise`, operand k is read at idx exactly, so that loops over any shape may be flattened.
+    Where `elementwise`, operand k is read at idx exactly, so that loops over any shape may be flattened. `together` elements
+    share the arithmetic of one value, which selects among them by the index (transforms of small tiles).
     """
 
     value: Callable[[tuple[Expr, ...], Load], Expr]
     elementwise: bool = False
+    together: int = 1
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ class Pass:
     requires: ClassVar[frozenset[str]] = frozenset()
     ensures: ClassVar[frozenset[str]] = frozenset()
     keeps: ClassVar[frozenset[str]] = frozenset(PROPERTIES)
+    budget: ClassVar[float] = 0.0  # of an equivalent pass whose results err by more than by rounding in another order
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

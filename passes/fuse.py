@@ -423,6 +423,11 @@ class _Grower:
         p.merge(first, second)
         return True
 
+    def _is_window(self, i: int) -> bool:
+        """Whether a map computes with several elements of an operand for one of its own."""
+        node = self.nodes[i]
+        return self.regions.form[i] == "map" and not self.facts.elementwise(node) and not node.op.has(Trait.MOVEMENT)
+
     def _map_member(self, j: int, region: Region, root: int) -> bool:
         """Whether a producer may join: computed once per element, or cheap; stored as well if others need it."""
         if self.regions.form[j] != "map":
@@ -436,6 +441,8 @@ class _Grower:
             return True
         # Read elsewhere than at the own index (by a broadcast, a pad, ...): computed again for each reader, so it must be cheap
         # or mere movement, needed by nobody else, and must not itself read what is computed here.
+        if self.facts.read(node) is None and any(self._is_window(u) for u in inside):
+            return False  # the cases of a pad or a concatenation, times the elements of a window, are too much code
         cheap = self.facts.is_cheap(node) if self.facts.elementwise(node) else node.op.has(Trait.MOVEMENT)
         return cheap and not outside and inside == users and len(self.regions.sources[j]) <= 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Final
 
 from ..ir.errors import AttributeValueError
@@ -26,13 +26,16 @@ from .rematerialise import Rematerialise
 from .simplify import Simplify
 from .strength import Strength
 from .widen import Widen
+from .winograd import Winograd
 
 
-def inference(target: Target | None = None, precision: str = "f32") -> tuple[Pass, ...]:
+def inference(target: Target | None = None, precision: str = "f32", winograd: bool = True) -> tuple[Pass, ...]:
     """From a traced graph to fused regions; weights do not change between runs. `prepare.split` comes after it.
 
-    `precision` is 'f32', or 'bf16' for contractions of bf16 numbers.
+    `precision` is 'f32', or 'bf16' for contractions of bf16 numbers; `winograd` says whether 3x3 convolutions may err more to be
+    faster.
     """
+    tiled = (Winograd(),) if winograd else ()
     half = (MixedPrecision(),) if precision == "bf16" else ()
     return (
         Gradient(),  # a function may contain gradients; after it: ordinary ops only
@@ -50,6 +53,7 @@ def inference(target: Target | None = None, precision: str = "f32") -> tuple[Pas
         FoldAffine(),  # scales by weights into weights: batch norm and its shift are gone where a convolution is before them
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
         *half,  # when contractions have their one form, and folding was done in f32
+        *tiled,  # when folding has changed weights for the last time; after it, nothing looks for convolutions
         PackWeights(),  # panels as the code generator wants them; after the last change of weights
         Hoist(batch=False),  # the packing of weights out of loops; after it: a body holds what differs from step to step
         Control(),  # operands that folding and packing left without use
@@ -57,9 +61,10 @@ def inference(target: Target | None = None, precision: str = "f32") -> tuple[Pas
     )
 
 
-def training(target: Target | None = None, precision: str = "f32") -> tuple[Pass, ...]:
+def training(target: Target | None = None, precision: str = "f32", winograd: bool = True) -> tuple[Pass, ...]:
     """As inference, for a step that updates its parameters: nothing is prepared from them."""
-    return tuple(Fuse(prepare=False) if isinstance(p, Fuse) else p for p in inference(target, precision))
+    passes = inference(target, precision, winograd)
+    return tuple(replace(p, prepare=False) if isinstance(p, Fuse | Winograd) else p for p in passes)
 
 
 def within(memory_budget: int) -> tuple[Pass, ...]:
@@ -85,6 +90,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
         MixedPrecision,
         Rematerialise,
         Widen,
+        Winograd,
     )
 }
 

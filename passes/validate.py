@@ -89,14 +89,15 @@ class Validator:
             return None
         if p.kind == "lossy":
             return self.equivalent(p.reference(before, ctx), after, oracle=False)
-        return self.equivalent(before, after)
+        return self.equivalent(before, after, at_least=p.budget)
 
-    def equivalent(self, before: Graph, after: Graph, oracle: bool = True) -> Difference | None:
+    def equivalent(self, before: Graph, after: Graph, oracle: bool = True, at_least: float = 0.0) -> Difference | None:
         """How `after` differs from `before` by more than rounding in another order.
 
         Without `oracle`, `before` itself is what is right: f64 would not see the roundings that a lossy pass makes on purpose.
+        `at_least` is a budget that the pass states itself.
         """
-        budget = budget_of(before)
+        budget = max(budget_of(before), at_least)
         found: list[Difference] = []
         for seed, kind in enumerate(("normal", "positive", "normal"), start=self.seed):
             arrays = draw(before, kind, seed)

@@ -16,10 +16,11 @@ from . import (
     reduce,
     structural,
     unary,
+    winograd,
 )
 from .common import sample_node
 
 __all__ = [
     "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "indexing", "matmul", "movement", "pool",
-    "random", "reduce", "sample_node", "structural", "unary",
+    "random", "reduce", "sample_node", "structural", "unary", "winograd",
 ]  # fmt: skip

@@ -562,7 +562,7 @@ def test_a_planted_split_is_caught(plant):
 
 
 def test_every_pass_has_a_planted_bug():
-    elsewhere = {"drop_marks", "rematerialise"}  # below, and in test_rematerialise.py: it needs a budget to do anything
+    elsewhere = {"drop_marks", "rematerialise", "winograd"}  # below, or in files of their own
     assert {b.guilty_pass for b in BUGS.values()} | elsewhere == set(PASSES)
     assert len(BUGS) >= 15
 

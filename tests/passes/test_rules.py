@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tensorwright.ir.build import constant, full, input_node
@@ -253,9 +255,8 @@ def test_order_is_a_strict_order():
     assert smaller(b, a, facts) and not smaller(a, b, facts)
 
 
-def test_ten_thousand_nodes_in_linear_time():
-    import time
-
+def test_ten_thousand_nodes_take_work_in_proportion():
+    """Counted in tries of a rule, which a busy machine does not change."""
     x = input_node("x", tensor("f32", (4,)))
     one, zero = c(1.0, x.tensor), c(0.0, x.tensor)
 
@@ -269,16 +270,22 @@ def test_ten_thousand_nodes_in_linear_time():
             )
         return Graph((x,), (y,))
 
-    times = []
+    tries = []
     for n in (2_500, 10_000):
-        graph = chain(n)
-        ctx = Context()
-        start = time.process_time()
-        after = Rewriter(RULES, ctx).run(graph)
-        times.append(time.process_time() - start)
+        graph, ctx, count = chain(n), Context(), 0
+
+        def counted(apply):
+            def tried(*args):
+                nonlocal count
+                count += 1
+                return apply(*args)
+
+            return tried
+
+        after = Rewriter([replace(r, apply=counted(r.apply)) for r in RULES], ctx).run(graph)
+        tries.append(count)
         assert len(after.nodes()) < len(graph.nodes()) and ctx.log
-    assert times[1] < 5.0
-    assert times[1] < 12 * times[0], "four times the nodes took far more than four times as long"
+    assert tries[1] < 4.5 * tries[0], "four times the nodes took far more than four times as many tries"
 
 
 def test_deep_graphs_do_not_recurse():
