@@ -72,7 +72,7 @@ def compile(
                 instead of kept, with the same bits (`exe.remat` says what, `exe.memory` what the call needs)
     precision   'f32', or 'bf16': matrix products and convolutions of bf16 numbers, added up in f32
     winograd    whether 3x3 convolutions may be computed by Winograd's method, which is faster and errs more: up to 1e-5 of the
-                largest result of a layer (default: TENSORWRIGHT_WINOGRAD, else yes)
+                largest result of a layer (default: TENSORWRIGHT_WINOGRAD, else yes; training steps, where it costs memory: no)
 
     Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
     """
@@ -325,7 +325,8 @@ class _Compiler:
             check = Validator()
         model = Footprint(self.target, self.count)
         ctx = Context(target=self.target, preferred_panel=preferred_panel, memory_model=model)
-        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, self.now.winograd)
+        winograd = self.purpose == "inference" if self.now.winograd is None else self.now.winograd
+        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, winograd)
         check_all = self.now.verify or self.now.validate
         hooks = Hooks(dump=folder, verify=check_all, validate=check)
         final = run_pipeline(graph, passes, ctx, hooks)

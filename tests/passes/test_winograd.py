@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorwright as tw
-from tensorwright import nn
+from tensorwright import cli, nn
 from tensorwright.codegen.contraction import preferred_panel
 from tensorwright.codegen.generate import assemble
 from tensorwright.codegen.loop_ir import Store, statements
@@ -239,6 +239,18 @@ def test_the_transform_of_weights_counts_where_they_change() -> None:
     assert used == [Winograd(prepare=False)]
 
 
+def test_weights_are_transformed_outside_of_a_loop_over_images() -> None:
+    """In a loop that gets weights from outside, as accumulation of gradients does, they are the same in every step."""
+    p0, p1 = inp("p0", 1, 28, 28, 64), inp("p1", 64, 64, 3, 3)
+    body = Graph((p0, p1), (make("tanh", make("conv2d", p0, p1, layout="NHWC", padding=SAME)),))
+    xs, w = inp("xs", 3, 1, 28, 28, 64), inp("w", 64, 64, 3, 3)
+    loop = make("scan", xs, w, body=body, length=3, carries=0, sequences=1)
+    after = run_pipeline(Graph((xs, w), (get(loop, 0),)), pipeline.training(TARGET), context())
+    (inside,) = [n.attrs["body"] for n in after.nodes() if n.op.has(Trait.CONTROL)]
+    assert tiles(Graph(inside.inputs, inside.outputs)) and "= winograd_weight(" not in str(inside)
+    assert "= winograd_weight(" in str(after)
+
+
 def test_weights_are_transformed_once_in_inference_and_packed() -> None:
     nn.init.seed(0)
     net = nn.Conv2d(64, 64, 3, padding=1)
@@ -270,7 +282,7 @@ def test_a_tile_is_loaded_once_and_stored_side_by_side() -> None:
 
 
 def compiled(graph: Graph, arrays: list[Array], threads: int = 1, **changes: Any) -> Array:
-    with config(threads=threads, cache="off", validate=False, **changes):
+    with config(**{"threads": threads, "cache": "off", "validate": False, "winograd": True, **changes}):
         exe = build(graph, {}, purpose="training")
         y = exe(*arrays)
     return np.array(y)
@@ -373,6 +385,16 @@ def test_it_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
         flags()
 
 
+def test_it_can_be_forbidden_on_the_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model.py"
+    model.write_text("from tensorwright import nn\nnet = nn.Conv2d(64, 64, 3, padding=1)\n")
+    for more, used in (((), True), (("--no-winograd",), False)):
+        command = ["inspect", f"{model}:net", "--spec", "1,64,24,24", "--no-cache", "--stage", "fuse", *more]
+        with config(validate=False):
+            assert cli.main(command) == 0
+        assert ("winograd_output(" in capsys.readouterr().out) == used
+
+
 def test_options_print_and_parse() -> None:
     (p,) = pipeline.parse("winograd{least=7}")
     assert p == Winograd(least=7) and str(p) == "winograd{least=7}" and Winograd.budget == 1e-5
@@ -382,3 +404,21 @@ def test_options_print_and_parse() -> None:
 def test_the_spec_of_a_layer() -> None:
     found = convolution_of(spec_of(only_contraction(before(layer(2, 6, 5, 16, 32))), Facts()))  # type: ignore[arg-type]
     assert found is not None and found.flops == 2 * 9 * 2 * 6 * 5 * 16 * 32
+
+
+@pytest.mark.unvalidated("a step large enough to gain has more elements than are validated")
+def test_training_steps_use_it_only_where_asked() -> None:
+    from tensorwright.frontend.training import training_step
+
+    class Net(tw.nn.Module):
+        def __init__(self) -> None:
+            self.first, self.second = tw.nn.Conv2d(16, 64, 3, padding=1), tw.nn.Conv2d(64, 64, 3, padding=1)
+
+        def __call__(self, x: Any) -> Any:
+            return self.second(tw.relu(self.first(x))).mean((2, 3))
+
+    traced = training_step(Net(), tw.losses.cross_entropy, tw.optim.SGD(0.1), tw.spec(8, 16, 32, 32), tw.spec(8, dtype="i64"))
+    for asked, used in ((None, False), (True, True), (False, False)):
+        with config(winograd=asked):
+            exe = build(traced.graph, traced.state, purpose="training")
+            assert ("winograd_output(" in exe.text("fuse")) == used
