@@ -13,7 +13,7 @@ from ..ir.dims import DimExpr
 from ..ir.dtypes import DType
 from ..ir.errors import CompileError
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Branch, Contract, Decompose, Loop, Lowering, Map, Reduce, Scan, Scatter, Structural, View, While
+from ..ir.lowering import Branch, Contract, Decompose, Loop, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View, While
 from ..ir.op import Trait
 from ..ir.program import KernelInfo
 from ..ir.target import Target
@@ -33,6 +33,8 @@ from .reduces import lower_reduce
 from .rows import lower_rows
 from .scans import lower_scan
 from .scatter import lower_scatter
+from .sorts import lower_sort
+from .windows import lower_window
 
 Value = tuple[Node, int]
 _COPY: Final = "copy"
@@ -375,8 +377,10 @@ _LOWER: Final[dict[str, Callable[[Graph, Target, str, Sequence[int]], Lowered]]]
     "map": lower_map,
     "rows": lower_rows,
     "reduce": lower_reduce,
+    "window": lower_window,
     "scan": lower_scan,
     "scatter": lower_scatter,
+    "sort": lower_sort,
 }
 
 
@@ -388,8 +392,8 @@ def _kind(b: Builder, node: Node) -> str:
             f"{node.op.name} {node.type} stands for other ops and has no code of its own: the decompose pass must run before "
             "code generation"
         )
-    kinds: dict[type, str] = {Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Contract: "contraction"}
-    kind = kinds.get(type(form))
+    kinds: dict[type, str] = {Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Sort: "sort", Contract: "contraction"}
+    kind = "window" if isinstance(form, Reduce) and form.axes is None else kinds.get(type(form))
     if kind is None or isinstance(form, Structural):
         raise CompileError(f"{node.op.name} {node.type} cannot be compiled: a pass must expand it before code generation")
     return kind

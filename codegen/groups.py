@@ -17,7 +17,7 @@ from ..ir.dtypes import DType, bf16, bool_, f16, f32
 from ..ir.errors import CompileError
 from ..ir.expr import Expr, ExprLike, binary, cast, const, lift, load, logical_not, maximum, minimum, postorder, rewrite, select
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Structural, View
+from ..ir.lowering import Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View
 from ..ir.target import Target
 from .loop_ir import Buffer, For, If, Kernel, Let, Prefetch, Stmt, Store, expressions, statements
 
@@ -318,7 +318,7 @@ class Body:
         return operand
 
     def unsupported(self, node: Node, form: Lowering | None) -> CompileError:
-        names = {Contract: "contraction", Scan: "scan", Scatter: "scatter", Structural: "structural"}
+        names = {Contract: "contraction", Scan: "scan", Scatter: "scatter", Sort: "sort", Structural: "structural"}
         what = names.get(type(form), type(form).__name__)
         return CompileError(f"{node.op.name} {node.type} is a {what} and cannot stand inside this fused region; leave it outside")
 

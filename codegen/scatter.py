@@ -1,4 +1,4 @@
-"""Scatters: a copy of operand 0, then updates added to it, in order over the dimensions that may collide."""
+"""Scatters: a copy of operand 0, then updates put into it, in order over the dimensions that may collide."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .simplify_index import Simplifier
 
 
 def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
-    """The kernel of a scatter-add. Each element of the result gets its updates in row-major order of the updates."""
+    """The kernel of a scatter. Each element of the result gets its updates in row-major order of the updates."""
     body = Body(graph, aligns)
     node = graph.outputs[0]
     form = body.lowering(node)
@@ -62,7 +62,7 @@ def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int]
     invariant = inside is None or not any(e.op == "var" and e in {a.var for a in rest.axes} for e in postorder([inside]))
     nanoseconds = int(np.prod(extents, dtype=np.int64)) * max(3.0 * out.dtype.itemsize / BYTES_PER_NS, 0.5)
     if not invariant or not rest.axes:
-        body_stmts: list[Stmt] = [Store(out, (flat,), combine("sum", load(out, (flat,), out.dtype), value))]
+        body_stmts: list[Stmt] = [Store(out, (flat,), _updated(form.kind, load(out, (flat,), out.dtype), value))]
         if inside is not None:
             body_stmts = [If(inside, tuple(body_stmts))]
         inner = nest(rest.axes, body_stmts)
@@ -71,12 +71,17 @@ def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int]
             in_place=frozenset({(0, 0)}) if _separate(graph) else frozenset(), parallel=shared, note="serial",
         )  # fmt: skip
     rest = merge_axes(Box(rest.axes, rest.stores, rest.simplifier))
-    statements, parallel = _vector_updates(rest, loops, lets, inside, target=target, nanoseconds=nanoseconds)
+    statements, parallel = _vector_updates(rest, loops, lets, inside, form.kind, target=target, nanoseconds=nanoseconds)
     return lowered(
         body, name, [*copied, *statements], doc=f"scatter, serial over {form.serial_dims} dimensions",
         in_place=frozenset({(0, 0)}) if _separate(graph) else frozenset(), parallel=parallel or shared,
         note="vectors over what does not collide",
     )  # fmt: skip
+
+
+def _updated(kind: str, old: Expr, value: Expr) -> Expr:
+    """What an element becomes."""
+    return value if kind == "set" else combine(kind, old, value)
 
 
 def _separate(graph: Graph) -> bool:
@@ -100,7 +105,14 @@ def _copy(body: Body, graph: Graph, target: Target) -> tuple[list[Stmt], bool]:
 
 
 def _vector_updates(
-    rest: Box, loops: Sequence[Axis], lets: Sequence[Stmt], inside: Expr | None, *, target: Target, nanoseconds: float
+    rest: Box,
+    loops: Sequence[Axis],
+    lets: Sequence[Stmt],
+    inside: Expr | None,
+    kind: str,
+    *,
+    target: Target,
+    nanoseconds: float,
 ) -> tuple[list[Stmt], bool]:
     """Update rows one after another; a row in vectors. Threads share blocks of columns, each going through all rows."""
     out, flat, value = rest.stores[0]
@@ -114,7 +126,7 @@ def _vector_updates(
     def piece(spot: Spot) -> list[Stmt]:
         at = substitute(flat, {axis.var: spot.position}) if stride == 1 or spot.lanes == 1 else widen(flat, axis.var, spot)
         old = load(out, (at,), out.dtype, spot.mask, spot.lanes)
-        new = combine("sum", old, broadcast(widen(value, axis.var, spot), spot.lanes))
+        new = _updated(kind, old, broadcast(widen(value, axis.var, spot), spot.lanes))
         return [Store(out, (at,), new, spot.mask)]
 
     def guarded(inner: list[Stmt]) -> list[Stmt]:

@@ -348,6 +348,16 @@ def bitwise_or(a: TensorLike, b: TensorLike) -> Tensor:
     return _bits("or", "bitwise_or", a, b)
 
 
+def left_shift(a: TensorLike, b: TensorLike) -> Tensor:
+    """a << b, of integers; 0 where b is negative or not below the width."""
+    return _bits("shift_left", "left_shift", a, b)
+
+
+def right_shift(a: TensorLike, b: TensorLike) -> Tensor:
+    """a >> b, of integers, keeping the sign; 0 (or -1 of a negative a) where b is negative or not below the width."""
+    return _bits("shift_right", "right_shift", a, b)
+
+
 def bitwise_xor(a: TensorLike, b: TensorLike) -> Tensor:
     """a ^ b, of bools or integers."""
     return _bits("xor", "bitwise_xor", a, b)

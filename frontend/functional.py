@@ -11,26 +11,27 @@ from .attention import embedding, scaled_dot_product_attention, sinusoidal_posit
 from .convolution import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from .elementwise import (
     abs, absolute, add, astype, bitwise_and, bitwise_not, bitwise_or, bitwise_xor, ceil, clip, cos, divide, equal, erf, exp,
-    expm1, floor, floor_divide, greater, greater_equal, invert, isfinite, isinf, isnan, less, less_equal, log, log1p, log2,
-    log10, logical_and, logical_not, logical_or, logical_xor, maximum, minimum, mod, multiply, negative, not_equal, pow, power,
-    reciprocal, remainder, round, rsqrt, sigmoid, sign, sin, sqrt, square, stop_gradient, subtract, tan, tanh, true_divide,
-    trunc, where,
+    expm1, floor, floor_divide, greater, greater_equal, invert, isfinite, isinf, isnan, left_shift, less, less_equal, log,
+    log1p, log2, log10, logical_and, logical_not, logical_or, logical_xor, maximum, minimum, mod, multiply, negative,
+    not_equal, pow, power, reciprocal, remainder, right_shift, round, rsqrt, sigmoid, sign, sin, sqrt, square,
+    stop_gradient, subtract, tan, tanh, true_divide, trunc, where,
 )  # fmt: skip
 from .linalg import dot, einsum, linear, matmul, outer
 from .movement import (
     arange, broadcast_to, concatenate, expand_dims, eye, flatten, flip, full, full_like, iota, linspace, meshgrid, moveaxis,
-    one_hot, ones, ones_like, pad, permute_dims, ravel, repeat, reshape, roll, scatter_add, split, squeeze, stack, swapaxes,
-    take, take_along_axis, tile, transpose, tril, triu, zeros, zeros_like,
+    one_hot, ones, ones_like, pad, permute_dims, ravel, repeat, reshape, roll, scatter, scatter_add, split, squeeze, stack,
+    swapaxes, take, take_along_axis, tile, transpose, tril, triu, zeros, zeros_like,
 )  # fmt: skip
 from .normalization import batch_norm, batch_norm_training, group_norm, instance_norm, layer_norm, rms_norm
+from .order import argsort, sort, top_k
 from .pooling import (
     adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_max_pool1d, adaptive_max_pool2d, avg_pool1d, avg_pool2d, max_pool1d,
     max_pool2d,
 )  # fmt: skip
 from .random import channel_dropout, dropout
 from .reductions import (
-    all, amax, amin, any, argmax, argmin, cosine_similarity, cumsum, log_softmax, logsumexp, max, mean, min, norm, prod, softmax,
-    std, sum, var,
+    all, amax, amin, any, argmax, argmin, cosine_similarity, cumprod, cumsum, log_softmax, logsumexp, max, mean, min, norm,
+    prod, softmax, std, sum, var,
 )  # fmt: skip
 from .tensor import Tensor
 
@@ -50,6 +51,7 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "argsort",
     "astype",
     "avg_pool1d",
     "avg_pool2d",
@@ -71,6 +73,7 @@ __all__ = [
     "conv_transpose2d",
     "cos",
     "cosine_similarity",
+    "cumprod",
     "cumsum",
     "divide",
     "dot",
@@ -106,6 +109,7 @@ __all__ = [
     "isnan",
     "layer_norm",
     "leaky_relu",
+    "left_shift",
     "less",
     "less_equal",
     "linear",
@@ -154,11 +158,13 @@ __all__ = [
     "remainder",
     "repeat",
     "reshape",
+    "right_shift",
     "rms_norm",
     "roll",
     "round",
     "rsqrt",
     "scaled_dot_product_attention",
+    "scatter",
     "scatter_add",
     "selu",
     "sigmoid",
@@ -169,6 +175,7 @@ __all__ = [
     "softmax",
     "softplus",
     "softsign",
+    "sort",
     "split",
     "sqrt",
     "square",
@@ -185,6 +192,7 @@ __all__ = [
     "tan",
     "tanh",
     "tile",
+    "top_k",
     "transpose",
     "tril",
     "triu",

@@ -432,6 +432,18 @@ def scatter_add(x: TensorLike, indices: TensorLike, updates: TensorLike, axis: i
     return apply("scatter_add", t, index, _broadcast_to(added, (*t.shape[:a], *index.shape, *t.shape[a + 1 :])), axis=a)
 
 
+def scatter(x: TensorLike, indices: TensorLike, updates: TensorLike, axis: int = 0, *, kind: str = "set") -> Tensor:
+    """x with updates[i] put at x[indices[i]] along an axis; indices out of range are dropped.
+
+    `kind` is 'set' (of several updates of one element the last stays), 'mul', 'max' or 'min' (combined with what is there;
+    these have no gradient). For sums there is scatter_add.
+    """
+    t, index = as_tensor(x, what="scatter"), as_indices(indices, "scatter")
+    a = normalize_axis(axis, t.ndim, "scatter")
+    put = _broadcast_to(as_tensor(updates, t.dtype, "scatter"), (*t.shape[:a], *index.shape, *t.shape[a + 1 :]))
+    return apply("scatter", t, index, put, axis=a, kind=kind)
+
+
 def meshgrid(*vectors: TensorLike, indexing: str = "xy") -> list[Tensor]:
     """Coordinate matrices from vectors; 'ij' keeps the order of axes, 'xy' exchanges the first two."""
     if indexing not in ("xy", "ij"):

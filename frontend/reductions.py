@@ -147,6 +147,15 @@ def cumsum(x: TensorLike, axis: int | None = None, *, exclusive: bool = False, r
     return apply("cumsum", t, axis=normalize_axis(axis, t.ndim, "cumsum"), exclusive=exclusive, reverse=reverse)
 
 
+def cumprod(x: TensorLike, axis: int | None = None, *, exclusive: bool = False, reverse: bool = False) -> Tensor:
+    """Running products along an axis (None: of the flattened Tensor); `exclusive` leaves out the element itself."""
+    t = as_tensor(x, what="cumprod")
+    t = cast(t, _accumulator(t.dtype))
+    if axis is None:
+        t, axis = reshape(t, (-1,)), 0
+    return apply("cumprod", t, axis=normalize_axis(axis, t.ndim, "cumprod"), exclusive=exclusive, reverse=reverse)
+
+
 def logsumexp(x: TensorLike, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) without overflow; rows of -inf give -inf."""
     t = as_tensor(x, what="logsumexp")

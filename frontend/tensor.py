@@ -187,6 +187,18 @@ class Tensor(Value):
     def __rmatmul__(self, other: TensorLike) -> Tensor:
         return linalg.matmul(other, self)
 
+    def __lshift__(self, other: TensorLike) -> Tensor:
+        return elementwise.left_shift(self, other)
+
+    def __rlshift__(self, other: TensorLike) -> Tensor:
+        return elementwise.left_shift(other, self)
+
+    def __rshift__(self, other: TensorLike) -> Tensor:
+        return elementwise.right_shift(self, other)
+
+    def __rrshift__(self, other: TensorLike) -> Tensor:
+        return elementwise.right_shift(other, self)
+
     def __and__(self, other: TensorLike) -> Tensor:
         return elementwise.bitwise_and(self, other)
 

@@ -44,7 +44,8 @@ class Reduce:
     kind: 'sum', 'prod', 'max', 'min', or 'argmax', 'argmin' (the row-major position of the first best r, as the output's
     integer dtype). If the reduction runs over whole axes of operand 0, `axes` lists them (ascending; extents in that order)
     and `keepdims` says whether they stay as size 1: the code generator then knows the access pattern.
-    An empty sum is 0, an empty prod 1; an empty max or min is refused by `infer`.
+    An empty sum is 0, an empty prod 1; an empty max or min is refused by `infer`. Where `fused`, the values of a sum are
+    products, each of which may be added with a single rounding.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Reduce:
     value: Callable[[tuple[Expr, ...], tuple[Expr, ...], Load], Expr]
     axes: tuple[int, ...] | None = None
     keepdims: bool = False
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class Scan:
 
 @dataclass(frozen=True)
 class Scatter:
-    """out = operand 0; then, for u over `extents` in row-major order: out[index(u, load)] += value(u, load).
+    """out = operand 0; then, for u over `extents` in row-major order: value(u, load) goes to out[index(u, load)].
 
-    An index outside the output drops the update. `serial_dims` is how many leading dimensions of `extents` may collide;
+    `kind` says how: 'set' replaces what is there, 'sum', 'prod', 'max' and 'min' combine with it. An index outside the output drops the update. `serial_dims` is how many leading dimensions of `extents` may collide;
     over the rest, updates touch distinct elements and may run in parallel.
     """
 
@@ -76,6 +78,19 @@ class Scatter:
     index: Callable[[tuple[Expr, ...], Load], tuple[Expr, ...]]
     value: Callable[[tuple[Expr, ...], Load], Expr]
     serial_dims: int
+    kind: str = "sum"
+
+
+@dataclass(frozen=True)
+class Sort:
+    """Row by row along one axis of operand 0: the positions (i64) of the first `count` elements in ascending or descending order.
+
+    NaN counts as larger than every number, and of equal elements the one before comes first.
+    """
+
+    axis: int
+    count: Dim
+    descending: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,4 +165,4 @@ class While:
     carries: int
 
 
-Lowering = Map | Reduce | Scan | Scatter | View | Contract | Decompose | Structural | Loop | Branch | While
+Lowering = Map | Reduce | Scan | Scatter | Sort | View | Contract | Decompose | Structural | Loop | Branch | While

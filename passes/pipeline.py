@@ -14,6 +14,7 @@ from .contract import Pass
 from .contract_form import ContractForm
 from .control import Control
 from .decompose import Decompose
+from .depthwise import Depthwise
 from .drop_marks import DropMarks
 from .fold_affine import FoldAffine
 from .fuse import Fuse
@@ -36,7 +37,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
     faster.
     """
     tiled = (Winograd(),) if winograd else ()
-    half = (MixedPrecision(),) if precision == "bf16" else ()
+    half = (MixedPrecision(activations=True),) if precision == "bf16" else ()
     return (
         Gradient(),  # a function may contain gradients; after it: ordinary ops only
         Control(),  # gradients leave each loop twice, and results nobody uses; before rules make the two differ
@@ -54,6 +55,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
         *half,  # when contractions have their one form, and folding was done in f32
         *tiled,  # when folding has changed weights for the last time; after it, nothing looks for convolutions
+        Depthwise(),  # likewise; after it, these are no contractions any more
         PackWeights(),  # panels as the code generator wants them; after the last change of weights
         Hoist(batch=False),  # the packing of weights out of loops; after it: a body holds what differs from step to step
         Control(),  # operands that folding and packing left without use
@@ -64,6 +66,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
 def training(target: Target | None = None, precision: str = "f32", winograd: bool = True) -> tuple[Pass, ...]:
     """As inference, for a step that updates its parameters: nothing is prepared from them."""
     passes = inference(target, precision, winograd)
+    passes = tuple(replace(p, activations=False) if isinstance(p, MixedPrecision) else p for p in passes)
     return tuple(replace(p, prepare=False) if isinstance(p, Fuse | Winograd) else p for p in passes)
 
 
@@ -82,6 +85,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
         Hoist,
         Layout,
         Decompose,
+        Depthwise,
         Strength,
         ContractForm,
         FoldAffine,

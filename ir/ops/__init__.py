@@ -8,12 +8,16 @@ from . import (
     contract,
     control,
     conv,
+    depthwise,
     indexing,
     matmul,
     movement,
+    order,
     pool,
     random,
     reduce,
+    scatter,
+    shift,
     structural,
     unary,
     winograd,
@@ -21,6 +25,6 @@ from . import (
 from .common import sample_node
 
 __all__ = [
-    "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "indexing", "matmul", "movement", "pool",
-    "random", "reduce", "sample_node", "structural", "unary", "winograd",
+    "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "depthwise", "indexing", "matmul",
+    "movement", "order", "pool", "random", "reduce", "sample_node", "scatter", "shift", "structural", "unary", "winograd",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ops that read or write at computed positions: gather, scatter_add, one_hot, iota."""
+"""Ops that read at computed positions: gather; and those that make positions: one_hot, iota."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..dims import Dim, Shape, as_int
+from ..dims import Shape, as_int
 from ..dtypes import DType, f32, f64, i32, i64, u8, u64
 from ..errors import AttributeValueError, DTypeError, ShapeError
 from ..expr import Expr, cast, eq, maximum, minimum
 from ..graph import Attrs, Node
-from ..lowering import Load, Map, Scatter
+from ..lowering import Load, Map
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
 from .compare import cast_array
 
 
-def _check_indices(op: str, t: TensorType, k: int) -> None:
+def check_indices(op: str, t: TensorType, k: int) -> None:
     if not c.is_integer(t.dtype) or t.dtype is u64:
         raise DTypeError(
             f"operand {k} of {op} (the indices) has dtype {t.dtype}, expected an integer that fits i64; cast it first"
         )
 
 
-def _taken(x: Shape, indices: Shape, axis: int) -> Shape:
+def taken(x: Shape, indices: Shape, axis: int) -> Shape:
     return x[:axis] + indices + x[axis + 1 :]
 
 
@@ -35,16 +35,16 @@ def _taken(x: Shape, indices: Shape, axis: int) -> Shape:
 def _infer_gather(types: Sequence[TensorType], attrs: Attrs) -> Type:
     x, indices = types
     axis = c.check_axis("gather", attrs["axis"], x.rank)
-    _check_indices("gather", indices, 1)
+    check_indices("gather", indices, 1)
     if x.shape[axis] == 0 and indices.size != 0:
         raise ShapeError(f"operand 0 of gather has shape {c.show(x.shape)}, with nothing to take along axis {axis}")
-    return TensorType(x.dtype, _taken(x.shape, indices.shape, axis))
+    return TensorType(x.dtype, taken(x.shape, indices.shape, axis))
 
 
 def _gather_reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
     x, indices = arrays
     if x.shape[attrs["axis"]] == 0:
-        return np.zeros(_taken(x.shape, indices.shape, attrs["axis"]), x.dtype)
+        return np.zeros(taken(x.shape, indices.shape, attrs["axis"]), x.dtype)
     return np.asarray(np.take(x, indices.astype(np.int64), axis=attrs["axis"], mode="clip"))
 
 
@@ -71,24 +71,24 @@ def _gather_grad(node: Node, dy: Node) -> Sequence[Node | None]:
     return make("scatter_add", c.full(0.0, x), indices, dy, axis=axis), None
 
 
-def _positions(shape: tuple[int, ...], n: int, dtype: DType = i64) -> c.Draw:
+def positions(shape: tuple[int, ...], n: int, dtype: DType = i64) -> c.Draw:
     return c.integers(shape, low=0, high=n, dtype=dtype)
 
 
-_GATHERS: list[tuple[tuple[int, ...], tuple[int, ...], int]] = [
+GATHERS: list[tuple[tuple[int, ...], tuple[int, ...], int]] = [
     ((7,), (9,), 0), ((5, 16), (4,), 0), ((5, 17), (3, 2), 0), ((3, 9), (5,), 1), ((2, 3, 4), (), 1), ((2, 5, 8), (2, 3), 1),
     ((4, 33), (1,), 0), ((3, 4), (0,), 0), ((2, 3, 4, 5), (6,), 3), ((0, 3), (2,), 1),
 ]  # fmt: skip
 
 
 def _gather_samples() -> list[Sample]:
-    made = [Sample(c.together(c.uniform(x), _positions(i, x[a])), {"axis": a}) for x, i, a in _GATHERS]
+    made = [Sample(c.together(c.uniform(x), positions(i, x[a])), {"axis": a}) for x, i, a in GATHERS]
     wild = np.array([-5, -1, 0, 6, 7, 100, 2**40], np.int64)
     return [
         *made,
         Sample(c.together(c.uniform((7, 3)), c.fixed(wild)), {"axis": 0}, label="clipped"),
-        Sample(c.together(c.uniform((7, 3)), _positions((8,), 7, i32)), {"axis": 0}, label="i32 indices"),
-        Sample(c.together(c.integers((5,)), _positions((8,), 5, u8)), {"axis": 0}, gradient=False, label="i64 values"),
+        Sample(c.together(c.uniform((7, 3)), positions((8,), 7, i32)), {"axis": 0}, label="i32 indices"),
+        Sample(c.together(c.integers((5,)), positions((8,), 5, u8)), {"axis": 0}, gradient=False, label="i64 values"),
     ]
 
 
@@ -109,118 +109,11 @@ gather = register(
 )
 
 
-# --- scatter_add ----------------------------------------------------------------------------------------------------
-
-
-def _infer_scatter(types: Sequence[TensorType], attrs: Attrs) -> Type:
-    x, indices, updates = types
-    axis = c.check_axis("scatter_add", attrs["axis"], x.rank)
-    c.check_dtype("scatter_add", types, 0, c.is_arithmetic)
-    _check_indices("scatter_add", indices, 1)
-    if updates.dtype is not x.dtype:
-        raise DTypeError(f"operand 2 of scatter_add has dtype {updates.dtype}, expected {x.dtype} as operand 0")
-    expected = _taken(x.shape, indices.shape, axis)
-    if updates.shape != expected:
-        raise ShapeError(
-            f"operand 2 of scatter_add has shape {c.show(updates.shape)}, expected {c.show(expected)}: "
-            f"operand 0 {c.show(x.shape)} with axis {axis} replaced by the indices' {c.show(indices.shape)}"
-        )
-    return x
-
-
-def _scatter_reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
-    x, indices, updates = arrays
-    axis = attrs["axis"]
-    flat = indices.astype(np.int64).reshape(-1)
-    moved = np.moveaxis(x, axis, 0).copy()
-    # [axis entries, everything else] in the order of the indices, which is the order of the additions.
-    parts = updates.reshape(*x.shape[:axis], flat.size, *x.shape[axis + 1 :])
-    parts = np.moveaxis(parts, axis, 0).astype(np.result_type(x, updates))
-    inside = (flat >= 0) & (flat < x.shape[axis])
-    with np.errstate(all="ignore"):
-        np.add.at(moved, flat[inside], parts[inside])
-    return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
-
-
-def _lower_scatter(node: Node) -> Scatter:
-    axis, x = node.attrs["axis"], node.inputs[0].shape
-    indices = node.inputs[1].shape
-    count = len(indices)
-
-    def position(u: tuple[Expr, ...], load: Load) -> tuple[Expr, ...]:
-        return (*u[count : count + axis], cast(load(1, u[:count]), i64), *u[count + axis :])
-
-    def value(u: tuple[Expr, ...], load: Load) -> Expr:
-        return load(2, (*u[count : count + axis], *u[:count], *u[count + axis :]))
-
-    return Scatter((*indices, *x[:axis], *x[axis + 1 :]), position, value, count)
-
-
-def _scatter_grad(node: Node, dy: Node) -> Sequence[Node | None]:
-    """A dropped update gets no gradient."""
-    _, indices, updates = node.inputs
-    axis, n = node.attrs["axis"], node.inputs[0].shape[node.attrs["axis"]]
-    taken = make("gather", dy, indices, axis=axis)
-    wide = make("cast", indices, dtype=i64)
-    size = _size(n, wide)
-    inside = make("and", make("less_equal", c.full(0, wide), wide), make("less", wide, size))
-    lead, tail = axis, len(updates.shape) - axis - len(indices.shape)
-    mask = c.broadcast(c.reshaped(inside, (1,) * lead + indices.shape + (1,) * tail), updates.shape)
-    return dy, None, make("where", mask, taken, c.full(0.0, taken))
-
-
-def _size(n: Dim, like: Node) -> Node:
-    """The size of a dimension as an i64 constant over the shape of `like`; counted where it is symbolic."""
-    if isinstance(n, int):
-        return c.full(n, like)
-    ones = c.full(1, TensorType(i64, (n,)))
-    return c.broadcast(make("sum", ones, axes=(0,), keepdims=False), like.shape)
-
-
-def _scatter_samples() -> list[Sample]:
-    made = [
-        Sample(c.together(c.uniform(x), _positions(i, x[a]), c.uniform(x[:a] + i + x[a + 1 :])), {"axis": a})
-        for x, i, a in _GATHERS
-    ]
-    wild = np.array([-5, -1, 0, 6, 7, 100, 2**40, 0], np.int64)
-    return [
-        *made,
-        Sample(c.together(c.uniform((7, 3)), c.fixed(wild), c.uniform((8, 3))), {"axis": 0}, label="dropped"),
-        Sample(
-            c.together(c.uniform((3, 4)), c.integers((17,), low=0, high=3, dtype=i32), c.uniform((17, 4))),
-            {"axis": 0},
-            label="collide",
-        ),
-        Sample(
-            c.together(c.integers((5,)), _positions((9,), 5), c.integers((9,))), {"axis": 0}, gradient=False, label="i64 values"
-        ),
-        Sample(
-            c.together(c.uniform((4, 3), dtype=f64), _positions((9,), 4), c.uniform((9, 3), dtype=f64)), {"axis": 0}, label="f64"
-        ),
-    ]
-
-
-scatter_add = register(
-    Op(
-        name="scatter_add",
-        infer=_infer_scatter,
-        reference=_scatter_reference,
-        lower=_lower_scatter,
-        grad=c.rule(_scatter_grad),
-        doc="Operand 0 with the entries of operand 2 added along an axis at the positions of operand 1; out of range is dropped.",
-        arity=3,
-        traits=frozenset(),
-        attrs={"axis": 0},
-        samples=_scatter_samples,
-    )
-)
-
-
 # --- one_hot --------------------------------------------------------------------------------------------------------
 
 
 def _infer_one_hot(types: Sequence[TensorType], attrs: Attrs) -> Type:
-    _check_indices("one_hot", types[0], 0)
+    check_indices("one_hot", types[0], 0)
     depth = attrs["depth"]
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
         raise AttributeValueError(f"depth of one_hot is an int >= 0, not {depth!r}")
@@ -242,14 +135,14 @@ def _lower_one_hot(node: Node) -> Map:
 
 def _one_hot_samples() -> list[Sample]:
     made = [
-        Sample(_positions(s, n), {"depth": n, "dtype": f32}, gradient=False)
+        Sample(positions(s, n), {"depth": n, "dtype": f32}, gradient=False)
         for s, n in (((7,), 9), ((), 5), ((3, 5), 16), ((2, 3, 4), 3), ((0,), 4), ((33,), 1), ((2,), 31), ((0,), 0))
     ]
     wild = np.array([-1, 0, 4, 5, 2**40], np.int64)
     return [
         *made,
         Sample(c.fixed(wild), {"depth": 5, "dtype": f32}, gradient=False, label="out of range"),
-        Sample(_positions((8,), 5, u8), {"depth": 5, "dtype": i64}, gradient=False, label="u8 to i64"),
+        Sample(positions((8,), 5, u8), {"depth": 5, "dtype": i64}, gradient=False, label="u8 to i64"),
     ]
 
 

@@ -13,7 +13,7 @@ from ..errors import AttributeValueError, ShapeError
 from ..expr import Expr
 from ..graph import Attrs, Node
 from ..lowering import Decompose, Load, Lowering, Reduce, Scan, View
-from ..op import REQUIRED, Array, GradRule, Op, Sample, Trait, make, register
+from ..op import REQUIRED, Array, GradRule, NotDifferentiable, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
 
@@ -317,37 +317,43 @@ argmin = _position(
 )
 
 
-# --- cumulative sum -------------------------------------------------------------------------------------------------
+# --- cumulative sum and product -------------------------------------------------------------------------------------
 
 
-def _infer_cumsum(types: Sequence[TensorType], attrs: Attrs) -> Type:
-    c.check_dtype("cumsum", types, 0, c.is_arithmetic)
-    c.check_axis("cumsum", attrs["axis"], types[0].rank)
-    for name in ("exclusive", "reverse"):
-        if not isinstance(attrs[name], bool):
-            raise AttributeValueError(f"{name} of cumsum is a bool, not {attrs[name]!r}")
-    return types[0]
+def _infer_running(name: str) -> c.Infer:
+    def infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
+        c.check_dtype(name, types, 0, c.is_arithmetic)
+        c.check_axis(name, attrs["axis"], types[0].rank)
+        for word in ("exclusive", "reverse"):
+            if not isinstance(attrs[word], bool):
+                raise AttributeValueError(f"{word} of {name} is a bool, not {attrs[word]!r}")
+        return types[0]
+
+    return infer
 
 
-def _cumsum_reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
-    x, axis = arrays[0], attrs["axis"]
-    x = np.flip(x, axis) if attrs["reverse"] else x
-    with np.errstate(all="ignore"):
-        if attrs["exclusive"] and x.shape[axis]:  # shifted, not subtracted: Inf - Inf is NaN
-            first, rest = np.split(x, [x.shape[axis] - 1], axis)
-            x = np.concatenate([np.zeros_like(rest), first], axis)
-        y = np.cumsum(x, axis=axis, dtype=x.dtype)
-    return np.ascontiguousarray(np.flip(y, axis) if attrs["reverse"] else y)
+def _running_reference(of: Callable[..., Any], start: int) -> Callable[[Sequence[Array], Attrs], Array]:
+    def reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
+        x, axis = arrays[0], attrs["axis"]
+        x = np.flip(x, axis) if attrs["reverse"] else x
+        with np.errstate(all="ignore"):
+            if attrs["exclusive"] and x.shape[axis]:  # shifted, not subtracted: Inf - Inf is NaN
+                first, rest = np.split(x, [x.shape[axis] - 1], axis)
+                x = np.concatenate([np.full_like(rest, start), first], axis)
+            y = of(x, axis=axis, dtype=x.dtype)
+        return np.ascontiguousarray(np.flip(y, axis) if attrs["reverse"] else y)
+
+    return reference
 
 
-def _cumsum_transpose(node: Node, perm: tuple[int, ...]) -> Node:
+def _running_transpose(node: Node, perm: tuple[int, ...]) -> Node:
     return make(node.op, c.transposed(node.inputs[0], perm), **{**node.attrs, "axis": perm.index(node.attrs["axis"])})
 
 
-def _cumsum_samples() -> list[Sample]:
+def _running_samples(gradient: bool) -> list[Sample]:
     def sample(draw: c.Draw, axis: int, exclusive: bool = False, reverse: bool = False, **more: Any) -> Sample:
         attrs = {"axis": axis, "exclusive": exclusive, "reverse": reverse}
-        return Sample(draw, attrs, budget=4e-6, reason=_SUM_REASON, **more)
+        return Sample(draw, attrs, budget=4e-6, reason=_SUM_REASON, **{"gradient": gradient, **more})
 
     special = np.array([[1, np.inf, 2, -np.inf, 3], [np.nan, 1, 2, 3, 4]], np.float32)
     return [
@@ -369,8 +375,8 @@ def _cumsum_samples() -> list[Sample]:
 cumsum = register(
     Op(
         name="cumsum",
-        infer=_infer_cumsum,
-        reference=_cumsum_reference,
+        infer=_infer_running("cumsum"),
+        reference=_running_reference(np.cumsum, 0),
         lower=lambda node: Scan("sum", node.attrs["axis"], node.attrs["exclusive"], node.attrs["reverse"]),
         grad=c.rule(
             lambda n, dy: (
@@ -380,8 +386,22 @@ cumsum = register(
         doc="Running sums along an axis; `exclusive` leaves out the element itself, `reverse` runs from the end.",
         arity=1,
         attrs={"axis": REQUIRED, "exclusive": False, "reverse": False},
-        transpose=_cumsum_transpose,
+        transpose=_running_transpose,
         onnx=("CumSum", 14),
-        samples=_cumsum_samples,
+        samples=lambda: _running_samples(gradient=True),
+    )
+)
+cumprod = register(
+    Op(
+        name="cumprod",
+        infer=_infer_running("cumprod"),
+        reference=_running_reference(np.cumprod, 1),
+        lower=lambda node: Scan("prod", node.attrs["axis"], node.attrs["exclusive"], node.attrs["reverse"]),
+        grad=NotDifferentiable("its gradient is a recurrence; write the running product as a tw.scan, whose gradient is one too"),
+        doc="Running products along an axis; `exclusive` leaves out the element itself, `reverse` runs from the end.",
+        arity=1,
+        attrs={"axis": REQUIRED, "exclusive": False, "reverse": False},
+        transpose=_running_transpose,
+        samples=lambda: _running_samples(gradient=False),
     )
 )
