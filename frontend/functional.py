@@ -33,6 +33,7 @@ from .reductions import (
     all, amax, amin, any, argmax, argmin, cosine_similarity, cumprod, cumsum, log_softmax, logsumexp, max, mean, min, norm,
     prod, softmax, std, sum, var,
 )  # fmt: skip
+from .sampling import grid_sample
 from .tensor import Tensor
 
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "glu",
     "greater",
     "greater_equal",
+    "grid_sample",
     "group_norm",
     "hard_sigmoid",
     "hard_swish",
@@ -115,9 +117,9 @@ __all__ = [
     "linear",
     "linspace",
     "log",
+    "log10",
     "log1p",
     "log2",
-    "log10",
     "log_sigmoid",
     "log_softmax",
     "logical_and",
