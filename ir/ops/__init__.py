@@ -14,6 +14,7 @@ from . import (
     movement,
     order,
     pool,
+    quantize,
     random,
     reduce,
     scatter,
@@ -26,5 +27,6 @@ from .common import sample_node
 
 __all__ = [
     "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "depthwise", "indexing", "matmul",
-    "movement", "order", "pool", "random", "reduce", "sample_node", "scatter", "shift", "structural", "unary", "winograd",
+    "movement", "order", "pool", "quantize", "random", "reduce", "sample_node", "scatter", "shift", "structural", "unary",
+    "winograd",
 ]  # fmt: skip

@@ -186,6 +186,11 @@ def number(value: float, dtype: DType) -> Expr:
     return const(value, dtype)
 
 
+def accumulator(dtype: DType) -> DType:
+    """What arithmetic on a float dtype is done in where it is done at once: 16-bit floats in f32."""
+    return f32 if dtype.is_float and dtype.bits < 32 else dtype
+
+
 # --- nodes ----------------------------------------------------------------------------------------------------------
 
 
