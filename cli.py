@@ -25,6 +25,7 @@ MODEL is one of
   FILE.py:NAME   a Module, a function of Tensors, or a function without arguments that returns one of these;
                  give the arguments' types with --spec, or let FILE.py define `specs`
   FILE.tw        a saved model
+  FILE.onnx      an ONNX model (needs the extra [onnx])
   FILE           the text of a graph (as `inspect --stage graph` prints it)"""
 
 _SPEC_HELP = "type of one argument: 1,784 or N,3,224,224 (N: any size) or 8,16:i64; once per argument, in order"
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def compiling(sub: Any, model: bool = True) -> None:
         if model:
-            sub.add_argument("model", metavar="MODEL", help="FILE.py:NAME, FILE.tw, or a file with a graph's text")
+            sub.add_argument("model", metavar="MODEL", help="FILE.py:NAME, FILE.tw, FILE.onnx, or a graph's text")
             sub.add_argument("--spec", action="append", metavar="SHAPE", default=[], help=_SPEC_HELP)
             sub.add_argument("--size", action="append", metavar="N=8", default=[], help="size of a symbolic dimension")
             sub.add_argument(
@@ -175,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs and weights (default 0)")
     run.add_argument("--repeat", type=_count, default=20, metavar="N", help="timed runs (default 20)")
     run.add_argument("--profile", action="store_true", help="time of each kernel, against the measured peak")
+    run.add_argument("--compare", choices=("onnxruntime",), help="run an ONNX model there as well; print the difference per output")
+    run.add_argument("--layers", action="store_true", help="with --compare: find the first node whose result differs")
     run.add_argument("--check", action="store_true", help="compare with the numpy interpreter in f64; fail above 1e-4 relative")
 
     inspect = add(
@@ -221,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     reduce.add_argument("-o", "--output", metavar="FILE", help="write the small graph here")
     reduce.add_argument("--target", metavar="ROW", help="target row that passes may ask (default: this machine)")
 
-    bench = commands.add_parser("bench", help="measure kernels, or whole models against numpy, torch and ONNX Runtime")
+    bench = commands.add_parser("bench", help="measure kernels, models, training steps and compile times, beside the peers")
     kinds = bench.add_subparsers(title="what to measure", metavar="WHAT", required=True)
     kernels = add(
         "kernels",
@@ -231,17 +234,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernels.add_argument("--target", metavar="ROW", help="target row to generate for (default: this machine)")
     kernels.add_argument("--threads", type=_count, metavar="N", help="most threads to use")
-    kernels.add_argument("--rowwise", action="store_true", help="softmax, layer norm and gelu against torch instead")
+    kernels.add_argument("--rowwise", action="store_true", help="softmax, layer norm and gelu against peers instead")
     kernels.add_argument("--quick", action="store_true", help="fewer repetitions")
     for name, said, names in (
-        ("inference", "whole models against whichever peers are installed", "mlp, lenet, cifar, resnet50, or one: mlp_b1"),
+        ("inference", "models and single operations against whichever peers are installed", "resnet50, op, ..., or one: mlp_b1"),
         ("training", "whole training steps against whichever peers are installed", "mlp_b64, cifar_b64, bilstm_b32, ..."),
+        ("compile", "compile times beside the peers', cold and from the cache; by number of nodes", "resnet50_b1, nodes, ..."),
     ):
         kind = add(name, said, f"cli_bench:{name}_command", into=kinds)
         kind.add_argument("--models", metavar="A,B", help=f"{names} (default: all)")
         kind.add_argument("--peers", metavar="A,B", help="numpy, torch, jax, ... (default: what is installed)")
         kind.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
         kind.add_argument("--quick", action="store_true", help="fewer repetitions")
+        if name != "training":
+            kind.add_argument("--markdown", metavar="FILE", help="write the tables here")
+        if name == "inference":
+            kind.add_argument("--precision", choices=("f32", "bf16"), help="bf16: ours and the peers that compute in it")
+            kind.add_argument("--chart", metavar="FILE", help="draw the ratios: .png or .svg (needs matplotlib)")
 
     doctor = add(
         "doctor",

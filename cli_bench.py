@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 from .ir.errors import RuntimeUnavailableError
 from .runtime.threads import available
 
+ROWWISE = ("op_softmax4096x1024", "op_layernorm4096x1024", "op_gelu16M")
+
 
 def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Contractions one by one, and row-wise kernels against torch if asked; the figures."""
+    """Contractions one by one, and row-wise kernels against peers if asked; the figures."""
     _there("kernels")
     if args.rowwise:
-        from .benchmarks import rowwise
-
-        return rowwise.COMPARISON.run(threads=args.threads, quick=args.quick)
+        args.models, args.peers, args.precision = ",".join(ROWWISE), None, "f32"
+        return inference_command(args)
     count = args.threads or available()
     from .benchmarks import kernels
 
@@ -34,11 +37,42 @@ def training_command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def inference_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Whole models against peers; the figures."""
-    _there("inference")
-    from .benchmarks import inference
+    """Whole models and single operations against peers; the figures.
 
-    return inference.COMPARISON.run(args.models, args.peers, args.threads, args.quick)
+    Files are written after every row, so that an interrupted run leaves its rows. Raises BenchmarkError at the end if a workload
+    failed or a figure is above the roofline.
+    """
+    _there("inference")
+    from .benchmarks import inference, report
+
+    target, picture, figures = (getattr(args, k, None) for k in ("markdown", "chart", "json"))
+    words = ("models", "peers", "threads", "quick", "precision")
+    given = [(w, getattr(args, w)) for w in words]
+    options = [f"--{w}" if value is True else f"--{w} {value}" for w, value in given if value not in (None, False)]
+    command = " ".join(["tensorwright bench inference", *options])
+
+    def keep(found: dict[str, Any]) -> None:
+        if figures and figures != "-":
+            Path(figures).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if target:
+            Path(target).write_text(report.markdown(inference.with_sizes(found), command), encoding="utf-8")
+
+    compared = inference.comparison(args.precision or "f32")
+    found = inference.with_sizes(compared.run(args.models, args.peers, args.threads, args.quick, keep))
+    found["command"] = command
+    keep(found)
+    if picture:
+        report.chart(found, picture)
+    compared.judge(found)
+    return found
+
+
+def compile_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Compile times against peers, and against the number of nodes; the figures."""
+    _there("compile_time")
+    from .benchmarks import compile_time
+
+    return compile_time.run(args.models, args.peers, args.threads, args.quick, args.markdown)
 
 
 def _there(name: str) -> None:

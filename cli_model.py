@@ -72,6 +72,10 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         print(f"against the numpy interpreter in f64: relative error {error:.2e}")
         if not error <= _CHECK:
             raise InputError(f"the outputs differ from the interpreter's by {error:.2e} relative; at most {_CHECK} is expected")
+    if args.compare:
+        from .cli_onnx import compare
+
+        figures["compare"] = compare(args.model, exe, inputs, outputs, args.layers)
     if args.output:
         with open(args.output, "wb") as file:  # a path would get .npz appended
             np.savez(file, **dict(zip(exe.output_names, outputs, strict=False)))  # type: ignore[arg-type]
@@ -81,6 +85,11 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
 
 def inspect_command(args: argparse.Namespace) -> None:
     """Prints one stage, or the list of them; or the need of memory."""
+    if args.model.endswith(".onnx") and args.stage is None and not args.memory:
+        from .cli_onnx import summary
+
+        summary(args.model, _sizes(args.size))
+        return
     exe, sizes = executable(args)
     if exe.symbols:
         exe.specialise(**_all_sizes(exe, sizes))
@@ -112,7 +121,7 @@ def _executable(args: argparse.Namespace, more: Mapping[str, Any]) -> Executable
     options = {k: v for k, v in asked.items() if v is not None}
     path, _, name = args.model.partition(":") if re.search(r"\.py(:|$)", args.model) else (args.model, "", "")
     if not Path(path).is_file():
-        raise InputError(f"there is no file {path!r}; MODEL is FILE.py:NAME, FILE.tw, or a file with a graph's text")
+        raise InputError(f"there is no file {path!r}; MODEL is FILE.py:NAME, FILE.tw, FILE.onnx, or a file with a graph's text")
     if path.endswith(".py"):
         fn, defaults = _from_python(Path(path), name)
         given = [parse_spec(s) for s in args.spec] or defaults
@@ -124,11 +133,15 @@ def _executable(args: argparse.Namespace, more: Mapping[str, Any]) -> Executable
             exe.set_parameters(_read_arrays(args.weights))
         return exe
     if args.spec:
-        raise InputError("--spec belongs to a Python model; a graph and a .tw file have their types in them")
+        raise InputError("--spec belongs to a Python model; a graph, a .tw and an .onnx file have their types in them")
     if path.endswith(".tw"):
         found = artifact.load(path)
         weights = _weights(found.graph, args.weights) if args.weights else found.parameters
         return compile_model(found.graph, parameters=weights, **options)
+    if path.endswith(".onnx"):
+        from .cli_onnx import compiled_model
+
+        return compiled_model(path, _weights_given(args.weights), options)
     graph = read_graph(path)
     return compile_model(graph, parameters=_weights(graph, args.weights), **options)
 
@@ -256,6 +269,10 @@ def _weights(graph: Graph, path: str | None) -> dict[str, Array] | None:
         return {n: given[n] for n in wanted}
     rng = np.random.default_rng(0)
     return {n: random_array(rng, t, weight=True) for n, t in wanted.items()} or None
+
+
+def _weights_given(path: str | None) -> dict[str, Array] | None:
+    return _read_arrays(path) if path else None
 
 
 def _read_arrays(path: str) -> dict[str, Array]:

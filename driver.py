@@ -14,35 +14,57 @@ import gc
 import inspect
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 
-from .ir.errors import CompileError, InputError
+from .ir.errors import CompileError, InputError, RuntimeUnavailableError
 from .ir.graph import Graph
 from .ir.graphs import specialize
 from .ir.memory import Rematerialisation
-from .ir.program import Program
+from .ir.program import CALL_PATH, Program
 from .ir.target import Target
-from .runtime import artifact, host, threads
+from .runtime import artifact, host, openmp, threads
+from .runtime.buffers import total_bytes
 from .runtime.cache import DiskCache, Key, default_folder, source_digest
 from .runtime.compiled import Compiled, PassRecord, Text
 from .runtime.executable import Executable
-from .runtime.native import llvm_version
+from .runtime.native import llvm_version, release_compiler
+from .runtime.reserve import Reserve
 from .settings import Flags, flags
 
 if TYPE_CHECKING:
+    from .frontend.onnx.model import Model
     from .passes.contract import PassResult
+    from .staged import StagedExecutable
 
 _ROOT: Final = Path(__file__).resolve().parent
 _CODE_STAGES: Final = ("loops", "llvm", "asm")
+_RESERVED: Final = 4 * 1024 * 1024  # bytes of prepared weights from which on their memory is asked for early
 PRECISIONS: Final = ("f32", "bf16")
 
 
+@overload
+def compile(
+    fn: Model,
+    *,
+    target: str | Target | None = None,
+    threads: int | None = None,
+    validate: bool | None = None,
+    cache: bool | None = None,
+    dump: str | Path | None = None,
+    memory_budget: int | None = None,
+    precision: str | None = None,
+    winograd: bool | None = None,
+) -> Executable | StagedExecutable: ...
+@overload
 def compile(
     fn: Callable[..., Any] | Graph,
     *specs: Any,
@@ -56,13 +78,27 @@ def compile(
     memory_budget: int | None = None,
     precision: str | None = None,
     winograd: bool | None = None,
-) -> Executable:
+) -> Executable: ...
+def compile(
+    fn: Callable[..., Any] | Graph | Model,
+    *specs: Any,
+    parameters: Mapping[str, Any] | None = None,
+    target: str | Target | None = None,
+    threads: int | None = None,
+    validate: bool | None = None,
+    cache: bool | None = None,
+    dump: str | Path | None = None,
+    name: str | None = None,
+    memory_budget: int | None = None,
+    precision: str | None = None,
+    winograd: bool | None = None,
+) -> Executable | StagedExecutable:
     """An Executable of a function of Tensors or a Module, for arguments like `specs`; or of a Graph.
 
-    fn          a function, a Module (its weights are bound), or a Graph (then there are no specs)
+    fn          a function, a Module (its weights are bound), a Graph, or a tw.onnx.Model (then there are no specs)
     specs       tw.spec(...), example arrays, or nested containers of such; tw.spec("N", 3) leaves N open: one program
                 is compiled for each size that comes
-    parameters  weights of a Graph by input name; inputs not named here are arguments of the call
+    parameters  weights of a Graph by input name (default: those that came with it); other inputs are arguments of the call
     target      'host', or a target row; code for a row that this machine lacks can be read, not run
     threads     most threads one call may use (default: TENSORWRIGHT_THREADS, else what the machine allows)
     validate    check every pass against the interpreter (default: TENSORWRIGHT_VALIDATE)
@@ -72,10 +108,41 @@ def compile(
                 instead of kept, with the same bits (`exe.remat` says what, `exe.memory` what the call needs)
     precision   'f32', or 'bf16': matrix products and convolutions of bf16 numbers, added up in f32
     winograd    whether 3x3 convolutions may be computed by Winograd's method, which is faster and errs more: up to 1e-5 of the
-                largest result of a layer (default: TENSORWRIGHT_WINOGRAD, else yes; training steps, where it costs memory: no)
+                largest result of a layer (default: TENSORWRIGHT_WINOGRAD, else yes)
 
     Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
     """
+    with _no_collection():
+        return _compile(
+            fn,
+            *specs,
+            parameters=parameters,
+            target=target,
+            threads=threads,
+            validate=validate,
+            cache=cache,
+            dump=dump,
+            name=name,
+            memory_budget=memory_budget,
+            precision=precision,
+            winograd=winograd,
+        )
+
+
+def _compile(
+    fn: Any,
+    *specs: Any,
+    parameters: Mapping[str, Any] | None,
+    target: str | Target | None,
+    threads: int | None,
+    validate: bool | None,
+    cache: bool | None,
+    dump: str | Path | None,
+    name: str | None,
+    memory_budget: int | None,
+    precision: str | None,
+    winograd: bool | None,
+) -> Executable | StagedExecutable:
     now = flags()
     changes: dict[str, Any] = {"threads": threads, "validate": validate, "dump": None if dump is None else str(dump)}
     changes["winograd"] = winograd
@@ -83,14 +150,23 @@ def compile(
     if cache is False:
         now = replace(now, cache="off")
     flatten = unflatten = None
+    early = _Early.start(now, fn, specs, target, precision)
     if isinstance(fn, Graph):
         if specs:
             raise InputError("a Graph has its input types in it: compile(graph) takes no specs")
-        graph, bound = fn, dict(parameters or {})
+        graph, bound = fn, dict(fn.weights if parameters is None else parameters)
     else:
         from .frontend import tree
         from .frontend.tracing import trace_model
 
+        imported = sys.modules.get(f"{__package__}.frontend.onnx.model")  # nobody can have a Model who did not import it
+        if imported is not None and isinstance(fn, imported.Model):
+            if specs or parameters is not None:
+                raise InputError("an ONNX model has its input types and weights in it: compile(model) takes neither")
+            from .staged import staged
+
+            options: dict[str, Any] = {"target": target, "now": now, "memory_budget": memory_budget, "precision": precision}
+            return staged(fn, lambda g: build(g, g.weights, **options))
         if parameters is not None:
             raise InputError("parameters= belongs to a Graph; a Module brings its own weights")
         _check_signature(fn, specs)
@@ -110,6 +186,7 @@ def compile(
         unflatten=unflatten,
         memory_budget=memory_budget,
         precision=precision,
+        early=early,
     )
 
 
@@ -152,6 +229,7 @@ def build(
     shares: Executable | None = None,
     memory_budget: int | None = None,
     precision: str | None = None,
+    early: _Early | None = None,
 ) -> Executable:
     """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`.
 
@@ -176,7 +254,8 @@ def build(
             f"targets that run here: {', '.join(host.runnable_rows())}"
         )
     options = _Options(memory_budget or 0, precision or PRECISIONS[0])
-    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options)
+    runs = bool(parameters) and not reason
+    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options, early or _Early(), runs)
     return Executable(
         graph,
         compiler,
@@ -188,7 +267,22 @@ def build(
         unflatten=unflatten,
         not_runnable=reason,
         shares=shares,
+        call_path=functools.partial(_call_path, chosen, now),
     )
+
+
+def _call_path(target: Target, now: Flags) -> tuple[bytes, str]:
+    """Object code and name of the function that makes calls direct, from the cache or made now."""
+    name = f"call path {target} {compiler_digest()} {llvm_version()}"
+    cache = cache_of(now)
+    code = None if cache is None else cache.kept(name)
+    if code is None:
+        from .codegen.llvm.callpath import call_path
+
+        code = call_path(target)
+        if cache is not None:
+            cache.keep(name, code)
+    return code, CALL_PATH
 
 
 def load(
@@ -255,6 +349,42 @@ class _Options:
     precision: str = PRECISIONS[0]
 
 
+def _load_openmp() -> None:
+    with contextlib.suppress(RuntimeUnavailableError):  # raised again where more than one thread is asked for
+        openmp.runtime()
+
+
+class _Early:
+    """Memory for prepared weights, asked for before the model is traced, by how much a model of this name took last time."""
+
+    def __init__(self, name: str = "", reserve: Reserve | None = None) -> None:
+        self.name = name
+        self._reserve = reserve
+
+    @classmethod
+    def start(cls, now: Flags, fn: object, specs: Sequence[Any], *asked: object) -> _Early:
+        cache = cache_of(now)
+        if cache is None or now.validate or now.dump:
+            return cls()
+        of = fn if isinstance(fn, Graph | FunctionType | type) else type(fn)
+        title = getattr(of, "name", None) or f"{getattr(of, '__module__', '')}.{getattr(of, '__qualname__', '')}"
+        name = f"{title} {[getattr(s, 'shape', None) for s in specs]} {asked} {now.code_flags()}"
+        text = cache.kept(name)
+        nbytes = int(text) if text is not None and text.isdigit() and len(text) < 16 else 0
+        if not nbytes:
+            return cls(name)
+        threading.Thread(target=_load_openmp, name="tensorwright-openmp", daemon=True).start()
+        return cls(name, Reserve(nbytes))
+
+    def take(self, nbytes: int) -> Reserve | None:
+        """The memory if it is enough and not far more; it is given once."""
+        found, self._reserve = self._reserve, None
+        if found is not None and not nbytes <= found.nbytes <= 1.1 * nbytes:
+            found.cancel()
+            return None
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class _Compiler:
     """Compiles one graph for any sizes; what an Executable calls."""
@@ -266,6 +396,8 @@ class _Compiler:
     bound: bool
     now: Flags
     asked: _Options = _Options()
+    early: _Early = field(default_factory=_Early)
+    runs: bool = False  # whether weights will be prepared here
 
     def key(self, sizes: Mapping[str, int]) -> Key:
         """All that decides the code for these sizes."""
@@ -293,10 +425,15 @@ class _Compiler:
         key = self.key(sizes) if cache is not None else None
         found = cache.get(key) if look and cache is not None and key is not None else None
         if found is None:
+            self.early.take(0)
             found = self._make(sizes)
             if cache is not None and key is not None:
                 cache.put(key, found)
+                if found.reserve is not None and self.early.name:
+                    cache.keep(self.early.name, b"%d" % found.reserve.nbytes)
             return replace(found, seconds=time.perf_counter() - start)
+        if found.prepare is not None:
+            found = replace(found, reserve=self.early.take(total_bytes(o.type for o in found.prepare.outputs)))
         again = functools.cache(lambda: self._make(sizes).texts)
         names = ["graph", *_stage_names([p.name for p in found.passes]), *(["prepare"] if found.prepare else [])]
         texts: dict[str, Text] = {n: functools.partial(_regenerated, again, n) for n in (*names, *_CODE_STAGES)}
@@ -325,8 +462,7 @@ class _Compiler:
             check = Validator()
         model = Footprint(self.target, self.count)
         ctx = Context(target=self.target, preferred_panel=preferred_panel, memory_model=model)
-        winograd = self.purpose == "inference" if self.now.winograd is None else self.now.winograd
-        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, winograd)
+        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, self.now.winograd)
         check_all = self.now.verify or self.now.validate
         hooks = Hooks(dump=folder, verify=check_all, validate=check)
         final = run_pipeline(graph, passes, ctx, hooks)
@@ -343,6 +479,9 @@ class _Compiler:
         preparing = None if first is None else begin(first, self.target, name="prepare", **options)
         program = generate(run, self.target, name="main", **options)
         prepare = None if preparing is None else preparing()
+        release_compiler()
+        prepared = 0 if first is None else total_bytes(o.tensor for o in first.outputs)
+        reserve = Reserve(prepared) if self.runs and prepared >= _RESERVED else None
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
             texts[stage] = functools.partial(str, result.after)
@@ -361,6 +500,7 @@ class _Compiler:
             texts=texts,
             passes=tuple(_record(r) for r in ctx.results),
             remat=remat if isinstance(remat, Rematerialisation) else None,
+            reserve=reserve,
         )
 
     def _dump_folder(self, sizes: Mapping[str, int]) -> Path | None:

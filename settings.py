@@ -33,9 +33,7 @@ class Flags:
     validate: bool = _flag(False, "check every pass against the interpreter while compiling (slow)")
     verify: bool = _flag(False, "check the graph after every pass, and the loops and the memory plan")
     checked: bool = _flag(False, "compile every load and store with a bounds check (slow)", code=True)
-    winograd: bool | None = _flag(
-        None, "3x3 convolutions by Winograd's method where it is expected to be faster; unset: in inference only", code=True
-    )
+    winograd: bool = _flag(True, "3x3 convolutions by Winograd's method where it is expected to be faster", code=True)
     dump: str = _flag("", "folder that gets the text of every stage of every compile, numbered; unset: none")
 
     def code_flags(self) -> tuple[tuple[str, str | int | bool | None], ...]:
@@ -106,7 +104,6 @@ def _check(name: str, value: Any, where: str | None = None) -> None:
     kind = next(str(f.type) for f in fields(Flags) if f.name == name)
     fits = {
         "bool": isinstance(value, bool),
-        "bool | None": value is None or isinstance(value, bool),
         "int": type(value) is int and value >= 0,
         "int | None": value is None or (type(value) is int and value >= 1),
         "str": isinstance(value, str),

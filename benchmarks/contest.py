@@ -1,8 +1,8 @@
 """Contestants in processes of their own that are measured in turn: what the comparisons with peers share.
 
-A worker makes a callable, saves its result and then answers every line of seconds that it reads with the milliseconds of
-the calls that it made in that time. The parent lets the workers run one after the other, round by round, so that a busy
-moment of the machine meets all of them.
+A worker (`serving.py`) makes a callable, saves its result and then answers every line of seconds that it reads with the
+milliseconds of the calls that it made in that time, and the line `end` with what it used. The parent lets the workers run one
+after the other, round by round, so that a busy moment of the machine meets all of them.
 """
 
 from __future__ import annotations
@@ -10,64 +10,53 @@ from __future__ import annotations
 import json
 import math
 import os
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from tensorwright.benchmarks.harness import quiet
 
 ROUND_SECONDS = 0.25  # of calls per contestant and round
-KEPT = 2000  # the most times that one answer holds
+SLOW = 5.0  # times the fastest: who takes longer leaves after two rounds
+START_SECONDS = 180.0  # to be ready, and to answer
+
+Check = Callable[[str], str]
 
 
-def serve(make: Callable[[], tuple[Callable[[], Any], dict[str, Any]]], result: str, threads: int) -> None:
-    """A worker's whole life. `make` gives the call and what there is to say about it; its first result is saved to `result`.
+def busy(work: Callable[[], object], processes: Sequence[int]) -> float:
+    """Cores that everyone but these processes and this one used while `work` ran, on average; 0 where there is no /proc/stat."""
+    if not Path("/proc/stat").exists():
+        work()
+        return 0.0
 
-    The result is an array or a dict of arrays (a path ending in .npz). What libraries print goes to standard error. All
-    contestants ask for the same priority and the same cores.
-    """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    quiet()
-    start = time.perf_counter()
-    try:
-        run, facts = make()
-        first = run()
-    except Exception as error:  # a peer's own failure, of whatever type: reported, and it is out
-        print(json.dumps({"error": f"{type(error).__name__}: {str(error)[:300]}"}), file=answers, flush=True)
-        return
-    facts = {"ready": time.perf_counter() - start, **facts}
-    if isinstance(first, dict):
-        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in first.items()}
-        np.savez(result, **arrays)
-    else:
-        np.save(result, np.asarray(first))
-    print(json.dumps(facts), file=answers, flush=True)
-    for line in sys.stdin:
-        seconds = float(line)
-        run()
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(times) < 3:
-            begin = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - begin) * 1e3)
-        print(json.dumps(times[-KEPT:]), file=answers, flush=True)
+    def used() -> tuple[float, float]:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)[1:9]
+        total = sum(int(fields[k]) for k in (0, 1, 2, 5, 6, 7))
+        own = sum(
+            sum(map(int, Path(f"/proc/{p}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13])) for p in ids
+        )
+        return (total - own) / os.sysconf("SC_CLK_TCK"), time.perf_counter()
+
+    ids = [os.getpid(), *processes]
+    before, start = used()
+    work()
+    after, end = used()
+    return max(0.0, (after - before) / (end - start))
 
 
 class Contestant:
     """A worker's process. `facts` is what it said when it was ready, `error` why it is out, `times` all milliseconds."""
 
-    def __init__(self, module: str, arguments: Sequence[str], threads: int) -> None:
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    def __init__(self, module: str, arguments: Sequence[str], threads: int, environment: Mapping[str, str] | None = None) -> None:
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS")
+        kept = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in stop)
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, "--worker", *arguments, str(threads)],
@@ -75,28 +64,29 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env={**os.environ, **dict.fromkeys(names, str(threads))},
+            env={**kept, **dict.fromkeys(names, str(threads)), **(environment or {})},
         )
         self.times: list[float] = []
         self.rounds: list[float] = []
         self.facts: dict[str, Any] = {}
         self.error = ""
 
-    def start(self) -> None:
-        """Waits until it is ready, or out."""
-        self.facts = self._read()
+    def start(self, limit: float = START_SECONDS) -> None:
+        """Waits until it is ready, or out: also when that takes more than `limit` seconds."""
+        self.facts = self._read(limit)
         self.error = self.facts.get("error", "")
 
     def round(self, seconds: float) -> None:
         """Lets it run for some seconds. Raises RuntimeError if its process has ended."""
-        stdin: IO[str] = self.process.stdin  # type: ignore[assignment]
-        stdin.write(f"{seconds}\n")
-        stdin.flush()
-        answer = self._read()
+        answer = self._ask(str(seconds))
         if isinstance(answer, dict):
             raise RuntimeError(answer["error"])
         self.times += answer
         self.rounds.append(statistics.median(answer))
+
+    def finish(self) -> None:
+        """Adds to the facts what it used."""
+        self.facts |= self._ask("end")
 
     @property
     def median(self) -> float:
@@ -108,18 +98,32 @@ class Contestant:
         """The first and the last decile of all its calls, in milliseconds."""
         return [float(np.quantile(self.times, q)) for q in (0.1, 0.9)]
 
-    def _read(self) -> Any:
+    def _ask(self, line: str) -> Any:
+        stdin: IO[str] = self.process.stdin  # type: ignore[assignment]
+        try:
+            stdin.write(f"{line}\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # its process has ended: reading says so, and why
+        return self._read(START_SECONDS)
+
+    def _read(self, limit: float) -> Any:
+        """The next line. Each question has one line for an answer, so that nothing waits in the buffer."""
         stdout: IO[str] = self.process.stdout  # type: ignore[assignment]
+        if not select.select([stdout], [], [], limit)[0]:
+            self.process.kill()
+            return {"error": f"it took more than {limit:.0f} s"}
         line = stdout.readline()
         if line:
             return json.loads(line)
         self.log.seek(0)
-        return {"error": f"its process ended: {self.log.read()[-300:]}"}
+        return {"error": f"its process ended: {self.log.read()[-300:].strip()}"}
 
     def stop(self) -> None:
         """Ends the process."""
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with suppress(BrokenPipeError):  # it may have ended already
+                self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -131,15 +135,27 @@ class Contestant:
 
 
 @contextmanager
-def contestants(module: str, arguments: Mapping[str, Sequence[str]], threads: int, label: str) -> Iterator[dict[str, Contestant]]:
-    """Started contestants by name; those that fail are reported on standard error and left out."""
+def contestants(
+    module: str,
+    arguments: Mapping[str, Sequence[str]],
+    threads: int,
+    label: str,
+    *,
+    check: Check | None = None,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+    out: MutableMapping[str, str] | None = None,
+) -> Iterator[dict[str, Contestant]]:
+    """Started contestants by name. Those that fail, and those in whose result `check(name)` finds a fault (in words), are
+    reported on standard error and in `out`, and left out before anything is timed."""
     running: dict[str, Contestant] = {}
     try:
         for name, words in arguments.items():
-            c = running[name] = Contestant(module, words, threads)
+            c = running[name] = Contestant(module, words, threads, (environments or {}).get(name))
             c.start()  # one after the other: compiling must not disturb the others
-            if c.error:
-                print(f"  {label}: {name} is out: {c.error}", file=sys.stderr)
+            if reason := c.error or (check(name) if check else ""):
+                print(f"  {label}: {name} is out: {reason}", file=sys.stderr)
+                if out is not None:
+                    out[name] = reason
                 running.pop(name).stop()
         yield running
     finally:
@@ -148,11 +164,19 @@ def contestants(module: str, arguments: Mapping[str, Sequence[str]], threads: in
 
 
 def take_turns(running: Mapping[str, Contestant], rounds: int, seconds: float = ROUND_SECONDS) -> None:
-    """Measures all of them, in turn; every other round in the opposite order."""
+    """Measures all of them, in turn; every other round in the opposite order.
+
+    Who is much slower than the fastest peer leaves after two rounds: it cannot become the best one.
+    """
     for k in range(rounds):
         order = list(running.values())
+        if k > 1:
+            fastest = min(c.median for c in order)
+            order = [c for c in order if c is running.get("tensorwright") or c.median <= SLOW * fastest]
         for c in order if k % 2 == 0 else reversed(order):
             c.round(seconds)
+    for c in running.values():
+        c.finish()
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:

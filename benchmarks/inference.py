@@ -1,222 +1,191 @@
-"""Whole models against numpy, PyTorch and ONNX Runtime: each contestant in its own process, taking turns.
+"""Whole models and single operations against the peers: each contestant in its own process, taking turns.
 
-    python -m tensorwright.benchmarks.inference --models mlp_b1,resnet50_b1 --json result.json
+    tensorwright bench inference --models resnet50,op --json result.json --markdown table.md --chart chart.png
 
-Every contestant gets the same weights (by name, from a file), the same input, the same number of threads and the same
-cores. They are measured in rounds, in turn, so that a busy moment of the machine meets all of them; figures are medians.
-Errors are against an evaluation in f64.
+Every contestant gets the same weights and inputs from files, the same number of threads and the same cores. Results are
+compared with an evaluation in f64 before anything is timed, and who is wrong is out. Then they are measured in rounds, in turn,
+so that a busy moment of the machine meets all of them; figures are medians. One more process compiles from the cache, and
+compares the bits of 1, 2 and 4 threads.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import json
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorwright.benchmarks import models
-from tensorwright.benchmarks.comparison import Comparison, columns
-from tensorwright.benchmarks.contest import contestants, serve, take_turns
-from tensorwright.frontend.nn.init import seed
+from tensorwright.benchmarks.comparison import Comparison, Row, columns
+from tensorwright.benchmarks.contest import Contestant, busy, contestants, take_turns
+from tensorwright.benchmarks.installed import installed_bytes
+from tensorwright.benchmarks.peers import OURS, PEERS
+from tensorwright.benchmarks.prepare import prepare
+from tensorwright.benchmarks.roofline import again, roofline
+from tensorwright.runtime.host import host
 
-DEFAULT = ("mlp_b1", "mlp_b64", "lenet_b1", "lenet_b64", "cifar_b1", "cifar_b64", "resnet50_b1", "resnet50_b8")
-PEERS = ("numpy", "torch", "torch_compile", "onnxruntime")
-
-
-def installed_peers() -> list[str]:
-    """The peers that can take part here; torch.compile needs a C++ compiler, ONNX Runtime a torch that exports for it."""
-    torch = importlib.util.find_spec("torch") is not None
-    there = {
-        "numpy": True,
-        "torch": torch,
-        "torch_compile": torch and any(map(shutil.which, ("g++", "c++", "clang++"))),
-        "onnxruntime": torch and all(importlib.util.find_spec(m) for m in ("onnxruntime", "onnx", "onnxscript")),
-    }
-    return [p for p in PEERS if there[p]]
+TOLERANCE = {"f32": 1e-4, "bf16": 2e-2}  # of the largest value of the f64 result
+THREADS = (1, 2, 4)  # whose results must have the same bits
+DISTURBED = 0.1  # cores that others used: the row is worth less
+ROUNDING = 1.03  # a fraction of the roofline above it is an error: both are measured, on a machine that others use too
+COLUMNS = ("import", "import_rss", "peak_rss", "build", "first_call", "form", "precision")
 
 
-# ---------------------------------------------------------------------------------------------------- contestants
+def known_peers(precision: str = "f32") -> dict[str, str]:
+    """The contestants with an entry for a precision, ourselves left out: "" for those that are here, else why not."""
+    return {name: p.missing() for name, p in PEERS.items() if name != OURS and precision in p.precisions}
 
 
-def ours(name: str, weights: dict[str, Any], x: Any, threads: int) -> Callable[[], Any]:
-    """Tensorwright, in the way a user calls it."""
-    import tensorwright as tw
-
-    module = models.INFERENCE[name].make()
-    module.load_state_dict(weights)
-    exe = tw.compile(module, *models.INFERENCE[name].arguments, threads=threads)
-    return lambda: exe(x)
-
-
-def by_numpy(name: str, weights: dict[str, Any], x: Any, threads: int) -> Callable[[], Any]:
-    """The interpreter of the same graph: numpy, op by op."""
-    import tensorwright as tw
-    from tensorwright.ir.interp import run
-
-    module = models.INFERENCE[name].make()
-    module.load_state_dict(weights)
-    graph = tw.trace(module, *models.INFERENCE[name].arguments)
-    values = {**weights, next(str(i.attrs["name"]) for i in graph.inputs if i.attrs["role"] == "data"): x}
-    arrays = [values[str(i.attrs["name"])] for i in graph.inputs]
-    return lambda: run(graph, arrays)[0]
+def relative_error(found: Path, reference: Path) -> float:
+    """The largest difference over all outputs, as part of the output's largest value. Infinite for another shape or a NaN."""
+    worst = 0.0
+    with np.load(found) as got, np.load(reference) as want:
+        if len(got.files) < len(want.files):
+            return float("inf")
+        for key in want.files:
+            y, truth = got[key], want[key]
+            if y.shape != truth.shape:
+                return float("inf")
+            worst = max(worst, float(np.max(np.abs(y - truth), initial=0.0) / max(float(np.max(np.abs(truth))), 1e-300)))
+            if not np.isfinite(y).all():
+                return float("inf")
+    return worst
 
 
-def _torch_model(name: str, weights: dict[str, Any], threads: int) -> Any:
-    import torch
-    from tensorwright.benchmarks import torch_models
-
-    torch.set_num_threads(threads)
-    return torch_models.load(torch_models.INFERENCE[name.partition("_")[0]](), weights).eval()
+def verdict(found: Path, reference: Path, tolerance: float) -> tuple[float, str]:
+    """The error of a result, and "" or why its contestant is out."""
+    error = relative_error(found, reference)
+    return error, "" if error <= tolerance else f"its result is wrong: relative error {error:.1e}, allowed is {tolerance:.0e}"
 
 
-def by_torch(name: str, weights: dict[str, Any], x: Any, threads: int) -> Callable[[], Any]:
-    """PyTorch eager, inference mode, channels last where that is how it is fast."""
-    import torch
+def measure(name: str, peers: Sequence[str], threads: int, rounds: int, precision: str = "f32") -> Row:
+    """One row: medians of all contestants on one workload. Raises RuntimeError if Tensorwright fails, or is wrong."""
+    errors: dict[str, float] = {}
+    out: dict[str, str] = {}
+    aside = {p: why for p in peers if (why := PEERS[p].takes(name))}
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        prepare(name, folder)
 
-    model = _torch_model(name, weights, threads)
-    t = torch.from_numpy(x)
-    if t.ndim == 4:
-        model, t = model.to(memory_format=torch.channels_last), t.contiguous(memory_format=torch.channels_last)
+        def check(contestant: str) -> str:
+            path = folder / f"{contestant}.npz"
+            errors[contestant], reason = verdict(path, folder / "reference.npz", TOLERANCE[precision])
+            if contestant != OURS:
+                path.unlink()
+            return reason
 
-    def run() -> Any:
-        with torch.inference_mode():
-            return model(t)
-
-    return run
-
-
-def by_torch_compile(name: str, weights: dict[str, Any], x: Any, threads: int) -> Callable[[], Any]:
-    """torch.compile, max-autotune, weights frozen."""
-    # Its pool of compile processes keeps a core busy between rounds, and every other contestant pays for it.
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    import torch
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
-    model = _torch_model(name, weights, threads)
-    t = torch.from_numpy(x)
-    if t.ndim == 4:
-        model, t = model.to(memory_format=torch.channels_last), t.contiguous(memory_format=torch.channels_last)
-    compiled = torch.compile(model, mode="max-autotune-no-cudagraphs")
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return compiled(t)
-
-    return run
-
-
-def by_onnxruntime(name: str, weights: dict[str, Any], x: Any, threads: int) -> Callable[[], Any]:
-    """ONNX Runtime, every graph optimisation, weights as constants of the model."""
-    import onnxruntime
-    import torch
-
-    model = _torch_model(name, weights, threads)
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/model.onnx"
-        torch.onnx.export(model, (torch.from_numpy(x),), path, dynamo=True, verbose=False, external_data=False)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x}
-    return lambda: session.run(None, feed)[0]
-
-
-CONTESTANTS = {
-    "tensorwright": ours,
-    "numpy": by_numpy,
-    "torch": by_torch,
-    "torch_compile": by_torch_compile,
-    "onnxruntime": by_onnxruntime,
-}
-
-
-# ---------------------------------------------------------------------------------------------------- the comparison
-
-
-def measure(name: str, peers: Sequence[str], threads: int, rounds: int) -> dict[str, Any]:
-    """One row: medians of all contestants on one workload. Raises RuntimeError if Tensorwright fails."""
-    import tensorwright as tw
-    from tensorwright.driver import measured_peak
-
-    seed(0)
-    workload = models.INFERENCE[name]
-    module = workload.make()
-    (x,) = workload.inputs()
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(f"{folder}/weights.npz", **module.state_dict())
-        np.save(f"{folder}/input.npy", x)
-        words = {c: (c, name, folder) for c in ("tensorwright", *peers)}
-        with contestants("tensorwright.benchmarks.inference", words, threads, name) as running:
-            if "tensorwright" not in running:
-                raise RuntimeError(f"{name}: Tensorwright itself failed")
-            take_turns(running, rounds)
-        reference = _reference(name, module, x, peers)
-        outputs = {c: np.load(f"{folder}/{c}.npy").astype(np.float64) for c in running}
-    errors = {c: float(np.max(np.abs(y - reference)) / np.max(np.abs(reference))) for c, y in outputs.items()}
-    exe = tw.compile(module, *workload.arguments, threads=threads)
-    kernels = exe.compiled.run.kernels
-    row = columns(name, threads, running, flops=sum(k.flops for k in kernels), nbytes=sum(k.bytes for k in kernels))
+        chosen = (OURS, *(p for p in peers if p not in aside))
+        environments = {c: dict(PEERS[c].environment(threads)) for c in chosen}
+        environments[OURS]["TENSORWRIGHT_CACHE"] = str(folder / "cache")  # empty: the first compile is a cold one
+        words = {c: (c, name, text, precision) for c in chosen}
+        module = "tensorwright.benchmarks.worker"
+        settings: dict[str, Any] = {"check": check, "environments": environments, "out": out}
+        with contestants(module, words, threads, name, **settings) as running:
+            if OURS not in running:
+                raise RuntimeError(f"{name}: Tensorwright itself is out: {out[OURS]}")
+            again = _again(name, folder, precision, threads, environments[OURS])
+            others = busy(lambda: take_turns(running, rounds), [c.process.pid for c in running.values()])
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    row = columns(name, threads, running, flops=about["flops"], nbytes=about["bytes"])
+    facts = {c: {k: p.facts[k] for k in COLUMNS if k in p.facts} for c, p in running.items()}
+    own = running[OURS].facts
     return row | {
-        "fraction_of_peak": row["gflops"] / measured_peak(exe.compiled.run.target, threads),
-        "max_rel_error": errors.pop("tensorwright"),
+        **limits(row, about, threads, precision, bool(own["winograd"])),
+        "precision": precision,
+        "busy_elsewhere": others,
+        "max_rel_error": errors.pop(OURS),
         "peers_max_rel_error": errors,
-        "peak_bytes": exe.peak_bytes,
+        "compile_seconds": {c: f["build"] + f["first_call"] for c, f in facts.items()},
+        "warm_seconds": again["warm"],
+        "bits_equal": again["equal"],
+        "facts": facts,
+        "out": out,
+        "aside": aside,
+        "peak_bytes": own["peak_bytes"],
+        "kernels": own["kernels"],
     }
 
 
-def _reference(name: str, module: Any, x: Any, peers: Sequence[str]) -> Any:
-    """The result in f64: torch's where it takes part (fast), else the interpreter's."""
-    if "torch" in peers:
-        import torch
+def limits(row: Row, about: Mapping[str, Any], threads: int, precision: str, winograd: bool) -> Row:
+    """Where the row stands below the roofline, and whether it stands above."""
+    line = roofline(about["flops"], about["bytes"], host(), threads, precision)
+    if line.ms > row["ours_ms"] and not winograd:
+        line = min(line, again(about["flops"], about["bytes"], host(), threads, precision), key=lambda r: r.ms)
+    fraction = line.ms / row["ours_ms"]
+    effective = winograd and fraction > 1 and line.bound == "compute"
+    return {
+        "flops": about["flops"],
+        "bytes": about["bytes"],
+        "bound": line.bound,
+        "peak_gflops": line.gflops,
+        "peak_gbps": line.gbps,
+        "fraction_of_peak": fraction,
+        "effective": effective,
+        "benchmark_error": fraction > ROUNDING and not effective,
+    }
 
-        model = _torch_model(name, module.state_dict(), os.cpu_count() or 1).double()
-        with torch.inference_mode():
-            return model(torch.from_numpy(x).double()).numpy()
-    import tensorwright as tw
-    from tensorwright.ir.dtypes import f64
-    from tensorwright.ir.interp import run
 
-    traced = tw.trace(module, *models.INFERENCE[name].arguments)
-    state = module.state_dict()
-    return run(traced, [state.get(str(i.attrs["name"]), x) for i in traced.inputs], dtype=f64)[0]
+def _again(name: str, folder: Path, precision: str, threads: int, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Seconds from a filled cache to the first result in a new process, and whether numbers of threads change any bit."""
+    cores = os.cpu_count() or 1
+    found: dict[str, Any] = {"warm": None, "equal": {}}
+    want = _outputs(folder)
+    for count in dict.fromkeys((threads, *THREADS)):
+        c = Contestant("tensorwright.benchmarks.worker", (OURS, name, str(folder), precision), count, environment)
+        try:
+            c.start()
+            if c.error:
+                raise RuntimeError(f"{name} with {count} threads: {c.error}")
+        finally:
+            c.stop()
+        if found["warm"] is None:
+            found["warm"] = c.facts["build"] + c.facts["first_call"]
+        found["equal"][str(count)] = _outputs(folder) == want
+    if different := [n for n, same in found["equal"].items() if not same]:
+        print(f"  {name}: ERROR: other bits with {', '.join(different)} threads ({cores} cores)", file=sys.stderr)
+    return found
+
+
+def _outputs(folder: Path) -> list[bytes]:
+    with np.load(folder / f"{OURS}.npz") as arrays:
+        return [arrays[k].tobytes() for k in sorted(arrays.files)]
 
 
 def remark(r: Mapping[str, Any]) -> str:
-    """Arithmetic of a row."""
-    return f"{r['gflops']:.1f} GFLOP/s ({r['fraction_of_peak']:.0%} of peak)"
+    """Arithmetic or traffic of a row as part of the machine's limit, compile times, and what is wrong."""
+    rate = f"{r['gflops']:.1f} GFLOP/s" if r["bound"] == "compute" else f"{r['gbps']:.1f} GB/s"
+    word = " effective" if r["effective"] else ""
+    fraction = f"{rate} ({r['fraction_of_peak']:.0%} of the {r['bound']} peak{word})"
+    wrong = ["BENCHMARK ERROR: above the roofline"] if r["benchmark_error"] else []
+    wrong += [] if all(r["bits_equal"].values()) else ["ERROR: bits depend on the number of threads"]
+    wrong += [f"{r['busy_elsewhere']:.2f} cores busy elsewhere"] if r["busy_elsewhere"] > DISTURBED else []
+    wrong += [f"{c} is out ({why})" for c, why in r["out"].items()]
+    return "  ".join([fraction, f"compile {r['compile_seconds'][OURS]:.2f} s, warm {r['warm_seconds']:.3f} s", *wrong])
 
 
 def match(name: str) -> list[str]:
-    """'mlp' stands for all its batch sizes that run by default."""
-    return [w for w in models.INFERENCE if w == name or (w.startswith(f"{name}_b") and w in DEFAULT)]
+    """'mlp' stands for all its batch sizes, 'op' for all single operations, 'resnet50_b1' for itself."""
+    return [w for w in models.INFERENCE if w == name or w.startswith(f"{name}_")]
 
 
-COMPARISON = Comparison(
-    "tensorwright bench inference", __doc__, tuple(models.INFERENCE), DEFAULT, installed_peers, measure, remark, match
-)
+def comparison(precision: str = "f32") -> Comparison:
+    """The benchmark in a precision: in bf16, ours and the peers that compute in it."""
+    workloads = tuple(models.INFERENCE)
+    peers = functools.partial(known_peers, precision)
+    rows = functools.partial(measure, precision=precision)
+    return Comparison("tensorwright bench inference", __doc__, workloads, workloads, peers, rows, remark, match)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["--worker"]:
-        _, contestant, name, folder, count = words
-        weights = dict(np.load(f"{folder}/weights.npz"))
-        x = np.load(f"{folder}/input.npy")
-
-        def make() -> tuple[Callable[[], Any], dict[str, Any]]:
-            return CONTESTANTS[contestant](name, weights, x, int(count)), {}
-
-        serve(make, f"{folder}/{contestant}.npy", int(count))
-        return
-    COMPARISON.main(words)
+def with_sizes(report: Row) -> Row:
+    """The report with the bytes that each contestant's packages take on disk, those they share counted for each."""
+    names = {c for r in report["rows"] for c in (OURS, *r["peers_ms"])}
+    return report | {"installed_bytes": {c: installed_bytes(PEERS[c].distributions) for c in sorted(names)}}
 
 
 if __name__ == "__main__":
-    main()
+    comparison().main(sys.argv[1:])

@@ -31,8 +31,9 @@ from tensorwright.ir.target import Target
 from tensorwright.ir.types import TensorType
 from tensorwright.runtime.host import cpu_name, resolve
 
-from .harness import Array, Native, aligned, compiled, interleaved, median, quiet
+from .harness import Array, Native, aligned, compiled, interleaved, median
 from .peak import bandwidth, peak
+from .priority import quiet
 
 GOAL = {"x86-64-v4": 0.85, "x86-64-v3": 0.80}
 

@@ -1,4 +1,5 @@
-"""The workloads that benchmarks and tests run: MLP, LeNet, a colour CNN, ResNets, MobileNetV2, BERT, BiLSTM, a transformer.
+"""The workloads that benchmarks and tests run: MLP, LeNet, a colour CNN, ResNets, MobileNetV2, BERT, BiLSTM, a transformer;
+GPT-2 is in `gpt2.py`, single operations in `single_ops.py`.
 
 Attribute names follow the PyTorch definitions that they are compared with, so that weights are copied by name
 (`from_torch_state`). `INFERENCE` and `TRAINING` name each workload with its argument types.
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorwright as tw
 from tensorwright import nn
+from tensorwright.benchmarks import single_ops
+from tensorwright.benchmarks.gpt2 import GPT2Step
 from tensorwright.frontend.specs import Spec
 
 Tensor = Any
@@ -311,8 +314,16 @@ INFERENCE: dict[str, Workload] = {
     "resnet50_b8": Workload(ResNet50, (tw.spec(8, 3, 224, 224),)),
     "mobilenetv2_b1": Workload(MobileNetV2, (tw.spec(1, 3, 224, 224),)),
     "bert_b1": Workload(BERT, (_ids(1, 128),), classes=30522),
+    "gpt2dec_b1": Workload(GPT2Step, (_ids(1, 1), tw.spec(12, 2, 1, 12, 255, 64)), classes=50257),
     "bilstm_b1": Workload(BiLSTM, (tw.spec(1, 100, 13),)),
     "bilstm_b32": Workload(BiLSTM, (tw.spec(32, 100, 13),)),
+    "op_gemm1024": Workload(single_ops.MatMul, (tw.spec(1024, 1024), tw.spec(1024, 1024))),
+    "op_conv3x3_64_56": Workload(single_ops.Convolution, (tw.spec(1, 64, 56, 56),)),
+    "op_softmax4096x1024": Workload(single_ops.Softmax, (tw.spec(4096, 1024),)),
+    "op_layernorm4096x1024": Workload(single_ops.LayerNorm, (tw.spec(4096, 1024),)),
+    "op_gelu16M": Workload(single_ops.Gelu, (tw.spec(1 << 24),)),
+    "op_attention12x512x64": Workload(single_ops.Attention, (tw.spec(1, 12, 512, 64),) * 3),
+    "op_gemv4096": Workload(single_ops.MatVec, (tw.spec(1, 4096),)),
 }
 TRAINING: dict[str, Workload] = {
     "mlp_b64": Workload(lambda: MLP(False), (tw.spec(64, 784),), _ids(64)),

@@ -10,7 +10,8 @@ from tensorwright.ir.dtypes import DType, f32
 from tensorwright.ir.expr import Expr, binary, const, fma, load, var
 from tensorwright.ir.target import Target
 
-from .harness import Native, aligned, compiled, interleaved, quiet
+from .harness import Native, aligned, compiled, interleaved
+from .priority import quiet
 
 STEPS = 20_000
 
@@ -58,10 +59,10 @@ def peak(target: Target, dtype: DType = f32, seconds: float = 0.3) -> float:
 
 
 @functools.cache
-def _rate(target: Target, size: int) -> float:
+def read_rate(target: Target, size: int) -> float:
     """Bytes per second of one core reading `size` bytes again and again."""
     lanes, unroll = target.lanes(32), 8
-    count = size // 4 // (lanes * unroll) * lanes * unroll
+    count = min(size, 1 << 28) // 4 // (lanes * unroll) * lanes * unroll
     source = Buffer("source", f32, (count,), align=64, writable=False)
     out = Buffer("out", f32, (lanes,), align=64)
     acc = Buffer("acc", f32, (unroll, lanes), scope="register", align=64)
@@ -88,4 +89,4 @@ def _rate(target: Target, size: int) -> float:
 
 def bandwidth(target: Target, size: int) -> float:
     """Bytes per second of one core that reads `size` bytes over and over, from the cache level they fit; within a factor of 2."""
-    return _rate(target, 1 << max(14, min(28, (size - 1).bit_length())))
+    return read_rate(target, 1 << max(14, min(28, (size - 1).bit_length())))

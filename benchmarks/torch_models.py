@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 relu = partial(F.relu, inplace=True)  # where nothing else reads its operand: the way that is fast
 relu6 = partial(F.relu6, inplace=True)
@@ -208,12 +209,69 @@ class BiLSTM(nn.Module):
         return torch.softmax(y, -1) if self.softmax else y
 
 
+class GPT2Layer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.n1, self.n2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.o = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.f1, self.f2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Any, keys: Any, values: Any) -> Any:
+        batch, time, width = x.shape
+        parts = self.qkv(self.n1(x)).split(width, -1)
+        q, k, v = (t.view(batch, time, self.heads, -1).transpose(1, 2) for t in parts)
+        keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+        a = F.scaled_dot_product_attention(q, keys, values)
+        x = x + self.o(a.transpose(1, 2).reshape(batch, time, width))
+        return x + self.f2(F.gelu(self.f1(self.n2(x)), approximate="tanh")), keys, values
+
+
+class GPT2Step(nn.Module):
+    def __init__(
+        self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257, positions: int = 1024
+    ) -> None:
+        super().__init__()
+        self.emb, self.pos = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
+        self.layers, self.n = nn.ModuleList([GPT2Layer(width, heads) for _ in range(layers)]), nn.LayerNorm(width)
+
+    def forward(self, ids: Any, past: Any) -> Any:
+        x = self.emb(ids) + self.pos.weight[past.shape[4]]
+        new = []
+        for i, layer in enumerate(self.layers):
+            x, keys, values = layer(x, past[i, 0], past[i, 1])
+            new.append(torch.stack([keys, values]))
+        return F.linear(self.n(x), self.emb.weight), torch.stack(new)
+
+
+class Single(nn.Module):
+    """One operation; its layer, if it has one, is called `name`."""
+
+    def __init__(self, function: Callable[..., Any], name: str = "") -> None:
+        super().__init__()
+        self.name = name or "function"
+        setattr(self, self.name, function)
+
+    def forward(self, *x: Any) -> Any:
+        return getattr(self, self.name)(*x)
+
+
+MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 INFERENCE: dict[str, Callable[[], nn.Module]] = {
     "mlp": MLP,
     "lenet": LeNet,
     "cifar": Cifar,
     "resnet50": ResNet50,
+    "mobilenetv2": partial(MobileNetV2, MOBILENET, 1280, 1000),
+    "bert": partial(BERT, 12, 768, 12, 3072, 30522, 512),
+    "gpt2dec": GPT2Step,
     "bilstm": BiLSTM,
+    "op_gemm1024": lambda: Single(torch.matmul),
+    "op_conv3x3_64_56": lambda: Single(nn.Conv2d(64, 64, 3, padding=1), "conv"),
+    "op_softmax4096x1024": lambda: Single(partial(torch.softmax, dim=-1)),
+    "op_layernorm4096x1024": lambda: Single(nn.LayerNorm(1024), "n"),
+    "op_gelu16M": lambda: Single(F.gelu),
+    "op_attention12x512x64": lambda: Single(F.scaled_dot_product_attention),
+    "op_gemv4096": lambda: Single(nn.Linear(4096, 4096, bias=False), "f"),
 }
 TRAINING: dict[str, Callable[[], nn.Module]] = {
     "mlp": partial(MLP, softmax=False),
@@ -223,6 +281,16 @@ TRAINING: dict[str, Callable[[], nn.Module]] = {
     "bilstm": partial(BiLSTM, softmax=False),
     "transformer": TinyTransformer,
 }
+
+
+def inference(name: str, weights: Mapping[str, Any], fold: bool = True) -> nn.Module:
+    """The module of an inference workload ('resnet50_b8', 'op_gelu16M') with these weights, batch norm folded, in eval mode."""
+    make = INFERENCE.get(name) or INFERENCE[name.rpartition("_")[0]]
+    module = load(make(), weights).eval()
+    for part in module.modules() if fold else ():
+        if isinstance(part, ConvNorm):
+            part.conv, part.bn = fuse_conv_bn_eval(part.conv, part.bn), nn.Identity()
+    return module
 
 
 def load(module: nn.Module, weights: Mapping[str, Any]) -> nn.Module:

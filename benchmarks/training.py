@@ -25,7 +25,8 @@ import numpy as np
 import tensorwright as tw
 from tensorwright.benchmarks import models, recurrence
 from tensorwright.benchmarks.comparison import Comparison, columns
-from tensorwright.benchmarks.contest import contestants, serve, take_turns
+from tensorwright.benchmarks.contest import contestants, take_turns
+from tensorwright.benchmarks.serving import serve
 from tensorwright.driver import build
 from tensorwright.frontend.nn.init import seed
 from tensorwright.frontend.training import TracedStep, training_step
@@ -53,6 +54,12 @@ TOLERANCE = 1e-4
 def installed_peers() -> list[str]:
     """The peers that can take part here."""
     return [p for p, package in PEERS.items() if importlib.util.find_spec(package) is not None]
+
+
+def known_peers() -> dict[str, str]:
+    """Every peer: "" if it can take part here, else why not."""
+    there = installed_peers()
+    return {p: "" if p in there else f"{m} is not installed (pip install 'tensorwright[bench]')" for p, m in PEERS.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- contestants
@@ -222,7 +229,7 @@ def remark(r: Mapping[str, Any]) -> str:
     return f"{r['gflops']:.1f} GFLOP/s ({r['fraction_of_peak']:.0%} of peak)  {r['kernels']} kernels"
 
 
-COMPARISON = Comparison("tensorwright bench training", __doc__, WORKLOADS, DEFAULT, installed_peers, measure, remark)
+COMPARISON = Comparison("tensorwright bench training", __doc__, WORKLOADS, DEFAULT, known_peers, measure, remark)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

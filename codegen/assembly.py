@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import Final
 
-from ..ir.build import input_node
+from ..ir.build import fused, get, input_node
 from ..ir.cost import node_cost
 from ..ir.dims import DimExpr
 from ..ir.dtypes import DType
@@ -37,6 +37,7 @@ from .sorts import lower_sort
 from .windows import lower_window
 
 Value = tuple[Node, int]
+Choices = Mapping[str, int]  # by what a contraction computes (`contractions_of`), the rank of its plan; 0 where nothing is said
 _COPY: Final = "copy"
 STREAM_ALIGN: Final = 16
 
@@ -72,6 +73,7 @@ class Builder:
     controls: dict[tuple[object, ...], Control] = field(default_factory=dict)
     bodies: dict[tuple[object, ...], Assembly] = field(default_factory=dict)
     pointers: list[int] = field(default_factory=list)
+    choices: Choices = field(default_factory=dict)
 
     def form(self, node: Node) -> Lowering:
         found = self.forms.get(node)
@@ -152,6 +154,25 @@ def _assembly(b: Builder, graph: Graph, inputs: Sequence[int], outputs: Sequence
     plan = plan_memory(problem)
     steps, infos = steps_of(inner, groups, plan, constants, number)
     return Assembly(graph, problem, plan, tuple(constants), tuple(steps), tuple(infos))
+
+
+def contractions_of(graph: Graph, target: Target) -> dict[str, Graph]:
+    """The distinct contractions with their epilogues, by a hash of what they compute, each as a graph of its own that is compiled
+    to the same kernel. Those in bodies of loops and branches are among them."""
+    found: dict[str, Graph] = {}
+    pending = [graph]
+    while pending:
+        b = Builder(pending.pop(), target, 1)
+        for node in _needed(b)[0]:
+            if b.is_control(node):
+                pending += [g for g in node.attrs.values() if isinstance(g, Graph)]
+                continue
+            body, _, kind = _body(b, node)
+            if (kind or _kind(b, body.outputs[0])) == "contraction":
+                alone = fused(body, body.inputs, kind) if kind else body.outputs[0]
+                outputs = [get(alone, k) for k in range(len(alone.type.items))] if isinstance(alone.type, TupleType) else [alone]
+                found.setdefault(body.fingerprint(), Graph(body.inputs, tuple(outputs)))
+    return found
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------
@@ -361,7 +382,8 @@ def _lower(b: Builder, body: Graph, kind: str, aligns: tuple[int, ...]) -> Lower
         name = b.fresh_name("".join(c if c.isalnum() or c == "_" else "_" for c in stem))
         try:
             if kind == "contraction":
-                found = lower_contraction(body, b.target, name, aligns, b.threads)
+                rank = b.choices.get(body.fingerprint(), 0) if b.choices else 0
+                found = lower_contraction(body, b.target, name, aligns, b.threads, rank)
             else:
                 found = _LOWER[kind](body, b.target, name, aligns)
         except RecursionError:

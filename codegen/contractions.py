@@ -14,6 +14,7 @@ from ..ir.target import Target
 from .contraction import schedule
 from .contraction.types import Epilogue, Operand
 from .groups import Body, Lowered, body_name, immediate, is_constant, row_major, static_shape
+from .linear import linear
 from .maps import lower_map
 
 
@@ -21,15 +22,18 @@ def _find(body: Body, graph: Graph) -> tuple[Node, Contract]:
     found = [
         (n, form) for n in graph.nodes() if n.inputs and n not in body.operand and isinstance(form := body.lowering(n), Contract)
     ]
-    if len(found) != 1 or len(graph.outputs) != 1:
+    if len(found) != 1 or (len(graph.outputs) != 1 and not found[0][1].spec.groups):
         raise CompileError(
-            f"a contraction region holds one contraction and one output; this one has {len(found)}: {body_name(graph)}"
+            f"a contraction region holds one contraction and one output; this one has {len(found)} and {len(graph.outputs)}: "
+            f"{body_name(graph)}"
         )
     return found[0]
 
 
-def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int) -> Lowered:
-    """The kernels of a contraction and its epilogue. Raises CompileError for a region that is not of that form."""
+def lower_contraction(
+    graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int, rank: int = 0
+) -> Lowered:
+    """The kernels of a contraction and its epilogue, by the plan of this rank. Raises CompileError for a region that is not of that form."""
     body = Body(graph, aligns)
     node, form = _find(body, graph)
     if as_int(form.spec.size("k")) == 0:  # nothing to add up: the epilogue of zeros, which is a map
@@ -44,11 +48,15 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     result = graph.outputs[0]
     while result is not node and isinstance(body.lowering(result), View):
         result = result.inputs[0]
-    if static_shape(result) != static_shape(node):
-        raise CompileError(f"{node.op.name} {node.type}: the region's result {result.type} has another shape")
+    groups, results, shape = form.spec.groups, graph.outputs, static_shape(node)
+    joined = groups > 1 and static_shape(result) != shape
+    shape = (*shape[:-1], shape[-1] // groups) if joined else shape
+    for r in results if joined else (result,):
+        if static_shape(r) != shape:
+            raise CompileError(f"{node.op.name} {node.type}: the region's result {r.type} has another shape than {shape}")
     extra = [n for n in graph.inputs if n is not a and n is not b]
     # An operand of the contraction that the epilogue reads again is passed a second time.
-    extra += [n for n in dict.fromkeys((a, b)) if _read_by_epilogue(node, result, n)]
+    extra += [n for n in dict.fromkeys((a, b)) if _read_by_epilogue(node, results if joined else (result,), n)]
     tables = [n for n in graph.nodes() if n not in body.operand and is_constant(n) and immediate(n) is None]
     extra += tables
 
@@ -58,17 +66,23 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
         k = body.operand[n]
         return Operand(n.dtype, row_major(static_shape(shaped or n)), aligns[k] if aligns else n.dtype.itemsize)
 
-    out_align = aligns[len(graph.inputs)] if aligns else result.dtype.itemsize
-    c = Operand(result.dtype, row_major(static_shape(node)), out_align)
-    epilogue = None if result is node else _epilogue(body, node, result, extra, [operand(n) for n in extra])
-    scheduled = schedule(
-        form.spec, operand(a, node.inputs[0]), operand(b, node.inputs[1]), c, epilogue, target, threads=threads, name=name
-    )
+    outputs = [
+        Operand(r.dtype, row_major(shape), aligns[len(graph.inputs) + k] if aligns else r.dtype.itemsize)
+        for k, r in enumerate(results if joined else (result,))
+    ]
+    c = outputs[0]
+    if joined:
+        epilogue: Epilogue | None = _joined(body, node, form, extra, [operand(n) for n in extra], outputs[1:])
+    else:
+        epilogue = None if result is node else _epilogue(body, node, result, extra, [operand(n) for n in extra])
+    left, right = operand(a, node.inputs[0]), operand(b, node.inputs[1])
+    scheduled = schedule(form.spec, left, right, c, epilogue, target, threads=threads, name=name, rank=rank)
     root = next(k for k in scheduled.kernels if k.name == scheduled.root)
     kernels = (*(k for k in scheduled.kernels if k is not root), root)
     arguments = [("operand", body.operand[a]), ("operand", body.operand[b]), ("output", 0)]
     if epilogue is not None:
         arguments += [("constant", tables.index(n)) if n in tables else ("operand", body.operand[n]) for n in extra]
+        arguments += [("output", k) for k in range(1, len(outputs))]
     if scheduled.workspace:
         arguments.append(("workspace", 0))
     constants = tuple(n.attrs["value"] for n in tables)
@@ -82,8 +96,8 @@ def _behind_views(body: Body, n: Node) -> Node:
     return n
 
 
-def _read_by_epilogue(node: Node, result: Node, operand: Node) -> bool:
-    stack, seen = [result], set[Node]()
+def _read_by_epilogue(node: Node, results: Sequence[Node], operand: Node) -> bool:
+    stack, seen = list(results), set[Node]()
     while stack:
         n = stack.pop()
         if n is operand:
@@ -112,3 +126,30 @@ def _epilogue(body: Body, node: Node, result: Node, extra: Sequence[Node], opera
         return body.value(result, index)
 
     return Epilogue(tuple(operands), value, node.dtype)
+
+
+def _joined(
+    body: Body, node: Node, form: Contract, extra: Sequence[Node], operands: Sequence[Operand], more: Sequence[Operand]
+) -> Epilogue:
+    """An epilogue whose results read the contraction's at their own index, moved on by whole groups of columns."""
+    number = {n: k for k, n in enumerate(extra)}
+    count = form.spec.groups
+    width = static_shape(node)[-1] // count
+
+    def value(accs: tuple[Expr, ...], index: tuple[Expr, ...], load: Load) -> Sequence[Expr]:
+        own = linear(index[-1])
+
+        def bound(n: Node, at: tuple[Expr, ...]) -> Expr | None:
+            if n is not node:
+                return load(number[n], list[ExprLike](at)) if n in number else None
+            there = linear(at[-1])
+            group, rest = divmod(there.constant - own.constant, width)
+            if at[:-1] != index[:-1] or there.terms != own.terms or rest or not 0 <= group < count:
+                raise CompileError(f"{node.op.name} {node.type}: its epilogue reads the result elsewhere than in its own column")
+            return cast(accs[group], node.dtype)
+
+        body.forget()
+        body.bound = bound
+        return [body.value(r, index) for r in body.graph.outputs]
+
+    return Epilogue(tuple(operands), None, node.dtype, value, tuple(more))

@@ -35,7 +35,7 @@ from .plan import View
 
 REGIONS: Final = 16  # threads that a loop without carries can use at most
 REGION_BYTES: Final = 32 * 1024 * 1024  # memory that their private regions take together, unless two take more
-LONG_NS: Final = 200_000.0  # a kernel from which on its own threads serve it better than a loop beside it
+LONG_NS: Final = 1_000_000.0  # a kernel from which on its own threads serve it better than a loop beside it
 
 
 @dataclass

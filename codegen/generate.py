@@ -10,7 +10,7 @@ from ..ir.memory import ArenaUse
 from ..ir.program import Argument, KernelInfo, Program
 from ..ir.target import Target
 from .arena import arena_use
-from .assembly import Builder, check_static, groups_of, problem_of, promises_of, steps_of
+from .assembly import Builder, Choices, check_static, groups_of, problem_of, promises_of, steps_of
 from .llvm import Emitted, begin_emit, emit
 from .loop_ir import Call, Kernel, Module, statements
 from .loop_text import print_module
@@ -62,15 +62,17 @@ def generate(
     checked: bool = False,
     verify: bool = False,
     texts: bool = True,
+    choices: Choices | None = None,
 ) -> Program:
     """The native program of a graph of static shapes, whose nodes are fused regions and lowered ops.
 
     `threads` is a hint: neither the result nor the memory depends on it. With `checked`, every access compares its index
     with its buffer's shape. With `verify`, the loop IR and the memory plan are verified before code is made of them. With
-    `texts`, the program keeps its loop IR, LLVM and assembly texts. Raises CompileError for a node that has no code (naming
+    `texts`, the program keeps its loop IR, LLVM and assembly texts. `choices` are plans of contractions other than the first.
+    Raises CompileError for a node that has no code (naming
     it, its type and what to do), VerifyError for a bug of the generator.
     """
-    made = _checked(assemble(graph, target, name=name, threads=threads), checked, verify)
+    made = _checked(assemble(graph, target, name=name, threads=threads, choices=choices), checked, verify)
     return _program(graph, target, name, made, emit(made.module, made.entry, target, checked=checked), texts)
 
 
@@ -83,9 +85,10 @@ def begin(
     checked: bool = False,
     verify: bool = False,
     texts: bool = True,
+    choices: Choices | None = None,
 ) -> Callable[[], Program]:
     """As `generate`, but LLVM works in the background; what is returned waits for it and gives the program."""
-    made = _checked(assemble(graph, target, name=name, threads=threads), checked, verify)
+    made = _checked(assemble(graph, target, name=name, threads=threads, choices=choices), checked, verify)
     emitted = begin_emit(made.module, made.entry, target, checked=checked)
     return lambda: _program(graph, target, name, made, emitted(), texts)
 
@@ -114,10 +117,12 @@ def _program(graph: Graph, target: Target, name: str, made: Assembled, emitted: 
     )
 
 
-def assemble(graph: Graph, target: Target, *, name: str = "main", threads: int = 2) -> Assembled:
+def assemble(
+    graph: Graph, target: Target, *, name: str = "main", threads: int = 2, choices: Choices | None = None
+) -> Assembled:
     """The loop IR of a graph's program, with its memory plan: all of `generate` but the machine code."""
     check_static(graph)
-    b = Builder(graph, target, threads)
+    b = Builder(graph, target, threads, choices=choices or {})
     b.promised = promises_of(b)
     groups = groups_of(b)
     problem, number, constants = problem_of(b, groups)

@@ -117,7 +117,7 @@ class _Verifier:
                     f"select takes a bool and two {e.dtype} of {e.lanes} lanes, got {[(a.dtype.name, a.lanes) for a in args]}"
                 )
         elif op in ("cast", "bitcast"):
-            if len(args) != 1 or lanes != {e.lanes} or (op == "bitcast" and args[0].dtype.bits != e.dtype.bits):
+            if len(args) != 1 or lanes != {e.lanes} or (op == "bitcast" and args[0].dtype.itemsize != e.dtype.itemsize):
                 self.fail(f"{op} to {e.dtype} of {[(a.dtype.name, a.lanes) for a in args]}")
         else:
             count = 3 if op == "fma" else 2 if op in BINARY or op in COMPARE else 1 if op in UNARY else 0

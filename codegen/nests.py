@@ -160,26 +160,32 @@ def unit_axes(axes: Sequence[Axis]) -> tuple[list[Axis], dict[Expr, Expr]]:
 
 
 def parallel_nest(
-    axes: Sequence[Axis], inner: Sequence[Stmt], nanoseconds: float, *, most: int | None = None
+    axes: Sequence[Axis],
+    inner: Sequence[Stmt],
+    nanoseconds: float,
+    *,
+    most: int | None = None,
+    least: float = PARALLEL_NS,
+    chunk: float = CHUNK_NS,
 ) -> tuple[list[Stmt], bool]:
-    """Loops over `axes` around `inner`, the outer ones shared between threads where the whole takes long enough.
+    """Loops over `axes` around `inner`, the outer ones shared between threads where the whole takes `least` nanoseconds.
 
-    `nanoseconds` is the estimate for the whole nest; `most` is how many leading axes may be shared. Gives the statements
-    and whether they are parallel.
+    `nanoseconds` is the estimate for the whole nest, `chunk` what a thread should take at a time; `most` is how many leading
+    axes may be shared. Gives the statements and whether they are parallel.
     """
     shared = list(axes[: len(axes) if most is None else most])
-    if nanoseconds < PARALLEL_NS or not shared:
+    if nanoseconds < least or not shared:
         return nest(axes, inner), False
     total, used = 1, 0
     for axis in shared:
         total *= axis.extent
         used += 1
-        if nanoseconds / total <= CHUNK_NS:
+        if nanoseconds / total <= chunk:
             break
     if total < 2:
         return nest(axes, inner), False
     per = nanoseconds / total
-    group = max(1, min(int(CHUNK_NS / per), (total + 7) // 8))
+    group = max(1, min(int(chunk / per), (total + 7) // 8))
     outer, rest = shared[:used], axes[used:]
     chunks = (total + group - 1) // group
     p = var(f"{outer[0].var.attr}_chunk")

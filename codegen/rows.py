@@ -20,7 +20,7 @@ from ..ir.lowering import Reduce
 from ..ir.target import Target
 from .accumulate import POSITIONS, Accumulator
 from .groups import Body, Lowered, body_name, cost, flat_index, is_constant, lanes_for, lowered, static_shape
-from .loop_ir import Alloc, Buffer, If, Let, Stmt, Store, vector_variable
+from .loop_ir import Alloc, Buffer, If, Let, Prefetch, Stmt, Store, vector_variable
 from .maps import BYTES_PER_NS, CYCLE_NS, Box, merge_axes, ranges_of, stride_along
 from .nests import Axis, Spot, VectorLoop, has_masks, nest, parallel_nest, share, unit_axes, widen
 from .simplify_index import Simplifier
@@ -277,10 +277,11 @@ def _emit(
     used = {e.attr[0] for e in _loads(everything)} | set(body.outputs) | set(scratch)
     masks = has_masks(target, [b.dtype for b in used])
     numbers = count()
-    how = _Columns(merged, tuple(inner), lanes, "mask" if masks else "overlap", _far(state))
+    how = _Columns(merged, tuple(inner), lanes, "mask" if masks else "overlap", _far(state), target.line)
     statements: list[Stmt] = [Alloc(b) for b in scratch]
     work = 0.0
-    for lets, stores, accs, ends in plans:
+    walks = [n for n, (_, stores, accs, _) in enumerate(plans) if stores or accs]
+    for number, (lets, stores, accs, ends) in enumerate(plans):
         statements += [Let(v, put(e)) for v, e in lets]
         done = [(b, put(i), put(v)) for b, i, v in stores]
         accs = [
@@ -291,7 +292,8 @@ def _emit(
             statements += a.start()
         if done or accs:
             quick, quick_accs, guard, lets_of = _reciprocals(done, accs, {a.var for a in inner}, numbers)
-            walked = _walk(how, quick, quick_accs, numbers)
+            ahead = _next_row(state, how, plans[walks[0]], put, rows) if number in walks[1:2] else ()
+            walked = _walk(how, quick, quick_accs, numbers, ahead=ahead)
             if guard is None:
                 statements += walked
             else:
@@ -414,12 +416,35 @@ class _Columns:
     lanes: int
     tail: str
     nontemporal: bool
+    line: int
+
+
+def _next_row(state: _Lowering, how: _Columns, first: Code, put: _Put, rows: Sequence[Axis]) -> list[tuple[Buffer, Expr]]:
+    """What the first pass over the next row will read from beyond L2: (operand, flat index), for the second pass to ask for.
+
+    The first pass waits for memory and those after it for arithmetic: without this they take turns.
+    """
+    target, columns = state.target, how.axes[-1].var
+    lets, stores, accs, ends = first
+    found: dict[Buffer, Expr] = {}
+    for e in _loads([put(x) for x in _expressions(lets, stores, accs, ends)]) if rows else ():
+        b, at = e.attr[0], e.args[0]
+        step = stride_along(how.box, at, rows[-1].var)
+        far = b.scope == "global" and b.span * b.dtype.itemsize > target.l2
+        if far and step and stride_along(how.box, at, columns) == 1:
+            found.setdefault(b, binary("add", at, step))
+    return list(found.items())
 
 
 def _walk(
-    how: _Columns, stores: Sequence[Item], accs: Sequence[Accumulator], numbers: Iterator[int], most: int = 4
+    how: _Columns,
+    stores: Sequence[Item],
+    accs: Sequence[Accumulator],
+    numbers: Iterator[int],
+    most: int = 4,
+    ahead: Sequence[tuple[Buffer, Expr]] = (),
 ) -> list[Stmt]:
-    """One pass: the loops over the columns."""
+    """One pass: the loops over the columns. `ahead`: places, over the columns, to ask for on the way."""
     axis = how.axes[-1]
     units = accs[0].units if accs else min(most, 4 if cost([v for _, _, v in stores]) <= 12 else 2)
     strides = [stride_along(how.box, i, axis.var) for _, i, _ in stores]
@@ -439,6 +464,9 @@ def _walk(
         for (b, i, _), v, stride in zip(stores, values[len(accs) :], strides, strict=True):
             at = substitute(i, {axis.var: spot.position}) if stride == 1 or spot.lanes == 1 else widen(i, axis.var, spot)
             done.append(Store(b, (at,), v, spot.mask, how.nontemporal and b.scope == "global" and stride == 1))
+        for b, i in ahead:
+            if spot.unit * spot.lanes * b.dtype.itemsize % how.line == 0:
+                done.append(Prefetch(b, (substitute(i, {axis.var: spot.position}),), 2))
         return done
 
     loop = VectorLoop(how.lanes, units, how.tail, shrink=False)

@@ -1,7 +1,7 @@
 """Reductions over windows of an image: pooling, depthwise convolution. Vectors along channels, a register tile of output pixels.
 
     for rows of the output, shared between threads
-      for tiles of pixels of the row                       the first and last ones by themselves, where windows reach over the border
+      for tiles of pixels of the row                       the first and last by themselves: windows reach over the border
         for row in the block
           for vectors of channels
             acc[t] = identity                              t: the pixels of the tile
@@ -16,6 +16,7 @@ record says. Each window is combined in row-major order, wherever it lies and wh
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from typing import Final
 from ..ir.dims import as_int
 from ..ir.dtypes import bool_, i64
 from ..ir.errors import CompileError
-from ..ir.expr import Expr, binary, broadcast, cast, const, fma, load, minimum, postorder, select, substitute, var
+from ..ir.expr import Expr, binary, broadcast, cast, const, fma, load, maximum, minimum, postorder, select, substitute, var
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Reduce, View
 from ..ir.target import Target
@@ -34,16 +35,16 @@ from .loop_ir import Alloc, Buffer, For, If, Let, Stmt, Store, vector_variable
 from .maps import CYCLE_NS, ranges_of
 from .nests import CHUNK_NS, Axis, Spot, VectorLoop, has_masks, nest, parallel_nest, unit_axes
 from .reduces import lower_reduce
-from .simplify_index import Simplifier
+from .simplify_index import Linear, Simplifier, to_expr
 from .vectorize import vectorize
 
 MOST_PIXELS: Final = 8  # of a tile
 MOST_PEELED: Final = 6  # tiles that reach over a border and have code of their own
 MOST_BORDER: Final = 16  # rows looked at from either end for one whose windows lie inside
-UNROLLED: Final = 100  # steps of a tile up to which the taps' outer loops are unrolled
+UNROLLED: Final = 40  # steps of a tile up to which the taps' outer loops are unrolled
 MOST_TAPS: Final = 16  # of a row of the window: these are always unrolled
 VECTORS: Final = 8  # of channels in a block, at least
-LEAST_NS: Final = 10_000.0  # a network's kernels follow each other: the workers are awake, and a fork costs them a microsecond or two
+LEAST_NS: Final = 10_000.0  # kernels of a network follow each other: the workers are awake, and a fork is soon done
 CHUNKS: Final = 16
 BYTES_NS: Final = 40.0  # from L2 and L3
 
@@ -181,7 +182,7 @@ class _Window:
         """Operands that only the epilogue reads, at the place that is written then."""
         if not self.masked:
             return frozenset()
-        read = {n for n in self.core.inputs}
+        read = set(self.core.inputs)
         out = self.body.outputs[0]
         return frozenset(
             (0, k)
@@ -250,9 +251,7 @@ class _Window:
                 lane_axes = [Axis(part, cuts)]
                 length = lane.extent // cuts
                 self.part = Axis(lane.var, length, 0, binary("mul", part, length))
-        inside: list[Stmt] = []
-        for tile in self._tiles():
-            inside += self._tile_loop(tile, row, start, stop)
+        inside = self._block(row, start, stop)
         return parallel_nest([*outer, *blocks, *lane_axes], inside, self.nanoseconds, least=LEAST_NS, chunk=chunk)
 
     def _tiles(self) -> list[tuple[int, int, int]]:
@@ -263,20 +262,19 @@ class _Window:
             return [(0, 1, 1)]
         width, size = s.pixel.extent, self.tile
         runs: list[tuple[int, int, int]] = []
+        before = False
         starts = list(range(0, width, size))
         inside = [self._lies_inside(s.pixel.var, x, min(size, width - x)) for x in starts]
         border = sum(not i for i in inside)
         for x, within in zip(starts, inside, strict=True):
             n = min(size, width - x)
             alike = within or border > MOST_PEELED
-            if runs and alike and runs[-1][1] == n and runs[-1][0] + runs[-1][1] * runs[-1][2] == x and self._last_alike:
+            if runs and alike and runs[-1][1] == n and runs[-1][0] + runs[-1][1] * runs[-1][2] == x and before:
                 runs[-1] = (runs[-1][0], n, runs[-1][2] + 1)
             else:
                 runs.append((x, n, 1))
-            self._last_alike = alike
+            before = alike
         return runs
-
-    _last_alike = False
 
     def _lies_inside(self, v: Expr, first: int, count: int) -> bool:
         """Whether no condition on v is open while it runs over first .. first + count, for any tap."""
@@ -294,30 +292,40 @@ class _Window:
             end -= 1
         return (first, end) if first < end and self._lies_inside(row.var, first, end - first) else (0, 0)
 
-    def _tile_loop(self, tile: tuple[int, int, int], row: Axis | None, start: Expr, stop: Expr) -> list[Stmt]:
-        """The tiles of a run, the rows of a block inside each."""
+    def _block(self, row: Axis | None, start: Expr, stop: Expr) -> list[Stmt]:
+        """The rows from start to stop, tile by tile; first those whose windows lie inside."""
         s = self.shape
         assert s is not None
-        first, pixels, count = tile
-        x0: Expr = const(first) if count == 1 else var(f"x{next(self.numbers)}")
-        ranges = ranges_of([*s.rows, *s.taps, s.lane])
-        if count > 1:
-            ranges[x0] = (first, first + (count - 1) * pixels)
+        runs, ranges = self._tiles(), ranges_of([*s.rows, *s.taps, s.lane])
         if row is None:
-            body = self._rows(ranges, x0, pixels)
-        else:
-            low, high = self._inner_rows(row)
-            inner = {**ranges, row.var: (low, max(low, high - 1))}
-            if (low, high) == (0, row.extent):
-                one = self._rows(inner, x0, pixels)
-            elif low == high:
-                one = self._rows(ranges, x0, pixels)
-            else:
-                test = binary("lt", row.var, high) if low == 0 else binary("le", const(low), row.var)
-                if low and high < row.extent:
-                    test = binary("and", test, binary("lt", row.var, high))
-                one = [If(test, tuple(self._rows(inner, x0, pixels)), tuple(self._rows(ranges, x0, pixels)))]
-            body = [For(row.var, start, stop, tuple(one))]
+            return [x for run in runs for x in self._run(run, ranges, None)]
+        low, high = self._inner_rows(row)
+        inside = {**ranges, row.var: (low, max(low, high - 1))}
+        if low == high:
+            return [x for run in runs for x in self._run(run, ranges, (row.var, start, stop))]
+        first = maximum(start, const(low)) if low else start
+        last = minimum(stop, const(high)) if high < row.extent else stop
+        done = [x for run in runs for x in self._run(run, inside, (row.var, first, last))]
+        if (low, high) == (0, row.extent):
+            return done
+        tests = [binary("lt", row.var, low)] if low else []
+        tests += [binary("le", const(high), row.var)] if high < row.extent else []
+        if len(runs) > 2:  # few rows, which need not be fast: one code for nearly all of their tiles
+            width, size = runs[-1][0] + runs[-1][1] * runs[-1][2], self.tile
+            runs = [(0, size, width // size)] + ([(width - width % size, width % size, 1)] if width % size else [])
+        border = [x for run in runs for x in self._run(run, ranges, None)]
+        return [*done, For(row.var, start, stop, (If(functools.reduce(lambda a, b: binary("or", a, b), tests), tuple(border)),))]
+
+    def _run(
+        self, run: tuple[int, int, int], ranges: dict[Expr, tuple[int, int]], rows: tuple[Expr, Expr, Expr] | None
+    ) -> list[Stmt]:
+        """The tiles of a run, and inside each the rows (variable, first, end), if given."""
+        first, pixels, count = run
+        x0: Expr = const(first) if count == 1 else var(f"x{next(self.numbers)}")
+        ranges = ranges if count == 1 else {**ranges, x0: (first, first + (count - 1) * pixels)}
+        body = self._rows(ranges, x0, pixels)
+        if rows is not None:
+            body = [For(*rows, tuple(body))]
         if count > 1:
             return [For(x0, const(first), const(first + count * pixels), tuple(body), "serial", pixels)]
         return body
@@ -360,11 +368,7 @@ class _Window:
 
     def _steps(self, spot: Spot, simplifier: Simplifier, x0: Expr, pixels: int, inner: Axis, acc: Buffer) -> list[Stmt]:
         """One row of the windows of a tile: every load once, in the order of the pixels."""
-        values: list[tuple[int, int, Expr]] = []
-        for w in range(inner.extent):
-            for t in range(pixels):
-                place = {**self._at(x0, t), inner.var: const(w)}
-                values.append((w, t, self._tamed(simplifier.simplify(substitute(self.value, place)), simplifier)))
+        values = self._taken(simplifier, x0, pixels, inner)
         memo: dict[Expr, Expr] = {}
         wide = [(w, t, self._wide(v, spot, memo)) for w, t, v in values]
         key = {(w, t): self._column(w, t) for w, t, _ in values}
@@ -391,6 +395,43 @@ class _Window:
                 new = combine(self.form.kind, old, broadcast(cast(v, self.held), spot.lanes))
             done.append(Store(acc, at, new))
         return done
+
+    def _taken(self, simplifier: Simplifier, x0: Expr, pixels: int, inner: Axis) -> list[tuple[int, int, Expr]]:
+        """(tap, pixel, value) of a row of the windows of a tile."""
+        s = self.shape
+        assert s is not None
+        pairs = [(w, t) for w in range(inner.extent) for t in range(pixels)]
+        if s.pixel is not None:
+            low, high = simplifier.ranges.get(x0, (x0.attr, x0.attr)) if x0.op == "var" else (int(x0.attr), int(x0.attr))
+            ranges = {**simplifier.ranges, s.pixel.var: (low, high + pixels - 1)}
+            general = Simplifier(ranges)
+            value = general.simplify(self.value)
+            moving = {s.pixel.var, inner.var}
+            if not any(moving & set(postorder([e])) for e in _conditions(value)):
+                return [(w, t, self._shifted(value, general, x0, t, inner, w)) for w, t in pairs]
+        return [
+            (w, t, self._tamed(simplifier.simplify(substitute(self.value, {**self._at(x0, t), inner.var: const(w)})), simplifier))
+            for w, t in pairs
+        ]
+
+    def _shifted(self, value: Expr, simplifier: Simplifier, x0: Expr, t: int, inner: Axis, w: int) -> Expr:
+        """The value at a pixel and a tap that only the places of its loads depend on."""
+        s = self.shape
+        assert s is not None and s.pixel is not None
+        moved: dict[Expr, Expr] = {}
+        for e in postorder([value]):
+            if e.op == "load":
+                form = simplifier.linear(e.args[0])
+                c, d = form.coefficient(s.pixel.var), form.coefficient(inner.var)
+                rest = [(a, k) for a, k in form.terms if a is not s.pixel.var and a is not inner.var]
+                constant = form.constant + c * t + d * w
+                if x0.op == "var" and c:
+                    rest.append((x0, c))
+                else:
+                    constant += c * int(x0.attr) if c else 0
+                place = to_expr(Linear(tuple(rest), constant))
+                moved[e] = load(e.attr[0], (place,), e.dtype, e.args[1] if len(e.args) > 1 else None)
+        return self._tamed(substitute(value, moved), simplifier)
 
     def _tamed(self, value: Expr, simplifier: Simplifier) -> Expr:
         """The value with masked loads at the start of the operand where the mask is false: a processor takes hundreds of cycles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -76,7 +76,8 @@ class Module(Owner):
     def named_children(self) -> Iterator[tuple[str, Any]]:
         """Attributes that are modules, parameters or buffers, with names; those in containers as 'attribute.key'."""
         for name, value in vars(self).items():
-            yield from _parts(name, value)
+            if value.__class__ not in _PLAIN:
+                yield from _parts(name, value)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all inside, each once, with its path."""
@@ -189,12 +190,16 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
+_PLAIN: Final = frozenset((int, float, bool, str, type(None)))  # most attributes: they hold nothing
+
+
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, (Module, Parameter)):
         yield name, value
     elif isinstance(value, (list, tuple)):
         for i, v in enumerate(value):
-            yield from _parts(f"{name}.{i}", v)
+            if v.__class__ not in _PLAIN:
+                yield from _parts(f"{name}.{i}", v)
     elif isinstance(value, dict):
         for k, v in value.items():
             yield from _parts(f"{name}.{k}", v)

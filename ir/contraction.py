@@ -59,7 +59,12 @@ class Contraction:
 
     `panel` > 0 says that B comes packed: its shape is (*batch extents, ceil(N / panel), K, panel), N and K the products
     of the n and k extents in axis order, zero beyond N; `b` then still gives the maps of the unpacked operand, and
-    `b_shape` its shape.
+    `b_shape` its shape. With `pairs` two steps of the reduction stand side by side, (*batch, ceil(N / panel), K / 2, panel, 2):
+    so a dot product of pairs reads them. The last k axis then is of even extent.
+
+    `groups` > 1 says that the columns of the one n axis, whole panels of them, come in so many equal groups, of which something
+    joins column by column: the gates of a recurrent cell. A panel then holds panel / groups columns of every group, one group
+    after the other, so that a register tile has in it what is joined. Without panels it is a wish.
     """
 
     axes: tuple[Axis, ...]
@@ -68,6 +73,8 @@ class Contraction:
     c: tuple[Affine, ...]
     panel: int = 0
     b_shape: tuple[Dim, ...] = ()
+    pairs: bool = False
+    groups: int = 0
 
     def of_kind(self, kind: str) -> tuple[Axis, ...]:
         return tuple(x for x in self.axes if x.kind == kind)
@@ -87,13 +94,35 @@ class Contraction:
         """Two for each multiply-add."""
         return 2 * int(np.prod([as_int(x.extent) for x in self.axes], dtype=object))
 
-    def packed(self, panel: int, b_shape: tuple[Dim, ...]) -> Contraction:
-        return replace(self, panel=panel, b_shape=b_shape)
+    def split_groups(self) -> tuple[Contraction, Axis | None]:
+        """Of a packed B with groups the spec with axes (tile, group, column) in place of the n axis, in the order of the columns
+        in panels, and the axis that counts the groups; of any other the spec itself, and None."""
+        if self.groups < 2 or not self.panel:
+            return self, None
+        (axis,) = self.of_kind("n")
+        units, width = as_int(axis.extent) // self.groups, self.panel // self.groups
+        names = [f"{axis.name}.{part}" for part in ("tile", "group", "column")]
+        steps = (width, units, 1)
+        new = [Axis(n, e, "n") for n, e in zip(names, (units // width, self.groups, width), strict=True)]
+
+        def put(index: Affine) -> Affine:
+            terms: list[tuple[str, int]] = []
+            for name, c in index.terms:
+                terms += [(n, c * s) for n, s in zip(names, steps, strict=True)] if name == axis.name else [(name, c)]
+            return Affine(tuple(terms), index.constant)
+
+        axes = [y for x in self.axes for y in (new if x is axis else [x])]
+        made = replace(self, axes=tuple(axes), b=tuple(map(put, self.b)), c=tuple(map(put, self.c)), groups=0)
+        return made, new[1]
+
+    def packed(self, panel: int, b_shape: tuple[Dim, ...], pairs: bool = False) -> Contraction:
+        return replace(self, panel=panel, b_shape=b_shape, pairs=pairs)
 
     def packed_shape(self, panel: int) -> tuple[Dim, ...]:
         """Shape of B in panels. B must have every batch axis."""
-        n = self.size("n")
-        return (*(x.extent for x in self.of_kind("batch")), (n + panel - 1) // panel, self.size("k"), panel)
+        n, k = self.size("n"), self.size("k")
+        steps: tuple[Dim, ...] = (k // 2, panel, 2) if self.pairs else (k, panel)
+        return (*(x.extent for x in self.of_kind("batch")), (n + panel - 1) // panel, *steps)
 
 
 def strided_view(array: np.ndarray[Any, Any], index: tuple[Affine, ...], axes: tuple[Axis, ...]) -> np.ndarray[Any, Any]:

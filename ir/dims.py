@@ -223,6 +223,11 @@ def symbols(value: Dim) -> frozenset[str]:
     return frozenset(found)
 
 
+def has_division(value: Dim) -> bool:
+    """Whether a quotient or remainder that does not simplify occurs in a dimension."""
+    return any(isinstance(atom, Quotient) for monomial, _ in _terms(value) for atom in monomial)
+
+
 def is_modest(value: Dim) -> bool:
     """Whether a dimension is of a size that shapes have. Parsers ask after each operation: products of sums, and divisions
     of them, otherwise grow exponentially in the length of a text."""

@@ -55,5 +55,9 @@ class ArtifactError(TensorwrightError, ValueError):
     """A saved model that is cut off, damaged, of another version, or that lies about its contents."""
 
 
+class OnnxError(TensorwrightError, ValueError):
+    """An ONNX model that is damaged, contradicts itself, or asks for what is not supported; the message names the nodes."""
+
+
 class RuntimeUnavailableError(TensorwrightError):
     """Something the machine would need (an OpenMP runtime, a CUDA driver) is missing."""

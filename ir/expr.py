@@ -341,8 +341,8 @@ def cast(a: Expr, dtype: object) -> Expr:
 def bitcast(a: Expr, dtype: object) -> Expr:
     """The bits of a as another dtype of the same size. Raises DTypeError when the sizes differ."""
     d = as_dtype(dtype)
-    if d.bits != a.dtype.bits:
-        raise DTypeError(f"bitcast from {a.dtype} ({a.dtype.bits} bits) to {d} ({d.bits} bits)")
+    if d.itemsize != a.dtype.itemsize:
+        raise DTypeError(f"bitcast from {a.dtype} ({a.dtype.itemsize} bytes) to {d} ({d.itemsize} bytes)")
     return a if d is a.dtype else Expr("bitcast", (a,), d, a.lanes)
 
 

@@ -188,7 +188,8 @@ class Graph:
 
     `inputs` are `input` nodes with distinct names (all are arguments, used or not); `output_names` names the outputs.
     `aliases` holds (output index, input index) pairs: the caller donates that input's buffer for that output, as a
-    training step does with its state; the types must be equal. `labels` is for readers and errors only.
+    training step does with its state; the types must be equal. `labels` is for readers and errors only. `weights` are values
+    of parameters that came with the graph, by input name: beside it, as labels are, and never part of what it is.
     """
 
     inputs: tuple[Node, ...]
@@ -197,6 +198,7 @@ class Graph:
     name: str = "main"
     aliases: tuple[tuple[int, int], ...] = ()
     labels: Mapping[Node, Label] = field(default_factory=dict, repr=False)
+    weights: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.output_names:
@@ -233,7 +235,8 @@ class Graph:
         new = tuple(outputs)
         if new == self.outputs:
             return self
-        return Graph(self.inputs, new, self.output_names, self.name, self.aliases, self.labels if labels is None else labels)
+        kept = self.labels if labels is None else labels
+        return Graph(self.inputs, new, self.output_names, self.name, self.aliases, kept, self.weights)
 
     def map_nodes(self, rule: Callable[[Node, tuple[Node, ...]], Node]) -> Graph:
         """Rebuilds the graph bottom-up: `rule(node, new_inputs)` gives the node that stands in for `node`.

@@ -142,7 +142,7 @@ def specialize(graph: Graph, sizes: Mapping[str, Dim]) -> Graph:
     inputs, outputs = tuple(done[i] for i in graph.inputs), tuple(done[o] for o in graph.outputs)
     if inputs == graph.inputs and outputs == graph.outputs:
         return graph
-    return Graph(inputs, outputs, graph.output_names, graph.name, graph.aliases, labels)
+    return Graph(inputs, outputs, graph.output_names, graph.name, graph.aliases, labels, graph.weights)
 
 
 def inline(body: Graph, operands: Sequence[Node]) -> tuple[Node, ...]:
@@ -171,7 +171,7 @@ def closed(inputs: Sequence[Node], outputs: Sequence[Node], name: str, labels: M
 def with_labels(graph: Graph, labels: Mapping[Node, Label]) -> Graph:
     """The graph with those of the labels that are on its nodes."""
     alive = {n: labels[n] for n in graph.nodes() if n in labels}
-    return Graph(graph.inputs, graph.outputs, graph.output_names, graph.name, graph.aliases, alive)
+    return Graph(graph.inputs, graph.outputs, graph.output_names, graph.name, graph.aliases, alive, graph.weights)
 
 
 def rebuild(roots: Iterable[Node], replacements: Mapping[Node, Node]) -> tuple[Node, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -77,3 +77,26 @@ class Program:
     @property
     def entry(self) -> str:
         return f"{self.name}_run"
+
+
+CALL_PATH: Final = "tw_call"  # the function of the direct call path
+
+
+class CallTable:
+    """The words (64 bits each) that the direct call path reads of one program: see `codegen/llvm/callpath.py`.
+
+    `WORDS` come first: whether a call is running, the number of arguments, what the address of an output must be a multiple
+    of less one, and addresses (of the ndarray type, None, what marks a given output, functions, buffers, Context). At RING
+    follow our own outputs as pairs of object and address, 0 where there are no more; at ARGUMENTS, STRIDE words each, the
+    arguments and the output: dtype object, rank, place in `buffers`, bytes, dimensions.
+    """
+
+    WORDS: Final = (
+        *("busy", "n", "alignment", "ndarray", "nothing", "sentinel"),
+        *("incref", "decref", "save", "restore", "run", "frame", "context"),
+    )
+    RING: Final = 16
+    RING_SIZE: Final = 4
+    ARGUMENTS: Final = 24
+    STRIDE: Final = 12
+    MAX_RANK: Final = STRIDE - 4

@@ -524,21 +524,25 @@ class _Parser:
             if operand != "C":
                 self.expect(",")
             maps.append(tuple(found))
-        panel = 0
+        panel = pairs = groups = 0
         b_shape: Any = ()
         while self.accept(";"):
-            key = self.take("name", "panel or b_shape")
+            key = self.take("name", "panel, pairs, groups or b_shape")
             self.expect("=")
             if key == "panel":
                 panel = self.integer("a panel width", 1 << 20)
+            elif key == "pairs":
+                pairs = self.integer("0 or 1", 1)
+            elif key == "groups":
+                groups = self.integer("a number of groups", 1 << 20)
             elif key == "b_shape":
                 b_shape = self.attribute(MAX_NESTING, 0)
             else:
                 self.fail(f"a contraction has no {key!r}", at)
         self.expect(")")
-        if panel < 0 or not isinstance(b_shape, tuple) or not all(isinstance(d, int | DimExpr) for d in b_shape):
+        if panel < 0 or groups < 0 or not isinstance(b_shape, tuple) or not all(isinstance(d, int | DimExpr) for d in b_shape):
             self.fail("panel is a positive integer, b_shape a tuple of dimensions", at)
-        return Contraction(tuple(axes), maps[0], maps[1], maps[2], panel, b_shape)
+        return Contraction(tuple(axes), maps[0], maps[1], maps[2], panel, b_shape, bool(pairs), groups)
 
     def affine(self, names: set[str]) -> Affine:
         terms: list[tuple[str, int]] = []

@@ -210,7 +210,7 @@ class _Check:
                 raise self.fail(f"{n.op.name} cannot be inside a fused body", n)
         if not work:
             raise self.fail("a fused body computes something")
-        special = {"map": (), "rows": (Reduce,), "reduce": (Reduce,), "contraction": (Contract,)}
+        special = {"map": (), "rows": (Reduce,), "reduce": (Reduce,), "window": (Reduce,), "contraction": (Contract,)}
         allowed = (Map, View, *special[kind])
         for n in work:
             if not isinstance(self.lower(n), allowed):
@@ -224,6 +224,8 @@ class _Check:
                 self.rows(reduces)
             case "reduce":
                 self.reductions(reduces)
+            case "window":
+                self.window(reduces)
             case "contraction":
                 self.contraction(work)
 
@@ -266,6 +268,17 @@ class _Check:
         for o in self.graph.outputs:
             if o not in reduced:
                 raise self.fail("every output of kind 'reduce' is computed from reduced values", o)
+
+    def window(self, reduces: list[tuple[Node, Reduce]]) -> None:
+        if len(reduces) != 1 or reduces[0][1].axes is not None:
+            raise self.fail("a fused body of kind 'window' has exactly one reduction, over windows and not whole axes")
+        if len(self.graph.outputs) != 1:
+            raise self.fail("a fused body of kind 'window' has one output")
+        core = reduces[0][0]
+        if any(i not in self.graph.inputs for i in core.inputs):
+            raise self.fail("the operands of the reduction must be inputs of the body", core)
+        if self.graph.outputs[0].shape != core.shape:
+            raise self.fail(f"the output has shape {self.graph.outputs[0].shape}, the reduction {core.shape}", core)
 
     def contraction(self, work: list[Node]) -> None:
         contracts = [n for n in work if isinstance(self.lower(n), Contract)]

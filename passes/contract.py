@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Protocol
 
 from ..ir.contraction import Contraction
+from ..ir.dtypes import DType
 from ..ir.errors import AttributeValueError
 from ..ir.graph import Graph, Node
 from ..ir.memory import MemoryModel
@@ -39,9 +40,10 @@ PROPERTIES: Final[Mapping[str, str]] = {
 
 
 class PreferredPanel(Protocol):
-    """How wide the panels of a packed B should be for this contraction; 0 leaves it as it is."""
+    """How wide the panels of a packed B of this type should be for this contraction; 0 leaves it as it is. Panels of 16-bit
+    floats hold pairs."""
 
-    def __call__(self, spec: Contraction, target: Target, /) -> int: ...
+    def __call__(self, spec: Contraction, target: Target, dtype: DType, /) -> int: ...
 
 
 @dataclass(frozen=True)

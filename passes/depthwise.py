@@ -107,7 +107,10 @@ def to_depthwise(node: Node, facts: Facts) -> Outcome:
         (
             k
             for k, line in enumerate(chosen)
-            if line is not None and line.tap is None and line.stride == 1 and (line.size, line.origin, low[others[k]]) == (x.shape[others[k]], 0, 0)
+            if line is not None
+            and line.tap is None
+            and line.stride == 1
+            and (line.size, line.origin, low[others[k]]) == (x.shape[others[k]], 0, 0)
         ),
         None,
     )

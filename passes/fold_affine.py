@@ -12,7 +12,7 @@ The products on the right depend on weights alone: they are computed once, in th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -187,27 +187,37 @@ class FoldAffine(Pass):
         given = weights(graph)
         if not given:
             return graph
-        fixed = _Fixed(derived(graph.nodes(), given))
+        nodes = graph.nodes()
+        fixed = _Fixed(derived(nodes, given), nodes)
         uses = use_counts(graph)
         return apply_rules(graph, _rules(fixed, uses), ctx, _nearer, uses)
 
 
 class _Fixed(dict[Node, bool]):
-    """`derived`, extended on demand to nodes that the rules make."""
+    """`derived`, extended on demand to nodes that the rules make. What depends on data is remembered too: otherwise each
+    question would walk up to the inputs again."""
+
+    def __init__(self, found: dict[Node, bool], nodes: Iterable[Node]) -> None:
+        super().__init__(found)
+        self._other = {n for n in nodes if n not in found}
 
     def __contains__(self, node: object) -> bool:
         if dict.__contains__(self, node):
             return True
-        if not isinstance(node, Node) or not node.inputs:
+        if not isinstance(node, Node) or not node.inputs or node in self._other:
             return False
-        stack, order, seen = [node], list[Node](), {node}
-        for n in stack:
-            order.append(n)
-            for i in n.inputs:
-                if i not in seen and not dict.__contains__(self, i):
-                    seen.add(i)
-                    stack.append(i)
-        for n in reversed(order):
-            if n.inputs and all(dict.__contains__(self, i) for i in n.inputs):
+        stack = [node]
+        while stack:
+            n = stack[-1]
+            unknown = [i for i in n.inputs if i.inputs and i not in self._other and not dict.__contains__(self, i)]
+            if unknown:
+                stack += unknown
+                continue
+            stack.pop()
+            if n in self._other or dict.__contains__(self, n):
+                continue
+            if all(dict.__contains__(self, i) for i in n.inputs):
                 self[n] = any(dict.__getitem__(self, i) for i in n.inputs)
+            else:
+                self._other.add(n)
         return dict.__contains__(self, node)

@@ -1,6 +1,7 @@
 """Groups nodes into regions that become one kernel each, from what their records say of their lowering.
 
     contraction   one contraction and the elementwise chain on its result (bias, residual, activation)
+    window        likewise one reduction over windows (pooling, depthwise convolution)
     rows          reductions over trailing axes, with the maps around them over the same rows (softmax, norms, gradients)
     reduce        other reductions over the same axes, with the maps that feed them and those on their results
     map           everything elementwise that is left, with several outputs where they have one shape
@@ -14,18 +15,23 @@ that the split into prepare and run graph finds it whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from ..ir.dims import Dim, product
-from ..ir.graph import Graph
+from ..ir.dims import Dim, as_int, product
+from ..ir.graph import Graph, Node
 from ..ir.lowering import Contract, Reduce
 from ..ir.op import Trait
+from ..ir.types import TupleType
+from .column_groups import group_of
 from .contract import Context, Pass
+from .contract_form import spec_of
 from .facts import Facts, IndexMap, Term
 from .partition import Partition
 from .regions import Region, Regions, build
+
+MOST_RESULTS: Final = 8  # of a contraction whose epilogue joins groups of its columns
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Fuse(Pass):
     kind: ClassVar[str] = "exact"
     requires: ClassVar[frozenset[str]] = frozenset({"no_gradient", "decomposed"})
     ensures: ClassVar[frozenset[str]] = frozenset({"fused"})
-    kinds: tuple[str, ...] = ("contraction", "rows", "reduce", "map")
+    kinds: tuple[str, ...] = ("contraction", "window", "rows", "reduce", "map")
     max_nodes: int = 96
     max_operands: int = 24
     max_columns: int = 32768
@@ -63,7 +69,13 @@ class _Grower:
 
     def grow(self) -> Regions:
         """All regions of the graph."""
-        steps = {"contraction": self._contractions, "rows": self._rows, "reduce": self._reduces, "map": self._maps}
+        steps = {
+            "contraction": lambda: self._chains("contraction", self._contraction),
+            "window": lambda: self._chains("window", self._window),
+            "rows": self._rows,
+            "reduce": self._reduces,
+            "map": self._maps,
+        }
         for kind, step in steps.items():
             if kind in self.options.kinds:
                 step()
@@ -118,15 +130,25 @@ class _Grower:
         node = self.nodes[reader]
         return self.facts.elementwise(node) and self.regions.reads(reader, source) == [None]
 
-    # contraction
+    # contraction, window
 
-    def _contractions(self) -> None:
+    def _contraction(self, node: Node) -> bool:
+        return isinstance(self.facts.lowering(node), Contract)
+
+    def _window(self, node: Node) -> bool:
+        low = self.facts.lowering(node)
+        return isinstance(low, Reduce) and low.axes is None and low.kind not in ("argmax", "argmin")
+
+    def _chains(self, kind: str, is_core: Callable[[Node], bool]) -> None:
+        """Regions of one node that `is_core` and the elementwise chain on its result."""
         for i, node in enumerate(self.nodes):
-            if self.regions.real[i] and isinstance(self.facts.lowering(node), Contract):
-                chain = self._epilogue(i)
+            if self.regions.real[i] and i not in self.taken and not isinstance(node.type, TupleType) and is_core(node):
+                chain = self._joining(i)
+                shape = self.nodes[max(chain)].shape if chain else node.shape
+                chain = chain or self._epilogue(i)
                 if not chain:
                     continue
-                region = self._start("contraction", [i])
+                region = self._start(kind, [i])
                 for j in sorted(chain, reverse=True):
                     # in reverse order: each one feeds nothing but the ones after it
                     region.members.add(j)
@@ -134,7 +156,7 @@ class _Grower:
                 last = max(chain)
                 for j in sorted(region.members - {last}, reverse=True):
                     self.partition.merge(self.partition.group[last], self.partition.group[j])
-                self._side_inputs(region, self.nodes[i].shape, i)
+                self._side_inputs(region, shape, i)
                 self._finish(region)
 
     def _side_inputs(self, region: Region, shape: tuple[Dim, ...], core: int) -> None:
@@ -179,6 +201,42 @@ class _Grower:
                     heads.append(u)
             heads.sort()
         return best - {core}
+
+    def _joining(self, core: int) -> set[int]:
+        """Of a contraction whose columns come in groups: all elementwise work on its result and on whole groups of it, if what
+        leaves that set has the columns of one group."""
+        node = self.nodes[core]
+        spec = spec_of(node, self.facts)
+        if spec is None or not spec.panel or not spec.groups:
+            return set()
+        width = as_int(node.shape[-1]) // spec.groups
+        small = (*node.shape[:-1], width)
+        region, heads, seen = {core}, sorted(self.partition.users[core]), set[int]()
+        while heads:
+            j = heads.pop(0)
+            inside = [s for s in self.regions.sources[j] if s in region]
+            if j in seen or not (self._free(j) and self._elementwise(j)):
+                continue
+            if not all(self._joins(j, s, small) for s in inside) or not self._fits(Region("contraction", region), {j}):
+                continue
+            seen.add(j)
+            region = region | {j}
+            heads = sorted({*heads, *self.partition.users[j]})
+        leaving = {m for m in region if m in self.regions.results or not self.partition.users[m] <= region}
+        if not leaving or len(leaving) > MOST_RESULTS or any(self.nodes[m].shape != small for m in leaving):
+            return set()
+        p = self.partition
+        own = {p.group[m] for m in region}
+        outside = {p.group[u] for m in leaving for u in p.users[m]} - own
+        return set() if any(p.reaches(g, h) for g in outside for h in own) else region - {core}
+
+    def _joins(self, reader: int, source: int, small: tuple[Dim, ...]) -> bool:
+        """Whether one member of a joining epilogue may read another: at its own index, or of all groups its own columns."""
+        a, b = self.nodes[reader], self.nodes[source]
+        reads = self.regions.reads(reader, source)
+        if a.shape == b.shape:
+            return a.shape in (small, (*small[:-1], b.shape[-1])) and reads == [None]
+        return a.shape == small and all(r is not None and group_of(r, small) is not None for r in reads)
 
     # rows
 
@@ -305,7 +363,7 @@ class _Grower:
     def _independent(self, region: Region, j: int) -> bool:
         """Whether no reduction of the region feeds the other one."""
         p = self.partition
-        return not p.reach[p.group[next(iter(region.members))]] >> j & 1
+        return not p.reaches(p.group[next(iter(region.members))], p.group[j])
 
     def _prologue(self, region: Region, full: tuple[object, ...]) -> None:
         """Takes in the maps over the whole space that nothing else needs."""

@@ -37,9 +37,12 @@ def perm_of(node: Node, facts: Facts) -> tuple[int, ...] | None:
 
 @rule
 def channels_last(node: Node, facts: Facts) -> Outcome:
-    """op_nchw(x) -> T'(op_nhwc(T(x))) for every op whose record can compute in another layout."""
+    """op_nchw(x) -> T'(op_nhwc(T(x))) for every op whose record can compute in another layout; of pooling and the like, which
+    gain nothing by it, those of which an operand is transposed from channels last."""
     if node.op.to_layout is None:
         return Miss("its record knows no other layout", node)
+    if not node.op.has(Trait.CONTRACTION) and not any(perm_of(i, facts) == TO_NCHW for i in node.inputs):
+        return Miss("no operand is transposed from channels last", node)
     new = node.op.to_layout(node, "NHWC")
     return Miss("it has channels last already", node) if new is node else new
 

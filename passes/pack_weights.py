@@ -2,6 +2,8 @@
 
     B -> [batch..., N, K] -> padded with zeros to whole panels -> [batch..., N / width, K, width]
 
+Panels of bf16 hold pairs of steps, as the instruction that multiplies pairs reads them: [batch..., N / width, K / 2, width, 2].
+
 N and K are the products of the n and k axes in the order of the spec. The movement is made of ordinary nodes that depend on
 weights alone, so the prepare graph does it once. How wide (or whether at all) is for the code generator to say.
 """
@@ -9,13 +11,14 @@ weights alone, so the prepare graph does it once. How wide (or whether at all) i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..ir.contraction import Affine, Axis, Contraction
 from ..ir.dims import Dim, as_int
 from ..ir.graph import Graph, Node
-from ..ir.op import make
+from ..ir.op import Trait, make
+from .column_groups import grouped, whole_groups
 from .contract import Context, Pass, PreferredPanel
 from .contract_form import spec_of
 from .facts import Facts, derived
@@ -82,18 +85,34 @@ def matrix(b: Node, spec: Contraction) -> Node | None:
     return _reshape(x, [*batch, spec.size("n"), spec.size("k")])
 
 
-def pack(b: Node, spec: Contraction, width: int) -> Node | None:
-    """B in panels of `width` columns; None where its index maps are not plain."""
+def pack(b: Node, spec: Contraction, width: int, pairs: bool = False) -> Node | None:
+    """B in panels of `width` columns, of pairs if wanted; None where its index maps are not plain."""
     x = matrix(b, spec)
     if x is None or not isinstance(x.shape[-2], int):
         return None
     rank, n = len(x.shape), x.shape[-2]
+    if spec.groups:
+        tile, lead = width // spec.groups, x.shape[:-2]
+        apart = make("reshape", x, shape=(*lead, spec.groups, n // spec.groups // tile, tile, x.shape[-1]))
+        perm = (*range(rank - 2), rank - 1, rank - 2, rank, rank + 1)
+        x = make("reshape", make("transpose", apart, perm=perm), shape=x.shape)
     missing = -n % width
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    if not (missing or pairs or spec.groups) and x.op.has(Trait.MOVEMENT) and x.attrs.get("perm") == swapped:
+        # B lies as [batch..., K, N]: one movement in place of two, and none if a panel holds every column
+        lying, depth = x.inputs[0], x.shape[-1]
+        if n == width:
+            return _reshape(lying, [*x.shape[:-2], 1, depth, n])
+        lying = _reshape(lying, [*x.shape[:-2], depth, n // width, width])
+        return make("transpose", lying, perm=(*range(rank - 2), rank - 1, rank - 2, rank))
     zeros = (0,) * rank
     if missing:
         high = (0,) * (rank - 2) + (missing, 0)
         x = make("pad", x, low=zeros, high=high, interior=zeros, value=0.0)
-    x = _reshape(x, [*x.shape[:-2], (n + missing) // width, width, x.shape[-1]])
+    steps: tuple[Dim, ...] = (x.shape[-1] // 2, 2) if pairs else (x.shape[-1],)
+    x = _reshape(x, [*x.shape[:-2], (n + missing) // width, width, *steps])
+    if pairs:
+        return make("transpose", x, perm=(*range(rank - 1), rank, rank - 1, rank + 1))
     return make("transpose", x, perm=(*range(rank - 1), rank, rank - 1))
 
 
@@ -115,15 +134,16 @@ def _rule(fixed: Mapping[Node, bool], ctx: Context, preferred: PreferredPanel) -
             return Miss("B does not come from weights alone", b)
         if ctx.target is None:
             return Miss("no target is given", node)
-        if b.dtype.bits < 32:
-            return Miss("16-bit operands are read as they are", b)
-        width = preferred(spec, ctx.target)
+        width, pairs = preferred(spec, ctx.target, b.dtype), b.dtype.bits < 32
         if width <= 0:
             return Miss("the code generator reads B as it is", b)
-        packed = pack(b, spec, width)
+        if spec.groups and not whole_groups(spec, width, ctx.target):
+            spec = replace(spec, groups=0)
+        packed = pack(b, spec, width, pairs)
         if packed is None:
             return Miss("B is indexed in a way that has no panels", b)
-        return make(node.op, node.inputs[0], packed, spec=spec.packed(width, b.shape))  # contract, or its f32 sums of bf16
+        # contract, or its f32 sums of bf16
+        return make(node.op, node.inputs[0], packed, spec=spec.packed(width, b.shape, pairs))
 
     return pack_operand
 
@@ -147,4 +167,5 @@ class PackWeights(Pass):
         given = ctx.weights(graph)
         if ctx.preferred_panel is None or ctx.target is None or not given:
             return graph
+        graph = grouped(graph, derived(graph.nodes(), given), ctx.target, ctx.facts)
         return apply_rules(graph, [_rule(derived(graph.nodes(), given), ctx, ctx.preferred_panel)], ctx, _packed_once)

@@ -1,7 +1,8 @@
 """Groups of nodes that never depend on each other in a circle.
 
-Reachability between groups is kept as one integer of bits per group, so that asking is one `and`; merging two groups
-touches every group that reaches them, unless one feeds nothing but the other (then nothing changes).
+Groups are kept in a topological order, so that a path from one to another is looked for between their ranks only, and a
+merge reorders only what lies between (Pearce and Kelly, A dynamic topological sort algorithm, 2006). Regions are made of
+neighbours, so that a whole graph costs about linear time and memory.
 """
 
 from __future__ import annotations
@@ -15,50 +16,70 @@ class Partition:
     def __init__(self, users: Sequence[Iterable[int]]) -> None:
         n = len(users)
         self.users = [frozenset(u) for u in users]
+        self._sources: list[list[int]] = [[] for _ in range(n)]
+        for i, readers in enumerate(self.users):
+            for u in readers:
+                self._sources[u].append(i)
         self.group = list(range(n))
         self.members: dict[int, set[int]] = {i: {i} for i in range(n)}
-        self.mask = {i: 1 << i for i in range(n)}
-        self.reach: dict[int, int] = {}
-        for i in range(n - 1, -1, -1):
-            bits = 0
-            for u in self.users[i]:
-                bits |= self.reach[u] | 1 << u
-            self.reach[i] = bits
-
-    def _feeds_only(self, a: int, b: int) -> bool:
-        """Whether group a has users, and all of them are in group b: what reaches a then reaches b already."""
-        outside = {self.group[u] for m in self.members[a] for u in self.users[m]} - {a}
-        return outside == {b}
+        self._rank = list(range(n))  # of a group; users of a group have higher ones
 
     def can_merge(self, a: int, b: int) -> bool:
         """Whether two groups may become one: no path between them runs through a third."""
-        return a == b or not (self._path(a, b) or self._path(b, a))
+        if a == b:
+            return True
+        first, last = (a, b) if self._rank[a] < self._rank[b] else (b, a)
+        return not self._path(first, last, direct=False)
 
-    def _path(self, a: int, b: int) -> bool:
-        """Whether b can be reached from a through a node of neither."""
-        inside = self.mask[a] | self.mask[b]
-        target = self.mask[b]
-        if not self.reach[a] & target:
+    def reaches(self, a: int, b: int) -> bool:
+        """Whether group b needs what group a computes, directly or not."""
+        return a != b and self._path(a, b, direct=True)
+
+    def _path(self, a: int, b: int, direct: bool) -> bool:
+        """Whether b can be reached from a, by an edge between the two (if `direct`) or through a third group."""
+        group, rank, limit = self.group, self._rank, self._rank[b]
+        if rank[a] > limit:
             return False
-        for m in self.members[a]:
-            for u in self.users[m]:
-                if not inside >> u & 1 and self.reach[self.group[u]] & target:
-                    return True
+        seen, stack = {a}, [a]
+        while stack:
+            g = stack.pop()
+            for m in self.members[g]:
+                for u in self.users[m]:
+                    h = group[u]
+                    if h == b:
+                        if direct or g != a:
+                            return True
+                    elif h not in seen and rank[h] < limit:
+                        seen.add(h)
+                        stack.append(h)
         return False
+
+    def _between(self, start: int, edges: Sequence[Iterable[int]], low: int, high: int) -> list[int]:
+        """The groups of ranks between `low` and `high` that are reached from `start` along `edges`, by rank."""
+        group, rank = self.group, self._rank
+        seen, stack = {start}, [start]
+        while stack:
+            for m in self.members[stack.pop()]:
+                for u in edges[m]:
+                    h = group[u]
+                    if low < rank[h] < high and h not in seen:
+                        seen.add(h)
+                        stack.append(h)
+        return sorted(seen - {start}, key=rank.__getitem__)
 
     def merge(self, a: int, b: int) -> int:
         """Makes one group of two (which may be merged) and returns its number."""
         if a == b:
             return a
-        dominated = self._feeds_only(a, b) or self._feeds_only(b, a)
-        self.members[a] |= self.members.pop(b)
-        for m in self.members[a]:
+        rank = self._rank
+        first, last = (a, b) if rank[a] < rank[b] else (b, a)
+        before = self._between(last, self._sources, rank[first], rank[last])
+        after = self._between(first, self.users, rank[first], rank[last])
+        places = sorted([rank[a], rank[b], *(rank[g] for g in before), *(rank[g] for g in after)])
+        for g, r in zip([*before, a, *after], places, strict=False):  # one rank is left over
+            rank[g] = r
+        gone = self.members.pop(b)
+        self.members[a] |= gone
+        for m in gone:
             self.group[m] = a
-        mask = self.mask[a] = self.mask[a] | self.mask.pop(b)
-        reach = self.reach[a] = (self.reach[a] | self.reach.pop(b)) & ~mask
-        if not dominated:
-            everything = reach | mask
-            for g, bits in self.reach.items():
-                if bits & mask:
-                    self.reach[g] = bits | everything
         return a

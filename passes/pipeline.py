@@ -25,6 +25,7 @@ from .mixed_precision import MixedPrecision
 from .pack_weights import PackWeights
 from .rematerialise import Rematerialise
 from .simplify import Simplify
+from .sink import Sink
 from .strength import Strength
 from .widen import Widen
 from .winograd import Winograd
@@ -37,7 +38,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
     faster.
     """
     tiled = (Winograd(),) if winograd else ()
-    half = (MixedPrecision(activations=True),) if precision == "bf16" else ()
+    half = (MixedPrecision(activations=True, winograd=winograd),) if precision == "bf16" else ()
     return (
         Gradient(),  # a function may contain gradients; after it: ordinary ops only
         Control(),  # gradients leave each loop twice, and results nobody uses; before rules make the two differ
@@ -53,6 +54,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
         Simplify(),  # what those movements leave behind
         FoldAffine(),  # scales by weights into weights: batch norm and its shift are gone where a convolution is before them
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
+        Sink(),  # products are in their one form, and packing, which follows, sees the longer ones
         *half,  # when contractions have their one form, and folding was done in f32
         *tiled,  # when folding has changed weights for the last time; after it, nothing looks for convolutions
         Depthwise(),  # likewise; after it, these are no contractions any more
@@ -66,7 +68,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
 def training(target: Target | None = None, precision: str = "f32", winograd: bool = True) -> tuple[Pass, ...]:
     """As inference, for a step that updates its parameters: nothing is prepared from them."""
     passes = inference(target, precision, winograd)
-    passes = tuple(replace(p, activations=False) if isinstance(p, MixedPrecision) else p for p in passes)
+    passes = tuple(replace(p, activations=False, winograd=False) if isinstance(p, MixedPrecision) else p for p in passes)
     return tuple(replace(p, prepare=False) if isinstance(p, Fuse | Winograd) else p for p in passes)
 
 
@@ -82,6 +84,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
         Control,
         DropMarks,
         Simplify,
+        Sink,
         Hoist,
         Layout,
         Decompose,

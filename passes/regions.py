@@ -113,7 +113,7 @@ class Regions:
         if depth > MAX_CLONED or len(large) != 1:
             return False
         (source,) = (self.nodes[s] for s in large)
-        if source.shape != n.shape or not (self.form[large[0]] == "leaf" or self._stored_anyway(source, n)):
+        if not _same_elements(source, n) or not (self.form[large[0]] == "leaf" or self._stored_anyway(source, n)):
             return False
         self._depth[i] = depth
         return True
@@ -143,10 +143,10 @@ class Regions:
         return self._through[reader].get(source, [])
 
     def clones(self, region: Region) -> list[int]:
-        """The free nodes that the region's members read, directly or through one another. The operands of a contraction are
-        not among them: it reads memory."""
+        """The free nodes that the region's members read, directly or through one another. The operands of a contraction or
+        window are not among them: these read memory."""
         found: set[int] = set()
-        cores = {m for m in region.members if self.form[m] == "contract"}
+        cores = {m for m in region.members if self.form[m] == "contract" or (region.kind == "window" and self.form[m] == "reduce")}
         memory = {self.number[i] for m in cores for i in self.nodes[m].inputs}
         stack = [self.number[i] for m in region.members - cores for i in self.nodes[m].inputs]
         while stack:
@@ -155,6 +155,11 @@ class Regions:
                 found.add(j)
                 stack += [self.number[i] for i in self.nodes[j].inputs]
         return sorted(found)
+
+
+def _same_elements(source: Node, reader: Node) -> bool:
+    """Whether the shapes are the same but for dimensions of one element, as what a loop over single images returns has them."""
+    return [d for d in source.shape if d != 1] == [d for d in reader.shape if d != 1]
 
 
 def _unique(maps: list[IndexMap | None]) -> list[IndexMap | None]:

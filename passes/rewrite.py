@@ -102,11 +102,11 @@ def _near(node: Node, depth: int) -> set[Node]:
 
 
 def _uniform_weight(node: Node) -> int:
-    """A scalar constant is as good as one movement of it, which is better than several."""
+    """A scalar constant is as good as one movement of it, which is better than several, or than one of an array of equals."""
     steps = 0
     while node.inputs:
         node, steps = node.inputs[0], steps + 1
-    return max(1, steps)
+    return max(1, steps + bool(node.shape))
 
 
 def _term(node: Node, variables: set[Node], facts: Facts) -> tuple[int, Counter[Node]] | None:

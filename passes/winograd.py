@@ -7,7 +7,8 @@ with output tiles of 4x4 (36 products in the place of 144) or 2x2 (16 in the pla
 `ir/ops/winograd.py`. The data gradient is the same convolution with the taps reversed, so it is found as well.
 
 What depends on weights alone goes into the prepare graph in inference. Several images become a loop over blocks of them
-without carries, so that what lies between the transforms stays in the cache.
+without carries, so that what lies between the transforms stays in the cache. Where weights change and their transform is large,
+output channels are done in turns instead. The gradient for the weights is another file's, `winograd_gradient.py`.
 
 It errs more than the sum itself (`BUDGET`), and an infinity or a NaN in x spoils the whole of the tiles that it is in.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from ..ir.build import get, input_node
-from ..ir.contraction import Affine, Axis, Contraction, affine
+from ..ir.contraction import Affine, Axis, Contraction
 from ..ir.dims import as_int
 from ..ir.dtypes import f32
 from ..ir.graph import Graph, Node
@@ -29,22 +30,30 @@ from .contract import Context, Pass
 from .contract_form import spec_of
 from .facts import Facts, derived
 from .rewrite import Miss, Outcome, Rule, apply_rules, rule
+from .winograd_gradient import choose_gradient, gradient_of, rewrite_gradient
+from .winograd_parts import (
+    CACHED,
+    CHANNELS,
+    FAR,
+    FLOPS_NS,
+    ROWS,
+    STREAM,
+    TAPS,
+    TILES,
+    TRANSFORM,
+    divided,
+    looped,
+    padded,
+    plain,
+    products,
+    source,
+    tap,
+    turns,
+)
 
-TILES: Final = (4, 2)
-TAPS: Final = 3
 BUDGET: Final = 1e-5  # of a layer, max|error| / max|result|: twice what was measured on the layers of ResNet-18 and -50
 LEAST: Final = 20_000_000  # operations of a layer that is worth it: in fewer, two more kernels cost what is gained
-CHANNELS: Final = 16
 GAIN: Final = 1.15  # by how much the model must say that it is faster: what it does not know may cost the difference
-
-# Of one core. Only ratios matter, and they are much alike on machines with wide vectors.
-FLOPS_NS: Final = 110.0
-CACHED: Final = 40.0  # bytes a nanosecond to and from L2
-FAR: Final = 15.0  # ... beyond
-STREAM: Final = 30.0  # ... of panels that are asked for ahead
-TRANSFORM: Final = 15.0  # ... written by the transform of weights
-ROWS: Final = 1.0  # rows of a product by which a block's products are longer than its work is
-MOST_BLOCKS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -68,15 +77,15 @@ def convolution_of(spec: Contraction) -> Convolution | None:
     """The contraction as a 3x3 convolution of stride 1 in NHWC; None for any other."""
     if spec.panel or len(spec.a) != 4 or len(spec.b) != 4 or len(spec.c) != 4:
         return None
-    names = [_plain(x) for x in spec.c]
+    names = [plain(x) for x in spec.c]
     if None in names or [spec.axis(x).kind for x in names if x] != ["m", "m", "m", "n"] or len(set(names)) != 4:
         return None
     n, y, x, o = names
     rest = {a.name for a in spec.axes} - set(names)
-    c = _plain(spec.a[3])
-    if len(rest) != 3 or _plain(spec.a[0]) != n or c not in rest or any(not isinstance(a.extent, int) for a in spec.axes):
+    c = plain(spec.a[3])
+    if len(rest) != 3 or plain(spec.a[0]) != n or c not in rest or any(not isinstance(a.extent, int) for a in spec.axes):
         return None
-    h, w = _tap(spec.a[1], y), _tap(spec.a[2], x)
+    h, w = tap(spec.a[1], y), tap(spec.a[2], x)
     if {c, h, w} != rest or any(spec.axis(t).extent != TAPS for t in (h, w) if t):
         return None
     where: dict[str, tuple[int, Affine]] = {}
@@ -84,28 +93,15 @@ def convolution_of(spec: Contraction) -> Convolution | None:
         if len(index.terms) == 1:
             where[index.terms[0][0]] = (k, index)
     assert c and h and w and o and n and y and x
-    if where.keys() != {c, h, w, o} or _plain(where[c][1]) is None or _plain(where[o][1]) is None:
+    if where.keys() != {c, h, w, o} or plain(where[c][1]) is None or plain(where[o][1]) is None:
         return None
-    forward = [_plain(where[t][1]) is not None for t in (h, w)]
+    forward = [plain(where[t][1]) is not None for t in (h, w)]
     backward = [where[t][1] == Affine(((t, -1),), TAPS - 1) for t in (h, w)]
     if not all(forward) and not all(backward):
         return None
     sizes = [as_int(spec.axis(t).extent) for t in (n, y, x, c, o)]
     order = (where[c][0], where[h][0], where[w][0], where[o][0])
     return Convolution(sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], order, not all(forward))
-
-
-def _plain(index: Affine) -> str | None:
-    """The axis that an index is, if it is one as it stands."""
-    return index.terms[0][0] if len(index.terms) == 1 and index.terms[0][1] == 1 and index.constant == 0 else None
-
-
-def _tap(index: Affine, pixel: str | None) -> str | None:
-    """The axis t of an index pixel + t."""
-    if index.constant or len(index.terms) != 2 or any(k != 1 for _, k in index.terms):
-        return None
-    others = [name for name, _ in index.terms if name != pixel]
-    return others[0] if len(others) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -151,65 +147,50 @@ def _time(conv: Convolution, tile: int, images: int, target: Target, fixed: bool
     return blocks * each + outside + once
 
 
-def _source(a: Node) -> tuple[Node, list[int], list[int]]:
-    """What a padding by zeros pads, and by how much at both ends of each dimension; anything else is padded by nothing."""
-    if a.attrs.keys() == {"low", "high", "interior", "value"} and not any(a.attrs["interior"]) and a.attrs["value"] == 0:
-        low, high = list(a.attrs["low"]), list(a.attrs["high"])
-        if all(as_int(x) >= 0 for x in (*low, *high)) and not (low[0] or high[0] or low[3] or high[3]):
-            return a.inputs[0], low, high
-    return a, [0] * 4, [0] * 4
-
-
-def _padded(x: Node, low: list[int], high: list[int]) -> Node:
-    if not any((*low, *high)):
-        return x
-    return make("pad", x, low=tuple(low), high=tuple(high), interior=(0, 0, 0, 0), value=0.0)
-
-
-def _products(tile: int, n: int, rows: int, columns: int, c: int, o: int) -> Contraction:
-    a = tile + 2
-    batch = (Axis("p", a, "batch"), Axis("q", a, "batch"))
-    pixels = (Axis("n", n, "m"), Axis("y", rows, "m"), Axis("x", columns, "m"))
-    axes = (*batch, *pixels, Axis("o", o, "n"), Axis("c", c, "k"))
-
-    def index(names: str) -> tuple[Affine, ...]:
-        return tuple(affine(name) for name in names)
-
-    return Contraction(axes, index("pqnyxc"), index("pqco"), index("pqnyxo"))
-
-
-def rewrite(node: Node, conv: Convolution, choice: Choice, ctx: Context) -> Node:
-    """The node as Winograd's convolution."""
+def rewrite(node: Node, conv: Convolution, choice: Choice, ctx: Context, fixed: bool) -> Node:
+    """The node as Winograd's convolution. `fixed`: the weights are transformed beforehand."""
     m, a = choice.tile, choice.tile + 2
-    x, low, high = _source(node.inputs[0])
+    x, low, high = source(node.inputs[0])
     rows, columns = -(-conv.height // m), -(-conv.width // m)
     high[1] += rows * m - conv.height
     high[2] += columns * m - conv.width
     images = choice.images or conv.n
-    spec = _products(m, images, rows, columns, conv.c, conv.o)
+    parts = 1 if fixed or choice.images else turns(4 * a * a * conv.c * conv.o, conv.o)
+    outputs = conv.o // parts
+    pixels = (Axis("n", images, "m"), Axis("y", rows, "m"), Axis("x", columns, "m"))
+    spec = products(m, (*pixels, Axis("o", outputs, "n"), Axis("c", conv.c, "k")), "nyxc", "co", "nyxo")
     panel = 0
     if ctx.preferred_panel is not None and ctx.target is not None:
-        panel = ctx.preferred_panel(spec, ctx.target)
-        if panel <= 0 or conv.o % panel:
+        panel = ctx.preferred_panel(spec, ctx.target, f32)
+        if panel <= 0 or outputs % panel:
             panel = 0
-    k = node.inputs[1]
-    if conv.order != (0, 1, 2, 3):
-        k = make("transpose", k, perm=conv.order)
-    u = make("winograd_weight", k, tile=m, reverse=conv.reverse, panel=panel)
     if panel:
-        spec = spec.packed(panel, (a, a, conv.c, conv.o))
+        spec = spec.packed(panel, (a, a, conv.c, outputs))
 
-    def block(x: Node, u: Node) -> Node:
-        v = make("winograd_input", _padded(x, low, high), tile=m)
+    def weights(k: Node) -> Node:
+        if conv.order != (0, 1, 2, 3):
+            k = make("transpose", k, perm=conv.order)
+        return make("winograd_weight", k, tile=m, reverse=conv.reverse, panel=panel)
+
+    def back(v: Node, u: Node) -> Node:
         return make("winograd_output", make("contract", v, u, spec=spec), tile=m, size=(conv.height, conv.width))
 
+    def tiles(x: Node) -> Node:
+        return make("winograd_input", padded(x, low, high), tile=m)
+
+    k = node.inputs[1]
+    if parts > 1:
+        k = divided(k, conv.order[3], parts)
+        v = tiles(x)
+        p0, p1 = (input_node(f"p{i}", TensorType(f32, s)) for i, s in enumerate((k.shape[1:], v.shape)))
+        made = get(looped(Graph((p0, p1), (back(p1, weights(p0)),), name="channels"), [k, v], parts, 1), 0)
+        return make("reshape", make("transpose", made, perm=(1, 2, 3, 0, 4)), shape=node.shape)
     if not choice.images:
-        return block(x, u)
-    parts = (conv.n // images, images, *x.shape[1:])
-    p0, p1 = (input_node(f"p{i}", TensorType(f32, s)) for i, s in enumerate((parts[1:], u.shape)))
-    body = Graph((p0, p1), (block(p0, p1),), name="tiles")
-    looped = make("scan", make("reshape", x, shape=parts), u, body=body, length=parts[0], carries=0, sequences=1)
-    return make("reshape", get(looped, 0), shape=node.shape)
+        return back(tiles(x), weights(k))
+    u, shape = weights(k), (conv.n // images, images, *x.shape[1:])
+    p0, p1 = (input_node(f"p{i}", TensorType(f32, s)) for i, s in enumerate((shape[1:], u.shape)))
+    body = Graph((p0, p1), (back(tiles(p0), p1),), name="tiles")
+    return make("reshape", get(looped(body, [make("reshape", x, shape=shape), u], shape[0], 1), 0), shape=node.shape)
 
 
 def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:
@@ -225,19 +206,30 @@ def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:
             return Miss("no target is given", node)
         conv = convolution_of(spec)
         if conv is None:
-            return Miss("no 3x3 convolution of stride 1 with channels last", node)
+            return _gradient(node, spec, ctx.target)
         choice = choose(conv, ctx.target, node.inputs[1] in fixed)
         if choice is None or conv.flops < asked.least or choice.gain < asked.gain:
             return Miss("the direct sum is as fast", node)
-        return rewrite(node, conv, choice, ctx)
+        return rewrite(node, conv, choice, ctx, node.inputs[1] in fixed)
+
+    def _gradient(node: Node, spec: Contraction, target: Target) -> Outcome:
+        found = gradient_of(spec)
+        if found is None:
+            return Miss("no 3x3 convolution of stride 1 with channels last, nor the gradient of its weights", node)
+        blocks = choose_gradient(found, target)
+        if blocks is None or found.flops < asked.least or blocks.gain < asked.gain:
+            return Miss("the direct sum is as fast", node)
+        return rewrite_gradient(node, found, blocks)
 
     return winograd
 
 
 def _once(before: Node, after: Node, facts: Facts) -> bool:
-    """The order: direct 3x3 convolutions."""
+    """The order: direct 3x3 convolutions and gradients of their weights."""
     spec = spec_of(before, facts)
-    return spec is not None and convolution_of(spec) is not None and "spec" not in after.attrs
+    if spec is None or "spec" in after.attrs:
+        return False
+    return convolution_of(spec) is not None or gradient_of(spec) is not None
 
 
 @dataclass(frozen=True)

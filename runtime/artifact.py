@@ -6,6 +6,9 @@ pickle: who loads it compiles it. Whatever is wrong with a file is an ArtifactEr
 
 from __future__ import annotations
 
+import json
+import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,16 @@ from ..ir.types import TensorType
 from ..ir.verify import verify
 from .buffers import Array, describe
 from .container import DamagedError, pack, unpack, write_atomically
+from .mapped import map_file
 
 MAGIC: Final = b"TWMODEL1"
 FORMAT: Final = 1
 _PARTS: Final = {"graph", "weights"}
+# what safetensors writes for numpy's dtypes; others are stored as their bits
+_DTYPES: Final = {
+    **{f"{kind}{8 * n}": f"<{code}{n}" for kind, code in (("I", "i"), ("U", "u")) for n in (1, 2, 4, 8)},
+    **{"F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8", "BOOL": "?"},
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,15 @@ def save(path: str | Path, graph: Graph, parameters: Mapping[str, Array], remark
 
 
 def load(path: str | Path) -> Artifact:
-    """Reads a file. Raises ArtifactError if it is damaged, of another format, or contradicts itself, OSError from the disk."""
-    return loads(Path(path).read_bytes(), str(path))
+    """Opens a file. Raises ArtifactError if it is damaged, of another format, or contradicts itself, OSError from the disk.
+
+    The weights are read-only views of the mapped file: it may be replaced (as `save` does), but must not be written to
+    while they are in use.
+    """
+    return loads(map_file(Path(path)), str(path))
 
 
-def loads(data: bytes, name: str = "artifact") -> Artifact:
+def loads(data: bytes | mmap.mmap, name: str = "artifact") -> Artifact:
     """`load` on the bytes of a file; `name` is for messages."""
     try:
         meta, parts = unpack(MAGIC, data)
@@ -72,16 +85,32 @@ def loads(data: bytes, name: str = "artifact") -> Artifact:
         verify(graph)
     except (TensorwrightError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{name}: its graph cannot be read: {error}") from error
-    return Artifact(graph, _weights(name, graph, names, bytes(parts["weights"])), remarks)
+    return Artifact(graph, _weights(name, graph, names, parts["weights"]), remarks)
 
 
-def _weights(name: str, graph: Graph, names: list[str], data: bytes) -> dict[str, Array]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as load_tensors
+def _stored(data: memoryview) -> dict[str, Array]:
+    """The arrays of a safetensors file as views of it (its own library would copy them). Raises ValueError for what is none."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise ValueError(f"its header claims {length} of {len(data)} bytes")
+    header, values = json.loads(bytes(data[8 : 8 + length])), data[8 + length :]
+    found: dict[str, Array] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, (begin, end) = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or not begin <= end <= len(values):
+            raise ValueError(f"{name!r} does not lie inside the file")
+        if end - begin != dtype.itemsize * math.prod(shape):
+            raise ValueError(f"{name!r} has {end - begin} bytes, which are not {entry['dtype']}{shape}")
+        found[name] = np.frombuffer(values[begin:end], dtype).reshape(shape)
+    return found
 
+
+def _weights(name: str, graph: Graph, names: list[str], data: memoryview) -> dict[str, Array]:
     try:
-        stored = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        stored = _stored(data)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{name}: its weights cannot be read: {error}") from error
     types = {str(i.attrs["name"]): i.tensor for i in graph.inputs}
     if sorted(stored) != sorted(names):

@@ -21,10 +21,14 @@ from ..ir.program import Program
 from . import threads as threading_limits
 from .adaptive import ThreadChoice
 from .buffers import Array, address_of, aligned_copy, block, empty
+from .direct import Direct, supported
 from .native import NativeProgram
 
+_DIRECT_BYTES: Final = 1024 * 1024  # of outputs or arena: a run that writes more does not notice the way it is called
 _RING: Final = 4  # sets of outputs a frame keeps for use again
 _RING_BYTES: Final = 64 * 1024 * 1024  # beyond this much memory it keeps two
+
+_CLOCK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)  # clock_gettime, as native code calls it
 
 _addressof = ctypes.addressof
 _exported: Any = ctypes.c_char.from_buffer  # raises for read-only, non-contiguous and empty arrays: the slow path's business
@@ -173,6 +177,30 @@ class Binding:
         home.append(frame)
         return result
 
+    def direct(self, path: Callable[[], Direct]) -> Callable[..., Any] | None:
+        """A function that does what `call` does without Python's overhead; None where that would not pay or cannot be.
+
+        It has a frame and outputs of its own. Large programs, and those that choose their threads anew, go through Python.
+        """
+        if not self._simple or self._choice is not None or not self._one or self._output_bytes > _DIRECT_BYTES:
+            return None
+        if not supported() or self.program.arena_bytes > _DIRECT_BYTES:
+            return None
+        frame = self._frame()
+        arguments = [(self.program.inputs[slot].type, slot) for slot in self.arguments]
+        wanted = self.program.outputs[self.fresh[0]].type
+        align = dict(self.program.output_align).get(self.fresh[0], 1)
+        outputs = [empty(wanted.static_shape, wanted.dtype) for _ in range(_RING)]
+        return path().function(
+            self._native.address,
+            frame.address,
+            self._context_addresses[0],
+            arguments,
+            (wanted, self._fresh_slots[0], align),
+            outputs,
+            (frame, self._contexts),
+        )
+
     def run(self, inputs: Sequence[Array], addresses: Sequence[int], out: Sequence[Array] | None = None) -> Any:
         """Runs on checked inputs at `addresses`. `out`, if given, holds a checked array per output that is no alias.
 
@@ -250,6 +278,43 @@ class Binding:
             status = self._native.run(frame.address, None, ctypes.addressof(context))
             if status:
                 self._failed()
+
+    def once(
+        self,
+        inputs: Sequence[Array],
+        addresses: Sequence[int],
+        out: Sequence[Array],
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """One run on all threads into `out`, with a call of `between` before each kernel and after the last."""
+        frame = self._frame()
+        for slot, address in zip(self._slots, addresses, strict=True):
+            frame.pointers[slot] = address
+        for slot, array in zip(self._fresh_slots, out, strict=True):
+            frame.pointers[slot] = address_of(array)
+        if between is None:
+            if self._native.run(frame.address, None, self._context_addresses[1]):
+                self._failed()
+            return
+        raised: list[BaseException] = []
+
+        def stamp(_clock: int, _time: int | None) -> int:
+            try:
+                between()
+            except BaseException as error:  # a callback cannot raise through native code
+                raised.append(error)
+            return 0
+
+        called = _CLOCK(stamp)
+        ticks = np.zeros(len(self.program.kernels) + 1, np.int64)
+        whole = self._contexts[1]
+        context = threading_limits.Context(
+            whole.threads, address_of(ticks), whole.fork, ctypes.cast(called, ctypes.c_void_p).value
+        )
+        if self._native.run(frame.address, None, ctypes.addressof(context)):
+            self._failed()
+        if raised:
+            raise raised[0]
 
     def _failed(self) -> NoReturn:
         raise TensorwrightError(

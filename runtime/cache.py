@@ -115,6 +115,27 @@ class DiskCache:
             os.utime(path)  # its age is what eviction goes by
         return found
 
+    def keep(self, name: str, data: bytes) -> None:
+        """Keeps bytes under a name that says all they depend on. What cannot be written is not kept."""
+        path = self._named(name)
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._trusted():
+                path.parent.mkdir(exist_ok=True, mode=0o700)
+                write_atomically(path, pack(MAGIC, {"name": name}, {"data": data}))
+
+    def kept(self, name: str) -> bytes | None:
+        """The bytes kept under a name; None if they are not there, damaged, or where others may write to."""
+        try:
+            meta, parts = unpack(MAGIC, self._named(name).read_bytes() if self._trusted() else b"")
+            return bytes(parts["data"]) if meta["name"] == name else None
+        except (OSError, DamagedError, KeyError, TypeError):
+            return None
+
+    def _named(self, name: str) -> Path:
+        digest = hashlib.sha256(f"named {name}".encode()).hexdigest()
+        return self.folder / digest[:2] / f"{digest}.twc"
+
     def put(self, key: Key, compiled: Compiled) -> bool:
         """Stores an entry; False, and a CacheWarning once per folder, when that cannot be (disk full, read-only, not ours)."""
         meta, parts = _encode(compiled)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..ir.memory import Rematerialisation
 from ..ir.program import Program
+from .reserve import Reserve
 
 Text = str | Callable[[], str]
 
@@ -40,3 +41,4 @@ class Compiled:
     remat: Rematerialisation | None = None
     seconds: float = 0.0
     from_cache: bool = False
+    reserve: Reserve | None = field(default=None, repr=False)  # memory for what `prepare` makes, on its way already

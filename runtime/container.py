@@ -2,7 +2,8 @@
 
     magic (8 bytes) | length of header (u64) | SHA-256 of the rest (32) | header: JSON | the parts, one after the other
 
-The header is `{"meta": ..., "parts": [[name, length], ...]}`. Reading checks every length against the file's before it
+The header is `{"meta": ..., "parts": [[name, length], ...]}`, with spaces after it so that the last part begins at a multiple
+of 64 bytes and can be used where it lies in a mapped file. Reading checks every length against the file's before it
 allocates, so that a hostile file costs no more than its own size.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import secrets
 import struct
@@ -17,8 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from .mapped import release
+
 _HEAD: Final = struct.Struct("<8sQ32s")
 _MAX_HEADER: Final = 64 * 1024 * 1024
+_ALIGN: Final = 64
+_STRETCH: Final = 8 * 1024 * 1024  # bytes of a mapped file that are read for the checksum before their pages are given back
 
 
 class DamagedError(Exception):
@@ -34,14 +40,16 @@ def pieces(magic: bytes, meta: Any, parts: Mapping[str, bytes]) -> list[bytes]:
     """What `pack` joins, not joined: for large parts that are written one after the other."""
     listing = {"meta": meta, "parts": [[name, len(data)] for name, data in parts.items()]}
     header = json.dumps(listing, separators=(",", ":"), allow_nan=False).encode()
+    before_last = _HEAD.size + len(header) + sum(map(len, list(parts.values())[:-1]))
+    header += b" " * (-before_last % _ALIGN)
     digest = hashlib.sha256(header)
     for data in parts.values():
         digest.update(data)
     return [_HEAD.pack(magic, len(header), digest.digest()), header, *parts.values()]
 
 
-def unpack(magic: bytes, data: bytes) -> tuple[Any, dict[str, memoryview]]:
-    """(meta, parts) of what `pack` made. Raises DamagedError for anything else."""
+def unpack(magic: bytes, data: bytes | mmap.mmap) -> tuple[Any, dict[str, memoryview]]:
+    """(meta, parts) of what `pack` made, as views of `data`. Raises DamagedError for anything else."""
     if len(data) < _HEAD.size:
         raise DamagedError(f"{len(data)} bytes are shorter than its {_HEAD.size}-byte head")
     found, length, digest = _HEAD.unpack_from(data)
@@ -50,7 +58,7 @@ def unpack(magic: bytes, data: bytes) -> tuple[Any, dict[str, memoryview]]:
     body = memoryview(data)[_HEAD.size :]
     if length > min(len(body), _MAX_HEADER):
         raise DamagedError(f"its header claims {length} bytes; {len(body)} are there, {_MAX_HEADER} are allowed")
-    if hashlib.sha256(body).digest() != digest:
+    if _checksum(data) != digest:
         raise DamagedError("its checksum does not match: it is cut off or was changed")
     try:
         listing = json.loads(bytes(body[:length]))
@@ -66,6 +74,18 @@ def unpack(magic: bytes, data: bytes) -> tuple[Any, dict[str, memoryview]]:
     if at != len(body):
         raise DamagedError(f"{len(body) - at} bytes follow its last part")
     return meta, parts
+
+
+def _checksum(data: bytes | mmap.mmap) -> bytes:
+    """SHA-256 of all but the head. A mapped file does not stay in memory for it."""
+    total, view = hashlib.sha256(), memoryview(data)
+    if isinstance(data, bytes):
+        total.update(view[_HEAD.size :])
+        return total.digest()
+    for at in range(_HEAD.size, len(view), _STRETCH):
+        total.update(view[at : at + _STRETCH])
+        release(data, at, min(_STRETCH, len(view) - at))
+    return total.digest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

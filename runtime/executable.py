@@ -15,10 +15,14 @@ from ..ir.graphs import bind_sizes
 from ..ir.memory import MemoryReport, Rematerialisation
 from ..ir.types import TensorType
 from .binding import Binding
-from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty, want_huge_pages
+from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty, total_bytes, want_huge_pages
 from .compiled import Compiled, PassRecord
+from .direct import MARK
+from .direct import direct as load_direct
+from .mapped import mapping_of, release
 from .profile import Peak, Profile, measure
 
+_LARGE: Final = 1024 * 1024  # bytes of a weight from which on it is not copied without need
 _SPECIALISATIONS: Final = 64  # programs kept for different sizes of one model; the oldest goes first
 
 Build = Callable[[Mapping[str, int]], Compiled]
@@ -31,6 +35,7 @@ class _Specialisation:
         self.compiled = compiled
         self.sizes = dict(sizes)
         self.binding: Binding | None = None
+        self.direct: Callable[..., Any] | None = None
 
 
 class Executable:
@@ -42,8 +47,8 @@ class Executable:
     input, is not contiguous, or is larger than the cache and not aligned to 16 bytes (new arrays are). Any number of Python
     threads may call at once; calls of a model with state of its own (a training step) wait for each other.
 
-    Weights are bound when it is made. Those that only feed the preparation of others are not copied: change weights with
-    `set_parameters`, not by writing into the arrays.
+    Weights are bound when it is made, and large ones are not copied: change weights with `set_parameters`, not by writing into
+    the arrays. Weights that are read-only maps of a file leave memory once others have been prepared from them.
     """
 
     def __init__(
@@ -59,12 +64,14 @@ class Executable:
         unflatten: Callable[[Sequence[Any]], Any] | None = None,
         not_runnable: str = "",
         shares: Executable | None = None,
+        call_path: Callable[[], tuple[bytes, str]] | None = None,
     ) -> None:
         """`build` compiles the graph for given sizes. Inputs named in `parameters` are bound; the others are arguments.
 
         `flatten` takes a call's arguments to arrays in the order of the inputs, `unflatten` a tuple of all outputs to what
         the call returns; None where both are plain. With `not_runnable` (why), there is text to read and nothing to call. With
         `shares`, weights and state are those of another Executable, by name: what one updates, the other sees.
+        `call_path` gives object code and name of the function of the direct call path (runtime/direct.py).
         """
         self.graph = graph
         self.threads = threads
@@ -100,6 +107,9 @@ class Executable:
         self._specialisations: dict[tuple[tuple[int, ...], ...], _Specialisation] = {}
         self._latest: _Specialisation | None = None
         self._fast: Callable[[Sequence[Any]], Any] | None = None
+        self._direct: Callable[..., Any] | None = None
+        self._look_for_direct = False
+        self._call_path = call_path
         if shares is None:
             self._take(given)
         self.symbols: tuple[str, ...] = tuple(sorted(frozenset().union(*(t.symbols for t in self._types.values()))))
@@ -114,12 +124,26 @@ class Executable:
         `out` is an array (a sequence of arrays for several outputs) of the output's exact dtype and shape to write to.
         Raises InputError for what does not fit, naming the input, what was expected and what was given.
         """
+        direct = self._direct
+        if direct is not None:
+            result = direct(*inputs) if out is None else direct(*inputs, out, MARK)
+            if result is not None:
+                return result
         fast = self._fast
         if fast is not None and out is None and len(inputs) == len(self.arguments):
             result = fast(inputs)
             if result is not None:
+                if self._look_for_direct:
+                    self._find_direct()
                 return result
         return self._careful(inputs, out)
+
+    def _find_direct(self) -> None:
+        """Finds the shortest way for the calls to come, once a second one came for these sizes."""
+        with self._lock:
+            latest, path, self._look_for_direct = self._latest, self._call_path, False
+            if latest is not None and latest.binding is not None and path is not None and self._fast == latest.binding.call:
+                latest.direct = self._direct = latest.binding.direct(lambda: load_direct(path))
 
     def _careful(self, inputs: Sequence[Any], out: Any) -> Any:
         arrays, specialisation = self._accept(inputs)
@@ -145,9 +169,10 @@ class Executable:
         self._latest = specialisation
         binding = specialisation.binding
         if binding is None or self._flatten is not None or self._unflatten is not None or self._donates:
-            self._fast = None
+            self._fast = self._direct = None
         else:
-            self._fast = binding.call
+            self._fast, self._direct = binding.call, specialisation.direct
+            self._look_for_direct = specialisation.direct is None
 
     def _accept(self, inputs: Sequence[Any]) -> tuple[list[Array], _Specialisation]:
         """The inputs as arrays of the right dtypes, and the specialisation for their shapes."""
@@ -272,10 +297,12 @@ class Executable:
         return fixed
 
     def _owned(self, name: str) -> Array:
-        """The parameter in memory of ours: what a run reads must not change under it."""
+        """The parameter as a run reads it: state and small ones in memory of ours, the rest where it is."""
         array = self._parameters[name]
         if name not in self._owned_names:
-            array = self._parameters[name] = aligned_copy(array)
+            there = array.nbytes >= _LARGE and array.flags.c_contiguous and array.flags.aligned
+            if name in self._state_names or not there:
+                array = self._parameters[name] = aligned_copy(array)
             self._owned_names.add(name)
         return array
 
@@ -288,9 +315,22 @@ class Executable:
             program = compiled.prepare
             binding = Binding(program, {}, self.threads)
             values = [self._parameters[a.name] for a in program.inputs]
-            values = [v if v.flags.c_contiguous and v.flags.aligned else np.ascontiguousarray(v) for v in values]
-            outputs = empties([a.type for a in program.outputs])
-            binding.run(values, [address_of(v) for v in values], outputs)
+            values = [v if v.flags.c_contiguous and v.flags.aligned else aligned_copy(v) for v in values]
+            types = [a.type for a in program.outputs]
+            reserve = compiled.reserve
+            fits = reserve is not None and reserve.nbytes >= total_bytes(types)
+            outputs = empties(types, within=reserve.take() if fits and reserve is not None else None)
+            addresses = [address_of(v) for v in values]
+            mapped = {id(m): m for v in values if v.nbytes >= _LARGE and (m := mapping_of(v)) is not None}
+            if mapped:  # while one weight is prepared, the pages of those before it are given back
+
+                def between() -> None:
+                    for mapping in mapped.values():
+                        release(mapping)
+
+                binding.once(values, addresses, outputs, between)
+            else:
+                binding.run(values, addresses, outputs)
             want_huge_pages(outputs)
             found = dict(zip((a.name for a in program.outputs), outputs, strict=True))
             if key:
@@ -331,6 +371,8 @@ class Executable:
                 if specialisation.binding is not None:
                     fixed = self._fixed(specialisation)
                     specialisation.binding.bind(fixed)
+                specialisation.direct = None
+            self._direct, self._look_for_direct = None, self._fast is not None
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -356,7 +398,7 @@ class Executable:
         shapes = tuple(t.with_sizes(sizes).static_shape for _, t in self.arguments)
         found = self._specialise(shapes, sizes)
         self._latest = found
-        self._fast = None
+        self._fast = self._direct = None
         return found.compiled
 
     @property

@@ -20,7 +20,7 @@ ALLOWED = {
 }
 THIRD_PARTY = {
     "ir": {"numpy", "ml_dtypes", "networkx"},
-    "frontend": {"numpy", "sklearn"},
+    "frontend": {"numpy", "sklearn", "ml_dtypes", "onnx"},
     "passes": {"numpy"},
     "codegen": {"numpy", "llvmlite"},
     "runtime": {"numpy", "llvmlite", "threadpoolctl", "safetensors", "rich"},

@@ -52,6 +52,10 @@ class Nest:
 
     `value` is the epilogue as an expression of var ACC, of the markers of `reads`, and of the variables of `dims`
     (name, stream). `panel` > 0: B is packed, its stride in the n loop counts columns, and `panel_k` is the product K.
+
+    `group`: columns come in groups, whose loop is none of `free`: a tile has the columns of its lanes in all of them. With
+    `joined` the epilogue takes the sums of all groups, vars ACC0, ACC1, ..., and C has one group's columns; `more` are the
+    streams and values of further outputs.
     """
 
     free: tuple[Loop, ...]
@@ -64,6 +68,10 @@ class Nest:
     read_spans: tuple[int, ...]  # elements of each epilogue operand
     panel: int
     panel_k: int
+    panel_pairs: bool  # B is packed in panels of pairs: its strides count halves of a pair until `paired`
+    group: Loop | None
+    joined: bool
+    more: tuple[tuple[int, Expr], ...]
     pairs: tuple[int, int] | None  # elements of A and B are pairs along a reduction loop: how far apart (see `paired`)
     dtype: DType  # the sum's, as the epilogue sees it
     out: DType
@@ -80,7 +88,7 @@ class Nest:
     def cells(self) -> int:
         """Elements of C."""
         total = 1
-        for loop in self.free:
+        for loop in (*self.free, *((self.group,) if self.group else ())):
             total *= loop.extent
         return total
 
@@ -143,19 +151,25 @@ class _Streams:
 
 
 def _epilogue(
-    spec: Contraction, epilogue: Epilogue | None, streams: _Streams, dtype: DType, out: DType
-) -> tuple[Expr, tuple[Read, ...], tuple[tuple[Expr, int], ...], dict[int, int]]:
+    spec: Contraction, epilogue: Epilogue | None, streams: _Streams, dtype: DType, out: DType, groups: int
+) -> tuple[list[Expr], tuple[Read, ...], tuple[tuple[Expr, int], ...], dict[int, int]]:
     """Evaluates the epilogue once, with variables for the index, and sorts its loads into streams and general ones."""
     acc = var(ACC, dtype)
     c_index = tuple(var(f"c{d}") for d in range(len(spec.c)))
     if epilogue is None:
-        return cast(acc, out), (), (), {}
+        return [cast(acc, out)], (), (), {}
     operands = epilogue.operands
 
     def load_operand(k: int, index: Sequence[ExprLike], mask: Expr | None = None) -> Expr:
         return load(k, index, operands[k].dtype, mask)
 
-    value = cast(epilogue.value(acc, c_index, load_operand), out)
+    if epilogue.grouped is not None:
+        accs = tuple(var(f"{ACC}{g}", dtype) for g in range(groups))
+        found = epilogue.grouped(accs, c_index, load_operand)
+        values = [cast(v, t) for v, t in zip(found, (out, *(x.dtype for x in epilogue.more)), strict=True)]
+    else:
+        assert epilogue.value is not None
+        values = [cast(epilogue.value(acc, c_index, load_operand), out)]
     axis_vars = {var(f"axis.{name}"): name for name in streams.extents}
     to_axes = {name: v for v, name in axis_vars.items()}
     as_axes: dict[Expr, Expr] = {}
@@ -174,7 +188,7 @@ def _epilogue(
     reads: list[Read] = []
     spans: dict[int, int] = {}
     markers: dict[Expr, Expr] = {}
-    for e in postorder([value]):
+    for e in postorder(values):
         if e.op != "load":
             continue
         k, ndim = e.attr
@@ -198,16 +212,17 @@ def _epilogue(
             reads.append(Read(k, e.dtype, -1, marker, simple, None if mask is None else by_dim.simplify(mask)))
             spans[k] = max(spans.get(k, 0), high + 1)
         markers[e] = marker
-    value = substitute(value, markers)
+    memo: dict[Expr, Expr] = {}
+    values = [substitute(v, markers, memo) for v in values]
     used: dict[Expr, None] = {}
-    roots = [value, *(x for r in reads for x in (r.flat, r.mask) if x is not None)]
+    roots = [*values, *(x for r in reads for x in (r.flat, r.mask) if x is not None)]
     used.update((e, None) for e in postorder(roots) if e in as_axes)
     dims = []
     for e in used:
         d = c_index.index(e)
         m = spec.c[d]
         dims.append((e, streams.add(dict(m.terms), m.constant)))
-    return value, tuple(reads), tuple(dims), spans
+    return values, tuple(reads), tuple(dims), spans
 
 
 def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: Epilogue | None) -> Nest:
@@ -216,9 +231,16 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
     Raises CompileError where an index map leaves an operand at its start, or where B is packed in a way that the
     columns of C do not follow.
     """
+    spec, group = spec.split_groups()
     extents = {x.name: as_int(x.extent) for x in spec.axes}
     streams = _Streams(extents)
     panel_k = 1
+    joined = epilogue is not None and epilogue.grouped is not None
+    if joined:
+        if group is None:
+            raise CompileError("an epilogue joins groups of columns, which this contraction has not: pack B in panels of them")
+        last = Affine(tuple(t for t in spec.c[-1].terms if t[0] != group.name), spec.c[-1].constant)
+        spec = replace(spec, c=(*spec.c[:-1], last))
     for name, operand, maps in (("A", a, spec.a), ("C", c, spec.c)):
         if len(operand.strides) != len(maps):
             raise CompileError(f"operand {name} of the contraction has {len(operand.strides)} strides, its index map {len(maps)}")
@@ -232,7 +254,9 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
         streams.add(*_offset(spec.b, b.strides))
     streams.add(*_offset(spec.c, c.strides))
     total = c.dtype if epilogue is None else epilogue.total or a.dtype
-    value, reads, dims, read_spans = _epilogue(spec, epilogue, streams, total, c.dtype)
+    groups = extents[group.name] if group is not None else 1
+    values, reads, dims, read_spans = _epilogue(spec, epilogue, streams, total, c.dtype, groups)
+    more = tuple((streams.add(*_offset(spec.c, c.strides)), v) for v in values[1:])
     spans = [streams.span(s) for s in range(3)]
     if spec.panel:
         shape = [as_int(x) for x in spec.packed_shape(spec.panel)]
@@ -241,7 +265,7 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
             spans[B] *= size
 
     def loops(kinds: Callable[[str], bool]) -> tuple[Loop, ...]:
-        chosen = [x for x in spec.axes if kinds(x.kind)]
+        chosen = [x for x in spec.axes if kinds(x.kind) and x is not group]
         return tuple(Loop(extents[x.name], tuple(t.get(x.name, 0) for t in streams.terms)) for x in chosen)
 
     free: tuple[Loop, ...] = ()
@@ -259,12 +283,16 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
         reduce=merge(loops(lambda k: k == "k")),
         base=tuple(streams.base),
         spans=tuple(spans),
-        value=value,
+        value=values[0],
         reads=reads,
         dims=dims,
         read_spans=tuple(read_spans.get(k, 0) for k in range(count)),
         panel=spec.panel,
         panel_k=panel_k,
+        panel_pairs=spec.pairs,
+        group=None if group is None else Loop(groups, tuple(t.get(group.name, 0) for t in streams.terms)),
+        joined=joined,
+        more=more,
         pairs=None,
         dtype=total,
         out=c.dtype,
@@ -276,16 +304,19 @@ def paired(nest: Nest) -> Nest | None:
 
     One reduction loop of even extent becomes half as long. Where an operand's pairs lie side by side, and all its strides are
     even, it is read as it lies, as an array of half as many f32 (`pairs` is 0 for it, all strides are halved); otherwise they
-    are brought together when it is packed (`pairs` is the stride from one to the other). None if no extent is even.
+    are brought together when it is packed (`pairs` is the stride from one to the other). None if no extent is even. Of a B in
+    panels of pairs the loop is the one whose pairs those are.
     """
-    even = [x for x in nest.reduce if x.extent % 2 == 0]
+    even = [x for x in nest.reduce if x.extent % 2 == 0 and (not nest.panel_pairs or x.strides[B] == nest.panel)]
     if not even:
         return None
 
     def direct(loop: Loop, stream: int) -> bool:
+        if stream == B and nest.panel:
+            return nest.panel_pairs
         strides = [x.strides[stream] for x in (*nest.free, *nest.reduce) if x is not loop]
         whole = all(s % 2 == 0 for s in (*strides, nest.base[stream], nest.spans[stream]))
-        return loop.strides[stream] == 1 and whole and not (stream == B and nest.panel)
+        return loop.strides[stream] == 1 and whole
 
     chosen = max(even, key=lambda x: (direct(x, A) + direct(x, B), x.extent))
     halves = [direct(chosen, s) for s in (A, B)]
@@ -303,18 +334,23 @@ def paired(nest: Nest) -> Nest | None:
         nest,
         free=tuple(map(changed, nest.free)),
         reduce=tuple(map(changed, nest.reduce)),
+        group=None if nest.group is None else changed(nest.group),
         base=tuple(b // 2 if s < C and halves[s] else b for s, b in enumerate(nest.base)),
         spans=tuple(n // 2 if s < C and halves[s] else n for s, n in enumerate(nest.spans)),
+        panel_k=nest.panel_k // 2 if nest.panel_pairs else nest.panel_k,
         pairs=(0 if halves[A] else chosen.strides[A], 0 if halves[B] else chosen.strides[B]),
     )
 
 
 def _packed_terms(spec: Contraction, extents: dict[str, int]) -> tuple[dict[str, int], int]:
-    """B in panels: offsets of batch and k axes; an n axis counts columns (the generator turns them into panels)."""
+    """B in panels: offsets of batch and k axes; an n axis counts columns (the generator turns them into panels).
+
+    In panels of pairs a step of the reduction is half a step on, so that a column counts for two.
+    """
     terms: dict[str, int] = {}
     columns = 1
     for x in reversed(spec.of_kind("n")):
-        terms[x.name] = columns
+        terms[x.name] = columns * (2 if spec.pairs else 1)
         columns *= extents[x.name]
     step = spec.panel
     for x in reversed(spec.of_kind("k")):

@@ -18,6 +18,7 @@ from .canonical import C, Nest
 from .plan import Plan, pieces
 
 LATENCY: Final = 4.4  # cycles (and some slack) from one multiply-add to the next on the same accumulator
+PAIRS_FROM_MEMORY: Final = 1.33  # what a product of pairs takes longer whose operand is broadcast from memory
 CALL: Final = 24.0  # cycles to enter and leave a tile
 L2_BYTES: Final = 14.0  # bytes a cycle that a column panel streams at from L2 without being felt
 L3_BYTES: Final = 20.0  # bytes a cycle from beyond L2
@@ -26,8 +27,9 @@ L3_BYTES: Final = 20.0  # bytes a cycle from beyond L2
 class Model:
     """Costs on one target for one element type."""
 
-    def __init__(self, target: Target, dtype: DType) -> None:
+    def __init__(self, target: Target, dtype: DType, pairs: bool = False) -> None:
         self.target = target
+        self.from_memory = PAIRS_FROM_MEMORY if pairs else 1.0
         self.size = dtype.itemsize
         self.lanes = target.lanes(dtype.bits)
         self.wide = target.vector_bits >= 512
@@ -56,6 +58,8 @@ class Model:
     def step(self, rows: int, vectors: int, parts: int, row_vectors: int) -> float:
         """Cycles of one step of a tile whose operands are in L1; row_vectors: vector loads per row (0: one broadcast)."""
         fmas = rows * vectors / self.rate
+        if vectors == 1 and self.wide and not row_vectors:
+            fmas *= self.from_memory
         vector_loads = vectors + rows * row_vectors
         loads = vector_loads / (1.0 if self.wide else 2.0) + (0.0 if row_vectors else rows / 2.0)
         instructions = (rows * vectors * (1 if self.target.fma else 2) + rows + vectors + 2) / 5.0
@@ -80,7 +84,7 @@ class Model:
     def _stall(self, nest: Nest, p: Plan) -> tuple[float, bool, list[str]]:
         """Cycles that a step waits for memory, whether the row operand is to blame, and why."""
         l1, line, inside, rows = self.target.l1, self.target.line, p.inside, p.tile_rows
-        col_bytes = p.columns * self.size  # a step's
+        col_bytes = p.breadth * self.size  # a step's
         if p.along_k:
             # nothing is reused from registers but rows x columns: the vectors themselves come from L2
             if (rows + p.columns) * inside * self.size <= 0.5 * l1:
@@ -156,7 +160,7 @@ class Model:
         turns = 4.0 * blocks * p.inside / (inner if p.cut < len(p.reduce) - 1 else p.inside) if len(p.reduce) > 1 else 0.0
         total = 0.0
         for across, width in widths:
-            v = width if p.along_k else -(-width // p.lanes)
+            v = width if p.along_k else -(-width // p.lanes) * p.groups
             row_vectors = 1 if p.along_k else v if p.lane.strides[p.row] != 0 else 0
             for times, r in heights:
                 work = blocks * k_steps * (self.step(r, v, p.parts, row_vectors) + stall)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from ...ir.contraction import Affine, Contraction
 from ...ir.dims import as_int
 from ...ir.dtypes import DType, bf16, f32
+from ...ir.errors import CompileError
 from ...ir.expr import Expr, cast, const, load, substitute, var
 from ...ir.target import Target
 from ..loop_ir import Buffer, For, Kernel, Stmt, Store
@@ -18,6 +20,11 @@ from .plan import Plan, accumulator
 from .root import Root
 from .tile import choose, panels_follow, plans
 from .types import Epilogue, Operand, Scheduled
+
+MOST_VECTORS = 4  # of a panel: with 8, one row of A streams B from beyond L2 at 80 to 95% of the speed
+WITHOUT_COPY = 1.02  # cycles that a panel may cost more which needs no copy of B
+MOST_NARROW = 3  # whole vectors of columns up to which half a vector more is not rounded up
+NARROW_GAIN = 0.95  # ... if the model says that it is faster by this
 
 
 def schedule(
@@ -30,32 +37,66 @@ def schedule(
     *,
     threads: int,
     name: str,
+    rank: int = 0,
 ) -> Scheduled:
     """The kernels that compute a contraction of operands that lie in memory as given.
 
-    `threads` is a hint; neither the result nor the workspace depends on it. Raises CompileError for dtypes that are
+    `threads` is a hint; neither the result nor the workspace depends on it. `rank` asks for a plan that the cost model puts
+    after its first. Raises CompileError for dtypes that are
     not supported, index maps that leave an operand, or a packing that does not fit the target's vectors.
     """
     del threads  # chunks are cut for any number of them
     nest = canonical(spec, a, b, c, epilogue)
-    return schedule_nest(nest, (a, b, c), () if epilogue is None else epilogue.operands, target, name)
+    further = () if epilogue is None else epilogue.more
+    return schedule_nest(nest, (a, b, c, *further), () if epilogue is None else epilogue.operands, target, name, rank=rank)
 
 
 def schedule_nest(
-    nest: Nest, abc: Sequence[Operand], extra: Sequence[Operand], target: Target, name: str, plan: Plan | None = None
+    nest: Nest,
+    abc: Sequence[Operand],
+    extra: Sequence[Operand],
+    target: Target,
+    name: str,
+    plan: Plan | None = None,
+    rank: int = 0,
 ) -> Scheduled:
     """`schedule` for a normal form, with a plan of the caller's own if given."""
     dtype = accumulator(nest.dtype)
     for x in abc[:2]:
         accumulator(x.dtype)  # refuses what cannot be multiplied
-    if plan is None and target.bf16 and abc[A].dtype is bf16 and abc[B].dtype is bf16 and dtype is f32:
-        nest = paired(nest) or nest
+    if plan is None:
+        nest = _in_pairs(nest, target, abc[A].dtype, abc[B].dtype)
+        if nest.panel_pairs and nest.pairs is None:
+            raise CompileError(f"B is packed in pairs, which {target.name} without AVX512_BF16 has no instruction for")
     if 0 in (x.extent for x in nest.free):
         buffers = parameters(nest, abc, extra)
         return Scheduled((Kernel(name, buffers, (), doc="no elements"),), name, 0, "no elements")
     if 0 in (x.extent for x in nest.reduce):
         return _empty_sums(nest, parameters(nest, abc, extra), dtype, name)
-    return Root(nest, abc, extra, target, name, dtype, plan or choose(nest, target, abc[A].dtype, abc[B].dtype)).build()
+    target = _narrowed(target, nest.panel, dtype)
+    plan = plan or choose(nest, target, abc[A].dtype, abc[B].dtype, rank)
+    return Root(nest, abc, extra, target, name, dtype, plan).build()
+
+
+def _narrowed(target: Target, panel: int, sums: DType) -> Target:
+    """The target with vectors of half the width, where panels are an odd number of those: 20 columns are three of 8 lanes, or two
+    of 16, which take as long as four of 8 where the units for products are 256 bits wide."""
+    half = replace(target, vector_bits=target.vector_bits // 2)
+    odd = panel % target.lanes(sums.bits) and panel % half.lanes(sums.bits) == 0
+    return half if odd and target.vector_bits == 512 else target
+
+
+def _in_pairs(nest: Nest, target: Target, a: DType, b: DType) -> Nest:
+    """The form in pairs, of bf16 operands on a target that multiplies them so."""
+    if not target.bf16 or a is not bf16 or b is not bf16 or nest.dtype is not f32 or nest.pairs is not None:
+        return nest
+    return paired(nest) or nest
+
+
+def panel_pairs(spec: Contraction, target: Target, dtype: DType) -> bool:
+    """Whether panels of B hold pairs of steps: of bf16, on a target that multiplies pairs, where the last k axis has them."""
+    k = spec.of_kind("k")
+    return target.bf16 and dtype is bf16 and bool(k) and as_int(k[-1].extent) % 2 == 0
 
 
 @lru_cache(maxsize=1024)
@@ -63,13 +104,22 @@ def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> in
     """The panel width B is best packed with beforehand, or 0 to leave it as it is.
 
     B must have every batch axis, and the columns of C, as far as they do not follow each other, be whole panels. Dense
-    operands are assumed (the layout that follows from the index maps); the width is a multiple of the target's vector.
+    operands are assumed (the layout that follows from the index maps); the width is a multiple of the target's vector. Panels
+    of 16-bit floats are those of `panel_pairs`, or none.
     """
+    pairs = panel_pairs(spec, target, dtype)
+    if dtype.bits == 16 and not pairs:
+        return 0
     if spec.panel or any(not _moves(spec.b, x.name) for x in spec.of_kind("batch")):
         return 0
     if 0 in (as_int(spec.size(kind)) for kind in ("m", "n", "k")) or as_int(spec.size("n")) == 1:
         return 0
-    lanes = target.lanes(dtype.bits)
+    sums = accumulator(dtype)
+    lanes = target.lanes(sums.bits)
+
+    def form(panel: int) -> Nest:
+        asked = spec.packed(panel, (), pairs) if panel else spec
+        return _in_pairs(replace(canonical(asked, a, b, c, None), dtype=sums), target, dtype, dtype)
 
     def dense(maps: Sequence[Affine]) -> Operand:
         strides: list[int] = []
@@ -80,22 +130,32 @@ def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> in
         return Operand(dtype, tuple(strides), 64)
 
     a, b, c = dense(spec.a), dense(spec.b), dense(spec.c)
-    unpacked = choose(canonical(spec, a, b, c, None), target, dtype, dtype)
+    if spec.groups:
+        most = as_int(spec.size("n")) // spec.groups // lanes
+        panels = [n * lanes * spec.groups for n in (1, 2) if most and most % n == 0]
+        if panels:
+            return min(panels, key=lambda x: min(p.cycles for p in plans(form(x), target, dtype, dtype)))
+        spec = replace(spec, groups=0)
+    unpacked = choose(form(0), target, dtype, dtype)
     best: tuple[float, int] = (math.inf, 0)
-    columns = _columns(canonical(spec.packed(lanes, ()), a, b, c, None))
+    columns = _columns(form(lanes))
     if not columns:
         return 0
     need = -(-columns[0].extent // lanes)
-    most = 8 if as_int(spec.size("m")) <= 4 else 4
-    for vectors in sorted({-(-need // -(-need // n)) for n in range(1, min(most, need) + 1)}):
+    everything = need * lanes  # a panel of all columns is B as it lies, if that is row after row: no copy
+    for vectors in sorted({-(-need // -(-need // n)) for n in range(1, min(MOST_VECTORS, need) + 1)}):
         panel = vectors * lanes
-        packed = canonical(spec.packed(panel, ()), a, b, c, None)
         if not panels_follow(columns, panel):
             continue
-        found = min((x.cycles for x in plans(packed, target, dtype, dtype, whole=True)), default=math.inf)
-        best = min(best, (found, panel))
+        found = min((x.cycles for x in plans(form(panel), target, dtype, dtype, whole=True)), default=math.inf)
+        best = min(best, (found / WITHOUT_COPY if panel == everything else found, -panel))  # of equals the widest
+    panel = -(-columns[0].extent // (lanes // 2)) * (lanes // 2)
+    half = _narrowed(target, panel, sums)
+    if half is not target and panel <= MOST_NARROW * lanes and not pairs and panels_follow(columns, panel):
+        found = min((x.cycles for x in plans(form(panel), half, dtype, dtype, whole=True)), default=math.inf)
+        best = min(best, (found / NARROW_GAIN, -panel))
     # a transposing or strided copy of B is what packing beforehand saves
-    return best[1] if best[0] < unpacked.cycles * 1.02 else 0
+    return -best[1] if best[0] < unpacked.cycles * 1.02 else 0
 
 
 def _columns(nest: Nest) -> list[Loop]:

@@ -18,17 +18,24 @@ ALIGN = 16  # elements to which regions of the workspace are rounded
 
 
 def parameters(nest: Nest, abc: Sequence[Operand], extra: Sequence[Operand]) -> tuple[Buffer, ...]:
-    """The buffers of a root kernel: A, B, C, then what the epilogue reads. bf16 whose pairs are read is bits (see `paired`)."""
+    """The buffers of a root kernel: A, B, C, then what the epilogue reads, then further outputs (`abc` from 3 on).
+
+    bf16 whose pairs are read is bits (see `paired`).
+    """
     dtypes = [x.dtype for x in abc]
     if nest.pairs is not None:
         dtypes[:2] = (u16 if apart else f32 for apart in nest.pairs)
     out = [
         Buffer(n, d, (span,), align=max(x.align, x.dtype.itemsize), writable=n == "C")
-        for n, x, d, span in zip("ABC", abc, dtypes, nest.spans, strict=True)
+        for n, x, d, span in zip("ABC", abc[:3], dtypes[:3], nest.spans, strict=True)
     ]
     out += [
         Buffer(f"E{k}", x.dtype, (span,), align=max(x.align, x.dtype.itemsize), writable=False)
         for k, (x, span) in enumerate(zip(extra, nest.read_spans, strict=True))
+    ]
+    out += [
+        Buffer(f"C{k}", x.dtype, (nest.spans[2],), align=max(x.align, x.dtype.itemsize))
+        for k, x in enumerate(abc[3:], 1)
     ]
     return tuple(out)
 
@@ -66,7 +73,7 @@ class Layout:
         self.both = math.prod(x.extent for x in p.both)
         self.steps = nest.steps
         self.lane_tiles = -(-p.lane.extent // p.columns)
-        self.width = p.columns if p.along_k else -(-p.columns // self.lanes) * self.lanes
+        self.width = p.columns if p.along_k else -(-p.columns // self.lanes) * self.lanes * p.groups
         self.size = 0
         self.packed_col = self._region(self.both * p.panels * self.steps * self.width) if p.pack_col else None
         self.row_size = 0

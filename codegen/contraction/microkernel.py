@@ -38,6 +38,8 @@ from ..loop_ir import Alloc, Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt,
 from ..vectorize import vectorize
 from .canonical import ACC, C, Loop, Nest
 
+FETCHED_FROM = 1024  # multiply-adds of a tile from which what its epilogue reads is asked for at its start
+MOST_FETCHED = 64  # lines, at most
 LANE = var("lane")
 STEPS, FIRST, LAST = var("steps"), var("first"), var("last")
 
@@ -48,6 +50,7 @@ class Tile:
 
     rows           per row its offset in every stream, relative to the tile's origin
     columns, step  how many columns, and the stride from one to the next in every stream
+    groups, apart  how many groups of so many columns, and the stride from one to the next in every stream
     lanes          elements of a vector
     loops          reduction loops inside the tile, outer first; strides are (row operand, column operand)
     variable       the outermost of `loops` has its extent in the parameter `steps`
@@ -66,6 +69,8 @@ class Tile:
     rows: tuple[tuple[int, ...], ...]
     columns: int
     step: tuple[int, ...]
+    groups: int
+    apart: tuple[int, ...]
     lanes: int
     along_k: bool
     loops: tuple[Loop, ...]
@@ -86,7 +91,7 @@ class Tile:
     @property
     def vectors(self) -> int:
         """Accumulators of a row."""
-        return self.columns if self.along_k else -(-self.columns // self.lanes)
+        return self.columns if self.along_k else -(-self.columns // self.lanes) * self.groups
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ class _Builder:
         self.row = self._operand(t.row, t.row_dtype, 0)
         self.col = self._operand(t.col, t.col_dtype, 1)
         self.out = self._window("c", C, nest.out, writable=True)
+        self.more = [self._window(f"c{k}", s, v.dtype, writable=True) for k, (s, v) in enumerate(nest.more, 1)]
         self.reads = [self._window(f"e{i}", r.stream, r.dtype) if r.stream >= 0 else None for i, r in enumerate(nest.reads)]
         self.ahead = Buffer("ahead", t.col_dtype, (1,), align=t.col_dtype.itemsize, writable=False)
         self.part = Buffer("part", t.dtype, (len(t.rows), t.vectors * t.lanes), align=64)
@@ -205,13 +211,13 @@ class _Builder:
 
     def _window(self, name: str, stream: int, dtype: DType, writable: bool = False) -> _Window:
         t = self.t
-        offsets = [r[stream] for r in t.rows]
+        offsets = [r[stream] + g * t.apart[stream] for r in t.rows for g in range(t.groups)]
         return _Window(name, dtype, min(offsets), max(offsets), t.columns, t.step[stream], writable)
 
     def _lanes_of(self, j: int) -> Expr | None:
         """The mask of vector j's columns; None where all are there."""
         t = self.t
-        return None if t.along_k else self._first(t.columns - j * t.lanes)
+        return None if t.along_k or t.groups > 1 else self._first(t.columns - j * t.lanes)
 
     def _first(self, count: int) -> Expr | None:
         """The mask of the first `count` lanes; None for all."""
@@ -368,6 +374,21 @@ class _Builder:
                 again.append(Store(self.acc, self._cell(u, i, j), value))
         return [If(eq(FIRST, 1), tuple(clear), tuple(again))]
 
+    def _fetch(self) -> list[Stmt]:
+        """Asks for what the epilogue is going to read: it is there when the sums are."""
+        t = self.t
+        steps = math.prod(x.extent for x in t.loops)
+        if t.along_k or t.variable or steps * len(t.rows) * t.vectors < FETCHED_FROM:
+            return []
+        out: list[Stmt] = []
+        for r, window in zip(self.nest.reads, self.reads, strict=True):
+            if window is None or window.flat or window.reversed or t.step[r.stream] != 1:
+                continue
+            places = {row[r.stream] + g * t.apart[r.stream] for row in t.rows for g in range(t.groups)}
+            line = t.line * t.dtype.itemsize // r.dtype.itemsize
+            out += [Prefetch(window.buffer, window.at(p, j), 1) for p in sorted(places) for j in range(0, t.columns, line)]
+        return out if len(out) <= MOST_FETCHED else []
+
     def _combine(self) -> list[Stmt]:
         """Adds the parts: pairs, then pairs of pairs."""
         t = self.t
@@ -380,13 +401,15 @@ class _Builder:
             distance *= 2
         return out
 
-    def _value(self, i: int, acc: Expr) -> Expr:
-        """The epilogue of row i as a scalar expression of LANE."""
-        row = self.t.rows[i]
+    def _values(self, row: Sequence[int], accs: Sequence[Expr]) -> list[Expr]:
+        """The epilogue of a row (its offsets) as scalar expressions of LANE: what C holds, and each further output."""
         values: dict[Expr, Expr] = {}
         for d, stream in self.nest.dims:
             values[d] = self.dims[d] + LANE * self.t.step[stream] + row[stream]
-        markers: dict[Expr, Expr] = {var(ACC, self.nest.dtype): cast(acc, self.nest.dtype)}
+        names = [f"{ACC}{g}" for g in range(self.t.groups)] if self.nest.joined else [ACC]
+        markers: dict[Expr, Expr] = {
+            var(name, self.nest.dtype): cast(acc, self.nest.dtype) for name, acc in zip(names, accs, strict=True)
+        }
         for k, (r, window) in enumerate(zip(self.nest.reads, self.reads, strict=True)):
             if window is not None:
                 markers[r.marker] = load(window.buffer, window.at(row[r.stream], LANE), r.dtype)
@@ -395,7 +418,8 @@ class _Builder:
                 whole = self.whole[k]
                 mask = None if r.mask is None else substitute(r.mask, values)
                 markers[r.marker] = load(whole, (substitute(r.flat, values),), r.dtype, mask)
-        return substitute(self.nest.value, values | markers)
+        memo: dict[Expr, Expr] = {}
+        return [substitute(v, values | markers, memo) for v in (self.nest.value, *(v for _, v in self.nest.more))]
 
     def _finish(self) -> list[Stmt]:
         t = self.t
@@ -406,17 +430,47 @@ class _Builder:
                 for j in range(t.columns):
                     total = var(f"sum{i}_{j}", t.dtype)
                     out.append(Let(total, reduce_lanes("add", self._get(0, i, j))))
-                    value = substitute(self._value(i, total), {LANE: const(j)})
+                    value = substitute(self._values(t.rows[i], (total,))[0], {LANE: const(j)})
                     out.append(Store(self.out.buffer, self.out.at(row, j), value))
                 continue
+            if self.nest.joined:
+                out += self._joined(i)
+                continue
             total = var("sum", t.dtype)
-            scalar = self._value(i, total)
-            for j in range(t.vectors):
-                mask = self._lanes_of(j)
-                # LANE is the first column of vector j; the sum is not loaded again, so the mask must not touch it
-                value = vectorize(scalar, LANE, t.lanes, mask, {total: self._get(0, i, j)})
-                value = substitute(broadcast(value, t.lanes), {LANE: const(j * t.lanes)})
-                out.append(Store(self.out.buffer, self.out.at(row, j * t.lanes), value, mask))
+            each = t.vectors // t.groups
+            for g in range(t.groups):
+                moved = [o + g * s for o, s in zip(t.rows[i], t.apart, strict=True)]
+                (scalar,) = self._values(moved, (total,))
+                for j in range(each):
+                    mask = self._lanes_of(j)
+                    # LANE is the first column of vector j; the sum is not loaded again, so the mask must not touch it
+                    value = vectorize(scalar, LANE, t.lanes, mask, {total: self._get(0, i, g * each + j)})
+                    value = substitute(broadcast(value, t.lanes), {LANE: const(j * t.lanes)})
+                    out.append(Store(self.out.buffer, self.out.at(moved[C], j * t.lanes), value, mask))
+        return out
+
+    def _joined(self, i: int) -> list[Stmt]:
+        """Of row i what the epilogue makes of the sums of all groups; an output that another one uses is computed once."""
+        t, each = self.t, self.t.vectors // self.t.groups
+        row = t.rows[i]
+        sums = [var(f"sum{g}", t.dtype) for g in range(t.groups)]
+        scalars = self._values(row, sums)
+        outputs = [(self.out, C), *zip(self.more, (s for s, _ in self.nest.more), strict=True)]
+        out: list[Stmt] = []
+        for j in range(each):
+            held = {total: self._get(0, i, g * each + j) for g, total in enumerate(sums)}
+            memo: dict[Expr, Expr] = {}
+            wide = [broadcast(vectorize(v, LANE, t.lanes, None, held, memo), t.lanes) for v in scalars]
+            lane: dict[Expr, Expr] = {}
+            values = [substitute(v, {LANE: const(j * t.lanes)}, lane) for v in wide]
+            names: dict[Expr, Expr] = {}
+            for k in sorted(range(len(values)), key=lambda k: len(list(postorder([values[k]])))):
+                value, (window, stream) = substitute(values[k], names), outputs[k]
+                if value.op not in ("var", "const"):
+                    name = vector_variable(f"y{i}_{j}_{k}", value.dtype, t.lanes)
+                    out.append(Let(name, value))
+                    names[values[k]] = value = name
+                out.append(Store(window.buffer, window.at(row[stream], j * t.lanes), value))
         return out
 
     def build(self) -> Ukernel:
@@ -440,6 +494,9 @@ class _Builder:
                 )
                 views.append((-1 - r.operand, 0))
                 buffers.append(self.whole[k])
+        for (stream, _), window in zip(self.nest.more, self.more, strict=True):
+            views.append((stream, window.low))
+            buffers.append(window.buffer)
         scalars = [STEPS] if t.variable else []
         if t.ahead:
             buffers.append(self.ahead)
@@ -447,7 +504,7 @@ class _Builder:
             scalars += [FIRST, LAST]
             buffers.append(self.part)
         scalars += [self.dims[v] for v, _ in self.nest.dims]
-        body: list[Stmt] = [Alloc(self.acc), *self._start()]
+        body: list[Stmt] = [*self._fetch(), Alloc(self.acc), *self._start()]
         body += self._reduction(0, const(0), const(0), const(0))
         body += self._combine()
         finish = self._finish()
@@ -457,7 +514,7 @@ class _Builder:
         else:
             body += finish
         form = "k" if t.along_k else "v"
-        name = f"ukr_{t.dtype}_{len(t.rows)}x{t.columns}_{form}{t.lanes}_{fingerprint(body, buffers)}"
+        name = f"ukr_{t.dtype}_{len(t.rows)}x{t.columns * t.groups}_{form}{t.lanes}_{fingerprint(body, buffers)}"
         doc = f"{len(t.rows)} rows x {t.columns} columns, lanes along {'k' if t.along_k else 'columns'}"
         kernel = Kernel(name, tuple(buffers), tuple(body), tuple(scalars), doc=doc, noinline=True)
         return Ukernel(kernel, tuple(views), tuple(s for _, s in self.nest.dims))

@@ -22,6 +22,7 @@ class Plan:
     row, col      streams of the operand that is read per row and of the one that is read per column (A = 0, B = 1)
     along_k       lanes run along the innermost reduction loop, not along the columns;  lanes: elements of a vector
     lane          the C loop that columns run along; panels of `columns` of it
+    groups        how many such panels, of as many groups of columns, a tile has side by side
     rows          the C loops (outer, inner; or fewer) that rows run along, and how many of each make a tile
     row_others, col_others, both     the other C loops: those that move only the row operand, only the column operand, both
     reduce        reduction loops in order, strides (row operand, column operand) as the tile sees them
@@ -59,6 +60,7 @@ class Plan:
     split: bool
     parts: int
     unroll: int
+    groups: int = 1
     together: bool = False
     cycles: float = 0.0
     ideal: float = 0.0
@@ -108,7 +110,7 @@ class Plan:
         names = "AB"
         sides = " x ".join(str(n) for _, n in self.rows) or "1"
         lanes = "the reduction" if self.along_k else f"columns ({names[self.col]})"
-        text = f"tile {sides} rows x {self.columns} columns, lanes along {lanes}"
+        text = f"tile {sides} rows x {f'{self.groups} x ' if self.groups > 1 else ''}{self.columns} columns, lanes along {lanes}"
         if self.pack_row:
             text += f", {names[self.row]} packed by {'steps' if self.pack_row == 'k' else 'rows'}"
         if self.pack_col:
@@ -121,7 +123,12 @@ class Plan:
     @cached_property
     def vectors(self) -> int:
         """Accumulators of a row of a whole panel, `lanes` elements each."""
-        return -(-self.columns // self.lanes) if not self.along_k else self.columns
+        return -(-self.columns // self.lanes) * self.groups if not self.along_k else self.columns
+
+    @cached_property
+    def breadth(self) -> int:
+        """Elements of the column operand that a step of a whole tile reads."""
+        return self.columns * self.groups
 
     @cached_property
     def inside(self) -> int:

@@ -69,6 +69,8 @@ class Root:
                 rows=tuple(rows),
                 columns=columns,
                 step=tuple(step),
+                groups=p.groups,
+                apart=nest.group.strides if nest.group is not None else (0,) * len(nest.base),
                 lanes=self.at.lanes,
                 along_k=p.along_k,
                 loops=tuple(loops),
@@ -101,7 +103,7 @@ class Root:
         tiles, panels = p.row_tiles, p.panels
         size = self.dtype.itemsize
         row_bytes = p.tile_rows * self.at.steps * size * self._distance(tiles * p.tile_rows)
-        col_bytes = p.columns * self.at.steps * size * self._distance(panels * p.columns)
+        col_bytes = p.breadth * self.at.steps * size * self._distance(panels * p.breadth)
         inside = self.at.steps if p.cut < 0 else p.block * math.prod(x.extent for x in p.reduce[p.cut + 1 :])
         fit = max(1, int(self.target.l2 * 0.5 / max(1, p.tile_rows * inside * size)))
         wanted = max(1, -(-CHUNKS // self.at.both)) if self.plan.parallel else 1
@@ -127,8 +129,8 @@ class Root:
         a single tile asks for its own panel a little ahead, unless it has so few rows that memory is all it waits for.
         """
         p, size = self.plan, self.dtype.itemsize
-        streamed = self.at.both * p.panels * p.columns * self.at.steps * size > self.target.l2
-        whole = p.pack_col or self.nest.panel == p.columns
+        streamed = self.at.both * p.panels * p.breadth * self.at.steps * size > self.target.l2
+        whole = p.pack_col or self.nest.panel == p.breadth
         few = self.row_block <= FEW_ROW_TILES and (self.row_block > 1 or p.tile_rows > 4)
         if not (streamed and whole and p.reduce and few) or p.split or p.along_k:
             return 0
@@ -217,11 +219,15 @@ class Root:
             to_come = self._to_come(panel, first_panel, last_panel, again)
             ahead = (buffer, minimum(at_column + to_come + share, const(buffer.span - 1)))
 
+        further = {s: 3 + len(nest.read_spans) + k for k, (s, _) in enumerate(nest.more)}
+
         def call(u: Ukernel, steps: int) -> Call:
             views: list[tuple[Buffer, Expr]] = []
             for stream, shift in u.views:
                 if stream < 0:
                     views.append((self.at.parameters[2 - stream], const(0)))
+                elif stream in further:
+                    views.append((self.at.parameters[further[stream]], origin[stream] + shift))
                 elif stream > C:
                     operand = next(r.operand for r in nest.reads if r.stream == stream)
                     views.append((self.at.parameters[3 + operand], origin[stream] + shift))

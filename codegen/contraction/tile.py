@@ -24,6 +24,7 @@ FEWEST: Final = 128  # steps of such a block at least: the partial sums are load
 MOST_TRAFFIC: Final = 0.25  # bytes a cycle from beyond L2 that chunks may read each for itself
 SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
 COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
+RANKED: Final = 1.5  # times the best plan's modelled cycles up to which a plan is worth measuring
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
 
 
@@ -155,7 +156,7 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, who
     With `whole`, of a packed B, only plans whose tiles are as wide as a panel.
     """
     dtype = accumulator(nest.dtype)
-    model = Model(target, dtype)
+    model = Model(target, dtype, nest.pairs is not None)
     widen = {A: row_dtype is not dtype, B: col_dtype is not dtype}
     if nest.pairs is not None:
         widen = {A: nest.pairs[A] != 0, B: nest.pairs[B] != 0}
@@ -173,9 +174,11 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, who
             continue
         if nest.panel:
             counts = [n for n in range(1, 9) if n * model.lanes <= nest.panel and nest.panel % (n * model.lanes) == 0]
+            if nest.group is not None:  # a tile has a whole panel
+                counts = [side.lane.extent // model.lanes] if side.lane.extent % model.lanes == 0 else []
             if not counts:
                 raise CompileError(f"B is packed in panels of {nest.panel}, which vectors of {model.lanes} do not divide")
-            if whole:
+            if whole and nest.group is None:
                 counts = [n for n in counts if n * model.lanes == nest.panel]
         else:
             need = -(-side.lane.extent // model.lanes)
@@ -186,8 +189,9 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, who
         if widen[side.col]:
             col_options = [True]
         both_vectors = side.lane.strides[side.row] != 0
+        groups = 1 if nest.group is None else nest.group.extent
         for vectors in counts:
-            for rows in _row_choices(side.rows, model.most_rows(vectors, False)):
+            for rows in _row_choices(side.rows, model.most_rows(vectors * groups, False)):
                 for pack_col in col_options:
                     if not pack_col and not nest.panel and not direct_ok:
                         continue
@@ -204,7 +208,7 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, who
         merged = None if both_vectors or not loops or loops[-1].strides[0] != 1 else _merged_rows(side)
         if merged is not None:
             for vectors in counts:
-                for rows in _row_choices(merged.rows, model.most_rows(vectors, False)):
+                for rows in _row_choices(merged.rows, model.most_rows(vectors * groups, False)):
                     for pack_col in col_options:
                         if pack_col or nest.panel or direct_ok:
                             yield _plan(nest, model, merged, loops, rows, vectors * model.lanes, "k", pack_col)
@@ -263,6 +267,7 @@ def _plan(
         split=False,
         parts=1,
         unroll=1,
+        groups=1 if nest.group is None else nest.group.extent,
     )
     cut, block, how = _blocking(nest, model, found)
     parts, unroll = _unrolling(model, found)
@@ -296,7 +301,7 @@ def _blocking(nest: Nest, model: Model, p: Plan) -> tuple[int, int, dict[str, bo
     """(cut, block, whether split or done together) of a plan's reduction."""
     whole: tuple[int, int, dict[str, bool]] = (-1, 0, {})
     tiles = p.row_tiles * p.panels * math.prod(x.extent for x in p.both)
-    if p.along_k or not p.reduce:
+    if p.along_k or not p.reduce or nest.joined:
         return whole
     if tiles < FEW_TILES and model.ideal(nest) >= limits.PARALLEL_FROM and nest.steps >= 2 * SPLIT:
         cut, block = _cut(p.reduce, -(-nest.steps // SPLIT))
@@ -363,15 +368,33 @@ def _unrolling(model: Model, p: Plan) -> tuple[int, int]:
     return (parts if unroll >= parts else 1 << (unroll.bit_length() - 1)), unroll
 
 
-def choose(nest: Nest, target: Target, a: DType, b: DType) -> Plan:
-    """The plan with the fewest modelled cycles whose copies are of reasonable size, if there is one."""
+def choose(nest: Nest, target: Target, a: DType, b: DType, rank: int = 0) -> Plan:
+    """The plan with the fewest modelled cycles whose copies are of reasonable size, if there is one; or the one of a later
+    rank (the last, if there are not that many)."""
     # a plan depends on the loops, not on what the epilogue computes or where the operands start: equal layers share one
-    return _choose(replace(nest, base=(0,) * len(nest.base), value=const(0), reads=(), dims=(), read_spans=()), target, a, b)
+    plain = replace(nest, base=(0,) * len(nest.base), value=const(0), reads=(), dims=(), read_spans=(), more=())
+    if rank:
+        found = _ranked(plain, target, a, b)
+        return found[min(rank, len(found) - 1)]
+    return _choose(plain, target, a, b)
+
+
+@lru_cache(maxsize=256)
+def _ranked(nest: Nest, target: Target, a: DType, b: DType) -> tuple[Plan, ...]:
+    """The plans to choose from, by modelled cycles: the one that is chosen first, then those not much worse."""
+    best = _choose(nest, target, a, b)
+    others = sorted((p for p in _reasonable(nest, target, a, b) if p != best), key=lambda p: p.cycles)
+    return (best, *(p for p in others if p.cycles <= RANKED * best.cycles))
 
 
 @lru_cache(maxsize=1024)
 def _choose(nest: Nest, target: Target, a: DType, b: DType) -> Plan:
+    found = _reasonable(nest, target, a, b)
+    return min(found, key=lambda p: (p.cycles, -p.columns))  # of equals the widest: it stores longer runs
+
+
+def _reasonable(nest: Nest, target: Target, a: DType, b: DType) -> list[Plan]:
     found = list(plans(nest, target, a, b))
     most = max(COPIES, 2 * sum(nest.spans) * accumulator(nest.dtype).itemsize)
     small = [p for p in found if sum(p.copied(nest.steps)) * accumulator(nest.dtype).itemsize <= most]
-    return min(small or found, key=lambda p: p.cycles)
+    return small or found

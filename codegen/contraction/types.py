@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...ir.dtypes import DType
@@ -21,6 +21,7 @@ class Operand:
 
 
 EpilogueValue = Callable[[Expr, tuple[Expr, ...], Load], Expr]
+GroupedValue = Callable[[tuple[Expr, ...], tuple[Expr, ...], Load], Sequence[Expr]]
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,22 @@ class Epilogue:
 
     load(k, index, mask=None) is the element of operands[k]. The sum has the dtype `total`, or that of A. An operand may share
     C's memory only if it is read at C's own index, in C's own layout.
+
+    Of columns in groups (`Contraction.groups`) the epilogue may join the sums of one column of all groups: `grouped`, in place of
+    `value`, gives the elements of C, which then has one group's columns, and of arrays of the dtypes `more` laid out as C is.
     """
 
     operands: tuple[Operand, ...]
-    value: EpilogueValue
+    value: EpilogueValue | None
     total: DType | None = None
+    grouped: GroupedValue | None = None
+    more: tuple[Operand, ...] = ()
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """Kernels, callees first; `root` is the one a program calls, with buffers A, B, C, epilogue operands, workspace.
+    """Kernels, callees first; `root` is the one a program calls, with buffers A, B, C, epilogue operands, further outputs,
+    workspace.
 
     The workspace (aligned to 64 bytes) is there only if `workspace` > 0 bytes are needed. Two kernels of one name, from
     whichever schedule, are equal, the root aside. `parallel` says whether the root forks threads.

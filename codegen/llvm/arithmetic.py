@@ -80,12 +80,34 @@ class Arithmetic(FunctionText):
 
     def to_bits(self, d: DType, x: str, n: int) -> str:
         """The i16 bits of a float, rounded to f16 or bf16; a NaN stays a NaN."""
-        fl, i, h, short = vector("float", n), vector("i32", n), vector("half", n), vector("i16", n)
+        fl, h, short = vector("float", n), vector("half", n), vector("i16", n)
         if d is f16:
             if self.module.target.fma:  # every row with FMA converts halves in hardware (F16C, NEON)
                 return self.t(f"bitcast {h} {self.t(f'fptrunc {fl} {x} to {h}')} to {short}")
             return self._f16_bits(x, n)
-        c = self._words(n)
+        if self.module.target.bf16 and n in (8, 16):
+            return self._native_bf16(x, n)
+        return self._bf16_bits(x, n)
+
+    def _native_bf16(self, x: str, n: int) -> str:
+        """float -> i16 bits of the nearest bf16 by the instruction, which takes denormals for zero: vectors that hold one, rare
+        as they are, are rounded in steps behind a branch."""
+        fl, short, flag = vector("float", n), vector("i16", n), vector("i1", n)
+        found = self.call(f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * n}", vector("bfloat", n), [(fl, x)])
+        usual = self.t(f"bitcast {vector('bfloat', n)} {found} to {short}")
+        tiny = self.call(f"llvm.x86.avx512.fpclass.ps.{32 * n}", flag, [(fl, x), ("i32", "32")], f"{fl}, i32 immarg")
+        some = self.call(f"llvm.vector.reduce.or.v{n}i1", "i1", [(flag, tiny)])
+        rare, join, before = self.fresh("rare"), self.fresh("join"), self.block
+        self.line(f"br i1 {some}, label %{rare}, label %{join}, !prof !{{!\"branch_weights\", i32 1, i32 100000}}")
+        self.label(rare)
+        stepwise = self._bf16_bits(x, n)
+        self.line(f"br label %{join}")
+        self.label(join)
+        return self.t(f"phi {short} [{usual}, %{before}], [{stepwise}, %{rare}]")
+
+    def _bf16_bits(self, x: str, n: int) -> str:
+        """float -> i16 bits of the nearest bf16, ties to even; a NaN stays a NaN."""
+        fl, i, short, c = vector("float", n), vector("i32", n), vector("i16", n), self._words(n)
         u = self.t(f"bitcast {fl} {x} to {i}")
         odd = self.t(f"and {i} {self.t(f'lshr {i} {u}, {c(16)}')}, {c(1)}")
         rounded = self.t(f"add {i} {self.t(f'add {i} {u}, {c(0x7FFF)}')}, {odd}")
@@ -106,7 +128,22 @@ class Arithmetic(FunctionText):
 
     def rounded(self, d: DType, x: str, n: int) -> str:
         """A float register value rounded to what dtype d can hold."""
-        return self.from_bits(d, self.to_bits(d, x, n), n) if d in NARROW else x
+        if d not in NARROW:
+            return x
+        bits = self.to_bits(d, x, n)
+        value = self.from_bits(d, bits, n)
+        self.known_bits[value] = bits
+        return value
+
+    def held_bits(self, d: DType, x: str, n: int) -> str:
+        """The i16 bits of a float that f16 or bf16 can hold: nothing is rounded any more."""
+        known = self.known_bits.get(x)
+        if known is not None or d is f16:
+            return known if known is not None else self.to_bits(d, x, n)
+        i, short = vector("i32", n), vector("i16", n)
+        u = self.t(f"bitcast {vector('float', n)} {x} to {i}")
+        high = self.t(f"lshr {i} {u}, {self._constant(16, 'i32', n)}")
+        return self.t(f"trunc {i} {high} to {short}")
 
     def _odd(self, kind: str, n: int, value: str, up: str, inexact: str) -> str:
         """Rounding to odd: where inexact and the last bit is 0, the neighbour further from zero if `up`, else nearer."""
@@ -321,7 +358,7 @@ class Arithmetic(FunctionText):
         return self.t(f"{word} {v} {a} to {w}")
 
     def bitcast(self, source: DType, to: DType, n: int, a: str) -> str:
-        bits = self.to_bits(source, a, n) if source in NARROW else a
+        bits = self.held_bits(source, a, n) if source in NARROW else a
         here = "i16" if source in NARROW else element(source)
         there = "i16" if to in NARROW else element(to)
         if bool_ in (source, to):

@@ -39,6 +39,7 @@ class FunctionText:
         self.entry: list[str] = []
         self.lines: list[str] = []
         self.block = "entry"
+        self.known_bits: dict[str, str] = {}  # a float register that holds a 16-bit number -> its i16 bits
         self._count = 0
 
     def fresh(self, stem: str = "v") -> str:

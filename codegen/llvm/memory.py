@@ -17,6 +17,7 @@ from .builder import ModuleText
 from .types import NARROW, element, literal, stored, suffix, vector
 
 ZEROS = "@tw.zeros"  # what a masked-off scalar load reads instead
+MOST_STEP = 4  # elements between lanes up to which whole vectors are loaded and shuffled
 
 
 class Values(Arithmetic):
@@ -479,6 +480,9 @@ class Values(Arithmetic):
             return x if mask is None else self.choose(mask, element(b.dtype), n, x, self.zero(b.dtype, n))
         if self.module.checked:
             mask = self.check("load", b, index, n, mask)
+        steps = None if mask is not None else self._steps(b, index, n)
+        if steps is not None:
+            return self.from_memory(b.dtype, self._strided(b, *steps, n), n)
         scalar, wide = self._split(b, index, n)
         p, kind = self.address(b, scalar), stored(b.dtype)
         align = self.alignment(b, scalar)
@@ -502,6 +506,60 @@ class Values(Arithmetic):
             x = self.t(f"call {v} @{name}(ptr align {align} {p}, {flag} {mask}, {v} zeroinitializer)")
         return self.from_memory(b.dtype, x, n)
 
+    def _steps(self, b: Buffer, index: tuple[Expr, ...], n: int) -> tuple[Linear, int] | None:
+        """The offset of the first lane and the small step from each lane to the next, if that is how an access runs."""
+        if n < 4 or b.dtype.bits < 32:
+            return None
+        first, step = Linear(0), 0
+        for i, s in zip(index, b.strides, strict=True):
+            found = self._steady(i)
+            if found is None:
+                return None
+            first, step = first + found[0].scaled(s), step + found[1] * s
+        wide = any(i.lanes > 1 for i in index)
+        return (first, step) if wide and 2 <= step <= MOST_STEP else None
+
+    def _steady(self, i: Expr) -> tuple[Linear, int] | None:
+        """An index as its first lane and the step between lanes; None where lanes do not follow in one step."""
+        if i.lanes == 1:
+            return self.form(i), 0
+        match i.op:
+            case "ramp":
+                return self.form(i.args[0]), 1
+            case "broadcast":
+                return self.form(i.args[0]), 0
+            case "const":
+                return Linear(int(i.attr)), 0
+            case "add" | "sub":
+                a, b, sign = self._steady(i.args[0]), self._steady(i.args[1]), 1 if i.op == "add" else -1
+                return None if a is None or b is None else (a[0] + b[0].scaled(sign), a[1] + sign * b[1])
+            case "mul":
+                a, b = self._steady(i.args[0]), self._steady(i.args[1])
+                if a is None or b is None or b[0].terms or b[1]:
+                    return None  # (a factor that comes first is not looked for: constants stand second)
+                return a[0].scaled(b[0].constant), a[1] * b[0].constant
+        return None
+
+    def _strided(self, b: Buffer, first: Linear, step: int, n: int) -> str:
+        """Every `step`-th element: vectors that hold them all, the last one ending at the last of them, and shuffles. A gather
+        takes as long as one load for each lane."""
+        kind, last = stored(b.dtype), (n - 1) * step
+        v = vector(kind, n)
+        starts = [*range(0, last + 1 - n, n), last + 1 - n]
+        found = ""
+        for k, start in enumerate(starts):
+            offset = first + Linear(start)
+            x = self.t(f"load {v}, ptr {self.address(b, offset)}, align {self.alignment(b, offset)}")
+            # lanes that are not found yet come from this vector, as far as it reaches
+            if k == 0:
+                found, done = x, {j: j * step for j in range(n) if j * step < n}
+                continue
+            picks = [done.get(j, n + j * step - start if start <= j * step < start + n else -1) for j in range(n)]
+            done = {j: j for j, pick in enumerate(picks) if pick >= 0}
+            lanes = ", ".join(f"i32 {pick}" if pick >= 0 else "i32 poison" for pick in picks)
+            found = self.t(f"shufflevector {v} {found}, {v} {x}, <{n} x i32> <{lanes}>")
+        return found
+
     def from_memory(self, d: DType, x: str, n: int) -> str:
         if d is bool_:
             return self.compare("icmp ne", "i8", n, x, self._constant(0, "i8", n))
@@ -510,7 +568,7 @@ class Values(Arithmetic):
     def to_memory(self, d: DType, x: str, n: int) -> str:
         if d is bool_:
             return self.t(f"zext {vector('i1', n)} {x} to {vector('i8', n)}")
-        return self.to_bits(d, x, n) if d in NARROW else x
+        return self.held_bits(d, x, n) if d in NARROW else x
 
     # -- register buffers ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from ...ir.dtypes import DType, bf16, bool_, f16, f32, f64
+from ...ir.dtypes import ALL, DType, bf16, bool_, f16, f32, f64
 from ...ir.errors import CompileError
 
 _VALUE: Final = {
@@ -29,13 +29,15 @@ _VALUE: Final = {
     "u8": "i8",
     "bool": "i1",
 }
+# Stored and moved as bytes; the casts to and from them are arithmetic on their bits (ir/ops/narrow.py).
+_BYTES: Final = frozenset(d.name for d in ALL if d.itemsize == 1) - _VALUE.keys()
 _SUFFIX: Final = {"double": "f64", "float": "f32"}
 NARROW: Final = (f16, bf16)
 
 
 def element(dtype: DType) -> str:
     """The type of one lane in a register. Raises CompileError for a type that has no arithmetic."""
-    found = _VALUE.get(dtype.name)
+    found = "i8" if dtype.name in _BYTES else _VALUE.get(dtype.name)
     if found is None:
         raise CompileError(f"no code is generated for {dtype} values; cast them to one of {', '.join(_VALUE)} in the graph")
     return found

@@ -4,6 +4,7 @@ from . import (
     adaptive,
     barriers,
     binary,
+    bits,
     compare,
     contract,
     control,
@@ -18,7 +19,6 @@ from . import (
     random,
     reduce,
     scatter,
-    shift,
     structural,
     unary,
     winograd,
@@ -26,7 +26,7 @@ from . import (
 from .common import sample_node
 
 __all__ = [
-    "adaptive", "barriers", "binary", "compare", "contract", "control", "conv", "depthwise", "indexing", "matmul",
-    "movement", "order", "pool", "quantize", "random", "reduce", "sample_node", "scatter", "shift", "structural", "unary",
+    "adaptive", "barriers", "binary", "bits", "compare", "contract", "control", "conv", "depthwise", "indexing", "matmul",
+    "movement", "order", "pool", "quantize", "random", "reduce", "sample_node", "scatter", "structural", "unary",
     "winograd",
 ]  # fmt: skip

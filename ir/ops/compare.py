@@ -17,6 +17,7 @@ from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
 from .binary import infer_pair, integer_samples
+from .narrow import EXPONENT, is_narrow, mask, narrowed, widened
 
 
 def _infer_compare(name: str, booleans: bool) -> c.Infer:
@@ -178,9 +179,11 @@ def cast_array(x: Array, dtype: DType) -> Array:
             whole = whole.astype(np.uint64) if dtype.bits == 64 and dtype.kind == "uint" else whole.astype(np.int64)
             whole = np.where(wide >= float(high) + 1.0, whole.dtype.type(high), whole)
             return np.where(wide < float(low), whole.dtype.type(low), whole).astype(dtype.numpy)
-        if dtype.is_integer and dtype.bits == 4 and source.kind != "bool":
-            low = -8 if dtype.kind == "int" else 0
-            return (((x.astype(np.int64) - low) & 15) + low).astype(dtype.numpy)
+        if dtype.is_integer and dtype.bits < 8 and source.kind != "bool":
+            low = _bounds(dtype)[0]
+            return (((x.astype(np.int64) - low) & mask(dtype.bits)) + low).astype(dtype.numpy)
+        if dtype.name == EXPONENT:  # ml_dtypes makes NaN of an f16 that is 0, and 2^-127 of an f32
+            x = x.astype(np.float32)
         return x.astype(dtype.numpy)
 
 
@@ -194,7 +197,8 @@ def _lower_cast(node: Node) -> Map:
     def value(x: Expr) -> Expr:
         if dtype is bool_ and x.dtype is not bool_:
             return ne(x, const(0, x.dtype))
-        return cast(x, dtype)
+        x = widened(x) if is_narrow(x.dtype) else x
+        return narrowed(x, dtype) if is_narrow(dtype) else cast(x, dtype)
 
     return c.elementwise(value)(node)
 

@@ -50,6 +50,18 @@ def _check_operand(name: str, index: tuple[Affine, ...], shape: Shape, spec: Con
             )
 
 
+def _check_groups(spec: Contraction) -> None:
+    """Raises AttributeValueError for groups that are not equal parts of the last dimension, of whole panels."""
+    n = spec.of_kind("n")
+    plain = len(n) == 1 and isinstance(n[0].extent, int) and spec.c[-1].terms == ((n[0].name, 1),)
+    parts = plain and spec.groups > 1 and as_int(n[0].extent) % spec.groups == 0
+    whole = parts and (not spec.panel or (spec.panel % spec.groups == 0 and as_int(n[0].extent) % spec.panel == 0))
+    if not whole:
+        raise AttributeValueError(
+            f"contract: {spec.groups} groups are equal parts of one n axis, the last dimension of the result, and of whole panels"
+        )
+
+
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     spec = attrs["spec"]
     if not isinstance(spec, Contraction):
@@ -59,6 +71,10 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     names = [x.name for x in spec.axes]
     if len(set(names)) != len(names) or any(x.kind not in KINDS for x in spec.axes):
         raise AttributeValueError(f"axes of contract need distinct names and a kind of {', '.join(KINDS)}: {spec.axes}")
+    if spec.pairs and (not spec.panel or types[1].dtype.bits != 16 or not spec.of_kind("k") or spec.of_kind("k")[-1].extent % 2):
+        raise AttributeValueError("contract: pairs are of 16-bit floats in panels, and the last k axis is of even extent")
+    if spec.groups:
+        _check_groups(spec)
     if spec.panel:
         if types[1].shape != spec.packed_shape(spec.panel):
             expected = c.show(spec.packed_shape(spec.panel))
@@ -84,10 +100,15 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
 
 
 def unpack(panels: Array, spec: Contraction) -> Array:
-    """B in the shape `spec.b_shape` from its panels (*batch, ceil(N / panel), K, panel)."""
+    """B in the shape `spec.b_shape` from its panels (*batch, ceil(N / panel), K, panel), or those of pairs."""
+    if spec.pairs:
+        panels = np.swapaxes(panels, -2, -1)
+        panels = panels.reshape(*panels.shape[:-3], -1, panels.shape[-1])
     batch, n, k = spec.of_kind("batch"), spec.of_kind("n"), spec.of_kind("k")
     matrix = np.swapaxes(panels, -3, -2)
     matrix = matrix.reshape(*matrix.shape[:-2], -1)[..., : as_int(spec.size("n"))]
+    if spec.groups:
+        matrix = matrix[..., np.argsort(_group_order(spec, spec.panel))]
     axes = (*batch, *k, *n)
     flat = matrix.reshape([as_int(x.extent) for x in axes])
     b = np.zeros(c.static(spec.b_shape), panels.dtype)
@@ -95,16 +116,26 @@ def unpack(panels: Array, spec: Contraction) -> Array:
     return b
 
 
-def pack(b: Array, spec: Contraction, panel: int) -> Array:
-    """B in panels: (*batch, ceil(N / panel), K, panel), zero beyond N."""
+def pack(b: Array, spec: Contraction, panel: int, pairs: bool = False) -> Array:
+    """B in panels: (*batch, ceil(N / panel), K, panel), or (*batch, ceil(N / panel), K / 2, panel, 2), zero beyond N."""
     batch, n, k = spec.of_kind("batch"), spec.of_kind("n"), spec.of_kind("k")
     lead = [as_int(x.extent) for x in batch]
     rows, columns = as_int(spec.size("k")), as_int(spec.size("n"))
     matrix = strided_view(b, spec.b, (*batch, *k, *n)).reshape(*lead, rows, columns)
+    if spec.groups:
+        matrix = matrix[..., _group_order(spec, panel)]
     count = -(-columns // panel)
     padded = np.zeros((*lead, rows, count * panel), b.dtype)
     padded[..., :columns] = matrix
-    return np.ascontiguousarray(np.swapaxes(padded.reshape(*lead, rows, count, panel), -3, -2))
+    panels = np.swapaxes(padded.reshape(*lead, rows, count, panel), -3, -2)
+    if pairs:
+        panels = np.swapaxes(panels.reshape(*lead, count, rows // 2, 2, panel), -2, -1)
+    return np.ascontiguousarray(panels)
+
+
+def _group_order(spec: Contraction, panel: int) -> Array:
+    """The columns in the order in which panels hold them: of each group panel / groups, then the next ones."""
+    return np.arange(as_int(spec.size("n"))).reshape(spec.groups, -1, panel // spec.groups).swapaxes(0, 1).ravel()
 
 
 def _writable_view(array: Array, index: tuple[Affine, ...], axes: tuple[Axis, ...]) -> Array:

@@ -51,20 +51,21 @@ _COMMON: Final[dict[str, Any]] = {
 
 
 def _result(g: Geometry, channel: str) -> tuple[Affine, ...]:
-    """The index of an image with the group as a dimension of its own before the channel."""
+    """The index of an image with the group as a dimension of its own before the channel, where it has more than one."""
     group = () if g.groups == 1 else ("g",)
-    names = ("n", *group, channel, "y", "x") if g.layout == "NCHW" else ("n", "y", "x", *group, channel)
-    return tuple(map(affine, names))
+    channels = (*group, channel) if channel else group
+    return tuple(map(affine, ("n", *channels, "y", "x") if g.layout == "NCHW" else ("n", "y", "x", *channels)))
 
 
 def _forward(g: Geometry) -> Contraction:
-    """x (padded), k -> y with groups apart."""
+    """x (padded), k -> y with groups apart; a group of one output is the channel itself."""
     pixels = (Axis("n", g.n, "m"), Axis("y", g.out[0], "m"), Axis("x", g.out[1], "m"))
+    alone = g.groups > 1 and g.o == 1
     return Contraction(
-        (*group_axis(g), *pixels, Axis("o", g.o, "n"), *taps_of(g, Axis("c", g.c, "k"))),
+        (*group_axis(g), *pixels, *(() if alone else (Axis("o", g.o, "n"),)), *taps_of(g, Axis("c", g.c, "k"))),
         image(g, channel_of("c", g.c, g), *window(g)),
-        (channel_of("o", g.o, g), affine("c"), affine("h"), affine("w")),
-        _result(g, "o"),
+        (affine("g") if alone else channel_of("o", g.o, g), affine("c"), affine("h"), affine("w")),
+        _result(g, "" if alone else "o"),
     )
 
 

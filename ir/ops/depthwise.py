@@ -53,9 +53,7 @@ def _value(arrays: Sequence[Array], attrs: Attrs) -> Array:
         for h in range(k.shape[0]):
             for w in range(k.shape[1]):
                 tap = np.zeros(y.shape, x.dtype)
-                at = [
-                    np.arange(n) * s + t * d + o for n, s, t, d, o in zip(size, stride, (h, w), dilation, origin, strict=True)
-                ]
+                at = [np.arange(n) * s + t * d + o for n, s, t, d, o in zip(size, stride, (h, w), dilation, origin, strict=True)]
                 rows, columns = (np.flatnonzero((p >= 0) & (p < e)) for p, e in zip(at, x.shape[1:3], strict=True))
                 tap[:, rows[:, None], columns] = x[:, at[0][rows][:, None], at[1][columns]]
                 y += tap * k[h, w]

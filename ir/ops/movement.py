@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..dims import Dim, Shape, as_int, product
+from ..dims import Dim, Shape, as_int, has_division, product
 from ..dtypes import f64, i32
 from ..errors import AttributeValueError, ShapeError
 from ..expr import Expr, const, eq, select
@@ -35,10 +35,12 @@ def _extra(draw_shape: tuple[int, ...], attrs: dict[str, Any]) -> list[Sample]:
 
 def _infer_reshape(types: Sequence[TensorType], attrs: Attrs) -> Type:
     shape = c.check_shape("reshape", attrs["shape"])
-    if product(shape) != types[0].size:
+    before, after = types[0].size, product(shape)
+    # N//4*4 equals N or not: that is known, and checked, when N is
+    if before != after and not (has_division(before) or has_division(after)):
         raise ShapeError(
-            f"operand 0 of reshape has shape {c.show(types[0].shape)} with {types[0].size} elements, "
-            f"which does not fit {c.show(shape)} with {product(shape)}"
+            f"operand 0 of reshape has shape {c.show(types[0].shape)} with {before} elements, "
+            f"which does not fit {c.show(shape)} with {after}"
         )
     return TensorType(types[0].dtype, shape)
 

@@ -1,4 +1,4 @@
-"""The three transforms of Winograd's convolution, F(m x m, 3 x 3) with m = 2 or 4, channels last.
+"""The transforms of Winograd's convolution and of its weight gradient, F(m x m, 3 x 3) with m = 2 or 4, channels last.
 
 A convolution of stride 1 with 3x3 weights g over tiles d of (m + 2) x (m + 2) pixels, which overlap by 2 (Lavin and Gray 2016):
 
@@ -6,6 +6,12 @@ A convolution of stride 1 with 3x3 weights g over tiles d of (m + 2) x (m + 2) p
     V = B' d B        winograd_input    [n, h, w, C]  -> [a, a, n, h / m, w / m, C] h, w: those of y, whole tiles
     M = V * U         a * a matrix products over the channels
     y = A' M A        winograd_output   [a, a, n, h / m, w / m, O] -> [n, h, w, O]
+
+The gradient for g is the same bilinear form read the other way, so that its transforms are transposes of these:
+
+    D = A dy A'       winograd_spread   [n, h, w, O]  -> [a, a, n, h / m, w / m, O] h, w: whole tiles
+    S = V * D         a * a matrix products over the tiles of all images
+    dg = G' S G       winograd_gather   [a, a, C, O]  -> [C, 3, 3, O]
 
 The points of interpolation are 0, +-1 and infinity for m = 2; 0, +-sqrt(1/2), +-sqrt(2) and infinity for m = 4, which err less
 than the usual 0, +-1, +-2: products of the transforms' largest entries are smaller (Barabasz et al. 2020 on such choices).
@@ -76,6 +82,34 @@ def output_line(m: int, x: Sequence[Any]) -> list[Any]:
         return [x[0] + s, d + x[3]]
     s2, d2 = x[3] + x[4], x[3] - x[4]
     return [x[0] + s + s2, _fma(p, d, d2 * q), _fma(p * p, s, s2 * (q * q)), _fma(p**3, d, _fma(q**3, d2, x[5]))]
+
+
+def spread_line(m: int, y: Sequence[Any]) -> list[Any]:
+    """A y for one line of m pixels: the polynomial with these coefficients at the points."""
+    p, q = POINTS[m]
+    if m == 2:
+        return [y[0], y[0] + y[1], y[0] - y[1], y[1]]
+    rows = [y[0]]
+    for t in (p, q):
+        even, odd = _fma(t * t, y[2], y[0]), _fma(t**3, y[3], y[1] * t)
+        rows += [even + odd, even - odd]
+    return [*rows, y[3]]
+
+
+def gather_line(m: int, u: Sequence[Any]) -> list[Any]:
+    """G' u for one line of m + 2 sums."""
+    points = [0.0, *(s * t for t in POINTS[m][: m // 2] for s in (1, -1))]
+    scales = [1.0 / math.prod(t - o for o in points if o != t) for t in points]
+    taps = [u[0] * scales[0], None, u[m + 1]]
+    for k in range(1, m, 2):  # t and -t have the same scale
+        t, scale = points[k], scales[k]
+        s, d = u[k] + u[k + 1], u[k] - u[k + 1]
+        taps = [
+            _fma(scale, s, taps[0]),
+            d * (t * scale) if taps[1] is None else _fma(t * scale, d, taps[1]),
+            _fma(t * t * scale, s, taps[2]),
+        ]
+    return taps
 
 
 def both_ways(line: Callable[[int, Sequence[Any]], list[Any]], m: int, x: Sequence[Sequence[Any]]) -> list[list[Any]]:
@@ -222,6 +256,66 @@ def _output_lower(node: Node) -> Map:
     return Map(value, together=m * m)
 
 
+# --- winograd_spread ------------------------------------------------------------------------------------------------
+
+
+def _spread_type(types: Sequence[TensorType], attrs: Attrs) -> Type:
+    m, (y,) = _tile("winograd_spread", attrs), types
+    n, height, width, outputs = c.static(y.shape) if len(y.shape) == 4 else (0, 1, 1, 0)
+    if len(y.shape) != 4 or height % m or width % m:
+        raise ShapeError(
+            f"operand 0 of winograd_spread has shape {c.show(y.shape)}, "
+            f"expected [n, h, w, O] with multiples of {m} h and w; pad it"
+        )
+    return TensorType(_float("winograd_spread", types), (m + 2, m + 2, n, height // m, width // m, outputs))
+
+
+def _spread_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
+    (y,), m = arrays, attrs["tile"]
+    tiles = [[y[:, i::m, j::m] for j in range(m)] for i in range(m)]
+    with np.errstate(all="ignore"):
+        return np.array(both_ways(spread_line, m, tiles)).astype(y.dtype)
+
+
+def _spread_lower(node: Node) -> Map:
+    m = node.attrs["tile"]
+
+    def value(at: tuple[Expr, ...], load: Load) -> Expr:
+        i, j, n, y, x, channel = at
+        pixels = [[load(0, (n, y * m + h, x * m + w, channel)) for w in range(m)] for h in range(m)]
+        return _pick(i, j, both_ways(spread_line, m, pixels))
+
+    return Map(value, together=(m + 2) ** 2)
+
+
+# --- winograd_gather ------------------------------------------------------------------------------------------------
+
+
+def _gather_type(types: Sequence[TensorType], attrs: Attrs) -> Type:
+    m, (s,) = _tile("winograd_gather", attrs), types
+    if len(s.shape) != 4 or s.shape[:2] != (m + 2, m + 2):
+        raise ShapeError(f"operand 0 of winograd_gather has shape {c.show(s.shape)}, expected [{m + 2}, {m + 2}, C, O]")
+    return TensorType(_float("winograd_gather", types), (s.shape[2], TAPS, TAPS, s.shape[3]))
+
+
+def _gather_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
+    (s,), m = arrays, attrs["tile"]
+    with np.errstate(all="ignore"):
+        g = np.array(both_ways(gather_line, m, list(s))).astype(s.dtype)
+    return np.ascontiguousarray(g.transpose(2, 0, 1, 3))
+
+
+def _gather_lower(node: Node) -> Map:
+    m = node.attrs["tile"]
+
+    def value(at: tuple[Expr, ...], load: Load) -> Expr:
+        channel, y, x, output = at
+        sums = [[load(0, (h, w, channel, output)) for w in range(m + 2)] for h in range(m + 2)]
+        return _pick(y, x, both_ways(gather_line, m, sums))
+
+    return Map(value, together=TAPS * TAPS)
+
+
 # --- records --------------------------------------------------------------------------------------------------------
 
 _NONE: Final = NotDifferentiable("the winograd pass makes it after gradients are expanded")
@@ -281,6 +375,22 @@ winograd_output = _record(
         ((m + 2, m + 2, 1, 0, 2, 3), {"size": (0, 2 * m)}),
     ],
     size=REQUIRED,
+)
+winograd_spread = _record(
+    "winograd_spread",
+    _spread_type,
+    _spread_value,
+    _spread_lower,
+    "The transpose of winograd_output, for the tiles of [n, h, w, O]: [tile + 2, tile + 2, n, h / tile, w / tile, O].",
+    lambda m: [((2, 2 * m, m, 5), {}), ((1, m, 3 * m, 33), {}), ((2, 0, m, 3), {})],
+)
+winograd_gather = _record(
+    "winograd_gather",
+    _gather_type,
+    _gather_value,
+    _gather_lower,
+    "The transpose of winograd_weight: sums over tiles [tile + 2, tile + 2, C, O] to weights' gradients [C, 3, 3, O].",
+    lambda m: [((m + 2, m + 2, 5, 17), {}), ((m + 2, m + 2, 16, 32), {}), ((m + 2, m + 2, 0, 4), {})],
 )
 
 __all__ = ["POINTS", "TAPS"]

@@ -33,12 +33,19 @@ def test_the_demo_learns_digits_and_shows_every_stage(capsys):
 
 
 def test_bench_inference_compares_in_one_run(capsys):
-    command = ["bench", "inference", "--models", "mlp_b1", "--peers", "numpy", "--threads", "1", "--quick", "--json", "b.json"]
+    command = ["bench", "inference", "--models", "mlp_b1", "--peers", "numpy", "--threads", "1", "--quick"]
+    command += ["--json", "b.json", "--markdown", "b.md"]
     assert cli.main(command) == 0
     result = json.loads(Path("b.json").read_text())
     (row,) = result["rows"]
     expected = {"name", "threads", "ours_ms", "peers_ms", "best_peer", "ratio_to_best", "gflops", "gbps", "fraction_of_peak"}
     assert expected <= row.keys() and row["best_peer"] == "numpy"
+    assert (
+        row["bits_equal"] == {"1": True, "2": True, "4": True} and row["warm_seconds"] > 0 and row["facts"]["numpy"]["peak_rss"]
+    )
+    assert (
+        "| mlp_b1 | **" in Path("b.md").read_text() and "tensorwright bench inference --models mlp_b1" in Path("b.md").read_text()
+    )
     assert row["max_rel_error"] < 1e-5 and result["machine"]["cpu"]
     assert result["geomean_ratio"] == pytest.approx(row["ratio_to_best"]) and row["ratio_to_best"] > 2
     assert capsys.readouterr().out.startswith(f"{row['ratio_to_best']:.2f}x of numpy"), "the ratio is printed first"

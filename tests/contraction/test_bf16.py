@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from tensorwright.codegen.contraction import Operand, schedule
+from tensorwright.codegen.contraction import Operand, preferred_panel, schedule
 from tensorwright.codegen.loop_interp import run as interpret
 from tensorwright.codegen.loop_ir import Buffer, Kernel, Module, Store
 from tensorwright.codegen.loop_parse import parse_module
@@ -15,11 +15,12 @@ from tensorwright.ir.contraction import Contraction
 from tensorwright.ir.dtypes import bf16, f32
 from tensorwright.ir.errors import CompileError
 from tensorwright.ir.expr import const, fma_bf16, load
+from tensorwright.ir.ops.contract import pack, unpack
 from tensorwright.ir.target import Target, row, with_bf16
 from tensorwright.runtime.host import host
 
 from ..codegen.helpers import Loaded, aligned, emit_kernel, host_rows
-from .cases import conv, error, matmul, pack, reference, shape_of, weight_grad
+from .cases import conv, error, matmul, reference, shape_of, weight_grad
 
 ROWS = host_rows()
 PAIRS = with_bf16(row("x86-64-v4"))
@@ -29,17 +30,18 @@ Array = np.ndarray
 
 
 class Case:
-    """A contraction of bf16 with an f32 result, scheduled for a target."""
+    """A contraction of bf16 with an f32 result, scheduled for a target. `panel` below 0: panels of pairs, of that width."""
 
     def __init__(self, spec: Contraction, target: Target, panel: int = 0, seed: int = 0) -> None:
+        panel, pairs = abs(panel), panel < 0
         rng = np.random.default_rng(seed)
         self.spec, self.target = spec, target
         self.a, self.b = (
             rng.standard_normal(shape_of(spec, m)).astype(np.float32).astype(ml_dtypes.bfloat16) for m in (spec.a, spec.b)
         )
         self.c_shape = shape_of(spec, spec.c)
-        self.operand_b = pack(self.b, spec, panel) if panel else self.b
-        asked = spec.packed(panel, self.b.shape) if panel else spec
+        self.operand_b = pack(self.b, spec, panel, pairs) if panel else self.b
+        asked = spec.packed(panel, self.b.shape, pairs) if panel else spec
 
         def operand(x: Array, dtype: object) -> Operand:
             return Operand(dtype, tuple(s // x.itemsize for s in x.strides), 2)  # type: ignore[arg-type]
@@ -101,6 +103,40 @@ def test_sums_of_bf16(target: Target) -> None:
         assert error(got, case.expected()) <= 1e-5, case.scheduled.note  # products are exact, sums those of f32
 
 
+PACKED = [
+    (matmul(1, 1, 2), -16),
+    (matmul(1, 300, 34), -64),
+    (matmul(33, 31, 6), -16),
+    (matmul(18, 65, 1030), -32),  # a cut reduction
+    (matmul(7, 40, 10, ta=True), -16),  # the pairs of A lie apart
+    (matmul(3, 33, 16, batch=(3,)), -48),
+    (conv(1, 16, 9, 20, 1, stride=2), -32),
+    (conv(2, 6, 7, 17, 3), -16),
+    (conv(1, 4, 11, 33, 7, stride=2), -16),  # pixels of four channels, all merged with the columns of the window
+    (conv(1, 8, 6, 18, 3, dilation=2, layout="NCHW"), -32),
+    (conv(1, 8, 5, 32, 3, groups=2), -16),
+]
+
+
+@NATIVE
+def test_panels_of_pairs() -> None:
+    for k, (spec, panel) in enumerate(PACKED):
+        case = Case(spec, PAIRS, panel, seed=k)
+        verify(case.module)
+        got = case.run(threads=1 + k % 2, checked=k % 3 == 0)
+        assert error(got, case.expected()) <= 1e-5, case.scheduled.note
+        assert "B packed" not in case.scheduled.note
+        assert unpack(case.operand_b, spec.packed(-panel, case.b.shape, True)).tobytes() == case.b.tobytes()
+
+
+def test_panels_of_pairs_are_for_targets_that_multiply_pairs() -> None:
+    spec = matmul(64, 256, 512)
+    assert preferred_panel(spec, PAIRS, bf16) in (16, 32, 48, 64) and preferred_panel(spec, row("x86-64-v4"), bf16) == 0
+    assert preferred_panel(matmul(64, 256, 511), PAIRS, bf16) == 0 < preferred_panel(matmul(64, 256, 511), PAIRS)
+    with pytest.raises(CompileError, match="without AVX512_BF16"):
+        Case(spec, row("x86-64-v4"), -32)
+
+
 @NATIVE
 def test_threads_do_not_change_a_bit() -> None:
     for spec in (matmul(130, 256, 512), weight_grad(8, 32, 32, 32, 3), matmul(20, 16, 40_000, ta=True)):
@@ -117,6 +153,8 @@ def test_the_loop_interpreter_agrees() -> None:
         (matmul(5, 7, 10), 0),
         (matmul(3, 18, 6, tb=True), 0),
         (conv(1, 4, 3, 5, 3), 16),
+        (conv(1, 4, 3, 5, 3), -16),
+        (matmul(3, 18, 6, ta=True), -16),
         (weight_grad(1, 2, 4, 3, 2), 0),
     ):
         case = Case(spec, PAIRS, panel)
@@ -129,8 +167,8 @@ def test_the_loop_interpreter_agrees() -> None:
 
 def test_the_inner_loop_is_dot_products_of_pairs() -> None:
     """And A, whose pairs lie side by side, is read as it lies."""
-    case = Case(matmul(64, 64, 512), PAIRS)
-    assert "A packed" not in case.scheduled.note
+    case = Case(matmul(64, 64, 512), PAIRS, -32)
+    assert "A packed" not in case.scheduled.note and not case.scheduled.workspace
     text = emit_kernel(case.module, "root", PAIRS).asm
     assert text.count("vdpbf16ps") >= 16
     assert "vfmadd" not in text

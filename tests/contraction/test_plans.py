@@ -82,7 +82,14 @@ def test_preferred_panels() -> None:
     assert preferred_panel(matmul(300, 2, 400), V4) == 0  # lanes along the reduction instead
     for target in ROWS:
         t = row(target)
-        assert preferred_panel(conv(1, 16, 8, 24, 3), t) % t.lanes(32) == 0
+        assert preferred_panel(conv(1, 16, 8, 48, 3), t) % t.lanes(32) == 0
+
+
+def test_half_a_vector_of_columns_is_not_rounded_up() -> None:
+    """10 -> 20 channels: three vectors of 8 lanes are two thirds of the work of two of 16, where units are 256 bits wide."""
+    assert preferred_panel(conv(1, 10, 8, 20, 5), V4) == 24 and preferred_panel(conv(1, 10, 8, 28, 5), V4) == 32
+    assert preferred_panel(conv(1, 64, 14, 24, 3), V4) == 24 and preferred_panel(conv(1, 240, 14, 40, 1), V4) in (40, 48)
+    assert preferred_panel(conv(1, 16, 28, 200, 1), V4) % 16 == 0, "of many columns it is a small part"
 
 
 CASES = {

@@ -188,7 +188,7 @@ def test_the_pipelines_on_layers(kind: str) -> None:
         (traced.graph, pipeline.training()),
         (trace_model(module, tw.spec(4, 3, 5)).graph, pipeline.inference()),
     ):
-        ctx = Context(target=row("x86-64-v3"), preferred_panel=lambda spec, target: 8)
+        ctx = Context(target=row("x86-64-v3"), preferred_panel=lambda spec, target, dtype: 8)
         after = run_pipeline(graph, passes, ctx, Hooks(validate=Validator()))
         loops = [n for n in after.nodes() if n.op.has(Trait.CONTROL)]
         assert len(loops) == (4 if passes == pipeline.training() else 2)

@@ -22,7 +22,7 @@ CONSTANTS = (0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 3.0, -4.0, 1e-3)
 
 def context(panel: int = 8) -> Context:
     """A context with a target and panels of a fixed width."""
-    return Context(target=row("x86-64-v3"), preferred_panel=lambda spec, target: panel)
+    return Context(target=row("x86-64-v3"), preferred_panel=lambda spec, target, dtype: panel)
 
 
 class RandomGraphs:

@@ -346,7 +346,7 @@ def test_an_axis_of_one_is_not_moved():
 def test_nothing_is_packed_without_a_target():
     x, w = input_node("x", t(2, 3)), input_node("w", t(3, 5), "parameter")
     graph = ContractForm().run(Graph((x, w), (make("matmul", x, w),)), Context())
-    assert PackWeights().run(graph, Context(preferred_panel=lambda s, t: 8)) is graph
+    assert PackWeights().run(graph, Context(preferred_panel=lambda s, t, d: 8)) is graph
     assert PackWeights().run(graph, Context(target=None)) is graph
 
 

@@ -18,7 +18,7 @@ from tensorwright.ir.errors import InputError, ValidationError
 from tensorwright.ir.graph import Graph
 from tensorwright.ir.interp import run
 from tensorwright.ir.op import Trait, make
-from tensorwright.ir.target import row
+from tensorwright.ir.target import row, with_bf16
 from tensorwright.passes import pipeline
 from tensorwright.passes.contract import Context
 from tensorwright.passes.manager import Hooks, run_pipeline
@@ -26,7 +26,7 @@ from tensorwright.passes.mixed_precision import MixedPrecision
 from tensorwright.passes.validate import Validator
 from tensorwright.settings import flags
 
-TARGET = row("x86-64-v3")
+TARGET = with_bf16(row("x86-64-v4"))
 Array = np.ndarray[Any, Any]
 
 

@@ -67,7 +67,7 @@ def compiled(graph: Graph, state: dict[str, Array], budget: int | None = None) -
 
 
 def lowered(graph: Graph) -> Graph:
-    return run_pipeline(graph, pipeline.training(TARGET), Context(target=TARGET, preferred_panel=lambda s, t: 8), Hooks())
+    return run_pipeline(graph, pipeline.training(TARGET), Context(target=TARGET, preferred_panel=lambda s, t, d: 8), Hooks())
 
 
 def with_budget(graph: Graph, budget: int, fuel: int | None = None) -> tuple[Graph, Context]:

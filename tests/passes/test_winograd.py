@@ -23,12 +23,14 @@ from tensorwright.ir.target import row
 from tensorwright.ir.types import TensorType
 from tensorwright.passes import pipeline
 from tensorwright.passes import winograd as module
+from tensorwright.passes import winograd_parts as parts
 from tensorwright.passes.contract import Context
 from tensorwright.passes.contract_form import ContractForm, spec_of
 from tensorwright.passes.facts import Facts
 from tensorwright.passes.manager import Hooks, run_pipeline
 from tensorwright.passes.validate import Validator
 from tensorwright.passes.winograd import Choice, Convolution, Winograd, choose, convolution_of
+from tensorwright.passes.winograd_gradient import Blocks
 from tensorwright.runtime.host import runnable_rows
 from tensorwright.settings import config, flags
 
@@ -182,7 +184,8 @@ def test_what_is_no_such_convolution_stays() -> None:
         "1x1": one("conv2d", x, inp("w", 32, 32, 1, 1)),
         "5x5": one("conv2d", x, inp("w", 32, 32, 5, 5)),
         "3x1": one("conv2d", x, inp("w", 32, 32, 3, 1)),
-        "weights": one("conv2d_weight_grad", x, inp("dy", 2, 10, 10, 32), kernel_shape=(32, 32, 3, 3)),
+        "few weights": one("conv2d_weight_grad", x, inp("dy", 2, 10, 10, 10), kernel_shape=(10, 32, 3, 3)),
+        "strided weights": one("conv2d_weight_grad", x, inp("dy", 2, 5, 5, 32), kernel_shape=(32, 32, 3, 3), stride=(2, 2)),
         "f64": one("conv2d", inp("x", 1, 8, 8, 16, dtype=f64), inp("w", 16, 16, 3, 3, dtype=f64)),
         "product": Graph((p := inp("a", 64, 64), q := inp("b", 64, 64)), (make("matmul", p, q),)),
     }
@@ -407,7 +410,8 @@ def test_the_spec_of_a_layer() -> None:
 
 
 @pytest.mark.unvalidated("a step large enough to gain has more elements than are validated")
-def test_training_steps_use_it_only_where_asked() -> None:
+def test_training_steps_use_it_unless_forbidden() -> None:
+    """In both directions and for weights; and with a memory budget, or on other numbers of threads, no bit changes."""
     from tensorwright.frontend.training import training_step
 
     class Net(tw.nn.Module):
@@ -415,10 +419,93 @@ def test_training_steps_use_it_only_where_asked() -> None:
             self.first, self.second = tw.nn.Conv2d(16, 64, 3, padding=1), tw.nn.Conv2d(64, 64, 3, padding=1)
 
         def __call__(self, x: Any) -> Any:
-            return self.second(tw.relu(self.first(x))).mean((2, 3))
+            return tw.tanh(self.second(tw.tanh(self.first(x)))).mean((2, 3))
 
+    nn.init.seed(0)
     traced = training_step(Net(), tw.losses.cross_entropy, tw.optim.SGD(0.1), tw.spec(8, 16, 32, 32), tw.spec(8, dtype="i64"))
-    for asked, used in ((None, False), (True, True), (False, False)):
-        with config(winograd=asked):
-            exe = build(traced.graph, traced.state, purpose="training")
-            assert ("winograd_output(" in exe.text("fuse")) == used
+    rng = np.random.default_rng(0)
+    batch = np.array(0.1, np.float32), rng.standard_normal((8, 16, 32, 32), np.float32), rng.integers(0, 64, 8)
+
+    def stepped(budget: int | None = None, **changes: Any) -> Any:
+        with config(**changes):
+            exe = build(traced.graph, traced.initial_state(), purpose="training", memory_budget=budget)
+            exe(*batch)
+        return exe
+
+    plain = stepped(threads=1)
+    text = plain.text("fuse")
+    assert all(f"= winograd_{part}(" in text for part in ("weight", "input", "output", "spread", "gather"))
+    tight = stepped(plain.memory.total - plain.memory.activations // 3, threads=1)
+    assert tight.remat.points
+    for other in (tight, stepped(threads=2), stepped(threads=4)):
+        assert all(v.tobytes() == other.parameters[k].tobytes() for k, v in plain.parameters.items())
+
+
+# ------------------------------------------------------------------------------------------------- gradients of weights
+
+
+def weights_gradient(n: int, height: int, width: int, c: int, o: int, **attrs: Any) -> Graph:
+    x, dy = inp("x", n, height, width, c), inp("dy", n, height, width, o)
+    made = make("conv2d_weight_grad", x, dy, layout="NHWC", kernel_shape=(o, c, 3, 3), **{"padding": SAME, **attrs})
+    return Graph((x, dy), (made,))
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_the_gradient_of_weights_is_the_same_sum(tile: int, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In f64 by the interpreter, in one piece, over blocks of images, and (in one piece) over channels in turns."""
+    monkeypatch.setattr(module, "choose_gradient", lambda g, target: Blocks(tile, images, 2.0))
+    for piece in (parts.PIECE, 200_000):
+        monkeypatch.setattr(parts, "PIECE", piece)
+        for height, width, c, o in ((4, 8, 32, 16), (7, 5, 16, 32), (1, 2, 16, 16)):
+            graph = weights_gradient(4, height, width, c, o)
+            plain, after = before(graph), transformed(graph)
+            loops = [n for n in after.nodes() if n.op.has(Trait.CONTROL)]
+            assert len(loops) == (images < 4 or (piece < 4 * (tile + 2) ** 2 * c * o and c == 32))
+            arrays = [a.astype(np.float64) for a in drawn(graph)]
+            (exact,), (found,) = run(plain, arrays, dtype=f64), run(after, arrays, dtype=f64)
+            assert error(found, exact) < 1e-13
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_channels_in_turns_are_the_same_sum(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PIECE", 40_000)
+    graph = (layer if direction == "forward" else backward)(2, 7, 5, 32, 32)
+    after = transformed(graph, Winograd(least=0, gain=0.0, prepare=False))
+    (loop,) = [n for n in after.nodes() if n.op.has(Trait.CONTROL)]
+    assert loop.attrs["length"] == 2 and "winograd_weight" in str(loop.attrs["body"])
+    arrays = [a.astype(np.float64) for a in drawn(graph)]
+    (exact,), (found,) = run(before(graph), arrays, dtype=f64), run(after, arrays, dtype=f64)
+    assert error(found, exact) < 1e-13
+
+
+def test_transforms_of_the_gradient_are_transposes() -> None:
+    """<A' M A, dy> = <M, A dy A'> and <G g G', s> = <g, G' s G>."""
+    rng = np.random.default_rng(0)
+    for m in transforms.POINTS:
+        products, dy = rng.standard_normal((m + 2, m + 2)), rng.standard_normal((m, m))
+        y, spread = (
+            np.array(transforms.both_ways(line, m, list(x)))
+            for line, x in ((transforms.output_line, products), (transforms.spread_line, dy))
+        )
+        assert np.isclose((y * dy).sum(), (products * spread).sum(), rtol=1e-13)
+        taps = rng.standard_normal((3, 3))
+        u, gathered = (
+            np.array(transforms.both_ways(line, m, list(x)))
+            for line, x in ((transforms.weight_line, taps), (transforms.gather_line, products))
+        )
+        assert np.isclose((u * products).sum(), (taps * gathered).sum(), rtol=1e-13)
+
+
+@pytest.mark.unvalidated("layers large enough to gain take the interpreter too long")
+@pytest.mark.parametrize("target", [t for t in ("x86-64-v3", "x86-64-v4") if t in runnable_rows()])
+@pytest.mark.parametrize(("n", "size", "channels"), [(8, 32, 64), (16, 8, 128), (32, 4, 256), (4, 13, 96)])
+def test_gradients_of_weights_err_by_less_than_the_budget(n: int, size: int, channels: int, target: str) -> None:
+    graph = weights_gradient(n, size, size, channels, channels)
+    x, dy = drawn(graph)
+    dy = np.random.default_rng(1).standard_normal(dy.shape, np.float32)
+    (exact,) = run(graph, [x.astype(np.float64), dy.astype(np.float64)], dtype=f64)
+    found = compiled(graph, [x, dy], target=target)
+    assert error(found, exact) < module.BUDGET
+    assert found.tobytes() == compiled(graph, [x, dy], threads=2, target=target).tobytes()
+    assert found.tobytes() != compiled(graph, [x, dy], target=target, winograd=False).tobytes(), "Winograd's method was not used"

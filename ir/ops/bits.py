@@ -1,12 +1,18 @@
-"""Shifts of the bits of integers."""
+"""Bits: shifts of integers, and the same bits as another dtype."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ..dtypes import i8, u8, u32
-from ..expr import Expr, binary, const, select
-from ..op import Op, Sample, register
+from ..dtypes import DType, as_dtype, bool_, f8e4m3fn, f16, f32, f64, i8, i16, i32, i64, u8, u32
+from ..errors import DTypeError
+from ..expr import Expr, binary, bitcast, const, select
+from ..graph import Attrs
+from ..lowering import Map
+from ..op import REQUIRED, Array, Op, Sample, register
+from ..types import TensorType, Type
 from . import common as c
 from .binary import infer_pair
 
@@ -67,5 +73,50 @@ shift_right = register(
         traits=c.CHEAP,
         transpose=c.elementwise_transpose,
         samples=_samples,
+    )
+)
+
+
+# --- bit_cast -------------------------------------------------------------------------------------------------------
+
+
+def _infer_bit_cast(types: Sequence[TensorType], attrs: Attrs) -> Type:
+    x, source, dtype = types[0].dtype, as_dtype(attrs["source"]), as_dtype(attrs["to"])
+    if x is not source:
+        raise DTypeError(f"operand 0 of bit_cast has dtype {x}, the attribute 'source' says {source}")
+    if bool_ in (x, dtype) or x.itemsize != dtype.itemsize:
+        raise DTypeError(f"bit_cast from {x} to {dtype}: both have the same number of bytes, and neither is bool (cast that)")
+    return TensorType(dtype, types[0].shape)
+
+
+def _bit_cast_reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
+    """In the dtypes that are named, also where everything else is evaluated in f64: bits of an f64 would be other bits."""
+    x = arrays[0].astype(as_dtype(attrs["source"]).numpy)
+    return x.view(as_dtype(attrs["to"]).numpy).copy()
+
+
+def _bit_cast_samples() -> list[Sample]:
+    pairs = ((i32, f32), (f32, i32), (i64, f64), (u8, i8), (f16, i16), (i16, f16), (u8, f8e4m3fn))
+
+    def sample(source: DType, to: DType) -> Sample:
+        draw = c.uniform((33,), dtype=source) if source.is_float else c.integers((33,), low=0, high=100, dtype=source)
+        return Sample(draw, {"source": source.name, "to": to.name}, gradient=False, label=f"{source} to {to}")
+
+    return [sample(a, b) for a, b in pairs]
+
+
+bit_cast = register(
+    Op(
+        name="bit_cast",
+        infer=_infer_bit_cast,
+        reference=_bit_cast_reference,
+        lower=lambda node: Map(lambda idx, load: bitcast(load(0, idx), node.dtype), elementwise=True),
+        grad=c.no_flow,
+        doc="The bits of the operand, of the dtype named `source`, as those of the dtype named `to`, of the same size.",
+        arity=1,
+        traits=c.CHEAP,
+        attrs={"source": REQUIRED, "to": REQUIRED},
+        transpose=c.elementwise_transpose,
+        samples=_bit_cast_samples,
     )
 )
