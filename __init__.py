@@ -81,11 +81,11 @@ _FUNCTIONS = """
     bitwise_or bitwise_xor broadcast_to ceil celu channel_dropout clip concatenate conv1d conv2d conv_transpose1d
     conv_transpose2d cos cosine_similarity cumprod cumsum divide dot dropout einsum elu embedding equal erf exp expand_dims
     expm1 eye flatten flip floor floor_divide full full_like gelu glu greater greater_equal grid_sample group_norm
-    hard_sigmoid hard_swish hardtanh instance_norm invert iota isfinite isinf isnan layer_norm leaky_relu left_shift less
-    less_equal linear linspace log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor
+    hard_sigmoid hard_swish hardtanh instance_norm interpolate invert iota isfinite isinf isnan layer_norm leaky_relu left_shift
+    less less_equal linear linspace log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor
     logsumexp matmul max max_pool1d max_pool2d maximum mean meshgrid min minimum mish mod moveaxis multiply negative norm
     not_equal one_hot ones ones_like outer pad permute_dims pow power prelu prod ravel reciprocal relu relu6 remainder
-    repeat reshape right_shift rms_norm roll round rsqrt scaled_dot_product_attention scatter scatter_add selu sigmoid sign
+    repeat reshape resize right_shift rms_norm roll round rsqrt scaled_dot_product_attention scatter scatter_add selu sigmoid sign
     silu sin sinusoidal_positions softmax softplus softsign sort split sqrt square squeeze stack std stop_gradient subtract
     sum swapaxes swish take take_along_axis tan tanh tile top_k transpose tril triu true_divide trunc var where zeros
     zeros_like

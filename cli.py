@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--memory-budget", type=_count, metavar="BYTES", help="most bytes a call may need; recompute what does not fit"
             )
             sub.add_argument("--precision", choices=("f32", "bf16"), help="of matrix products and convolutions (default f32)")
+            sub.add_argument("--tune", type=float, metavar="SECONDS", help="measure the best candidates for about that long")
         sub.add_argument(
             "--no-winograd",
             dest="winograd",

@@ -117,7 +117,7 @@ def executable(args: argparse.Namespace, **more: Any) -> tuple[Executable, dict[
 
 
 def _executable(args: argparse.Namespace, more: Mapping[str, Any]) -> Executable:
-    asked = {"target": args.target, "memory_budget": args.memory_budget, "precision": args.precision, **more}
+    asked = {"target": args.target, "memory_budget": args.memory_budget, "precision": args.precision, "tune": args.tune, **more}
     options = {k: v for k, v in asked.items() if v is not None}
     path, _, name = args.model.partition(":") if re.search(r"\.py(:|$)", args.model) else (args.model, "", "")
     if not Path(path).is_file():

@@ -12,15 +12,14 @@ import contextlib
 import functools
 import gc
 import inspect
+import math
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
@@ -31,13 +30,11 @@ from .ir.graphs import specialize
 from .ir.memory import Rematerialisation
 from .ir.program import CALL_PATH, Program
 from .ir.target import Target
-from .runtime import artifact, host, openmp, threads
-from .runtime.buffers import total_bytes
+from .runtime import artifact, host, threads
 from .runtime.cache import DiskCache, Key, default_folder, source_digest
 from .runtime.compiled import Compiled, PassRecord, Text
 from .runtime.executable import Executable
 from .runtime.native import llvm_version, release_compiler
-from .runtime.reserve import Reserve
 from .settings import Flags, flags
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ if TYPE_CHECKING:
 
 _ROOT: Final = Path(__file__).resolve().parent
 _CODE_STAGES: Final = ("loops", "llvm", "asm")
-_RESERVED: Final = 4 * 1024 * 1024  # bytes of prepared weights from which on their memory is asked for early
+_WINOGRAD: Final = "winograd"  # the pass, and the choice to do without it
 PRECISIONS: Final = ("f32", "bf16")
 
 
@@ -63,6 +60,7 @@ def compile(
     memory_budget: int | None = None,
     precision: str | None = None,
     winograd: bool | None = None,
+    tune: float | None = None,
 ) -> Executable | StagedExecutable: ...
 @overload
 def compile(
@@ -78,6 +76,7 @@ def compile(
     memory_budget: int | None = None,
     precision: str | None = None,
     winograd: bool | None = None,
+    tune: float | None = None,
 ) -> Executable: ...
 def compile(
     fn: Callable[..., Any] | Graph | Model,
@@ -92,6 +91,7 @@ def compile(
     memory_budget: int | None = None,
     precision: str | None = None,
     winograd: bool | None = None,
+    tune: float | None = None,
 ) -> Executable | StagedExecutable:
     """An Executable of a function of Tensors or a Module, for arguments like `specs`; or of a Graph.
 
@@ -109,6 +109,9 @@ def compile(
     precision   'f32', or 'bf16': matrix products and convolutions of bf16 numbers, added up in f32
     winograd    whether 3x3 convolutions may be computed by Winograd's method, which is faster and errs more: up to 1e-5 of the
                 largest result of a layer (default: TENSORWRIGHT_WINOGRAD, else yes)
+    tune        about how many seconds to spend on measuring what the cost models rank best, where the cache has no result of
+                that yet. Sums may be cut otherwise then, so that last bits differ from those without tune=, but not from run
+                to run or by the number of threads
 
     Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
     """
@@ -126,6 +129,7 @@ def compile(
             memory_budget=memory_budget,
             precision=precision,
             winograd=winograd,
+            tune=tune,
         )
 
 
@@ -142,6 +146,7 @@ def _compile(
     memory_budget: int | None,
     precision: str | None,
     winograd: bool | None,
+    tune: float | None,
 ) -> Executable | StagedExecutable:
     now = flags()
     changes: dict[str, Any] = {"threads": threads, "validate": validate, "dump": None if dump is None else str(dump)}
@@ -150,7 +155,6 @@ def _compile(
     if cache is False:
         now = replace(now, cache="off")
     flatten = unflatten = None
-    early = _Early.start(now, fn, specs, target, precision)
     if isinstance(fn, Graph):
         if specs:
             raise InputError("a Graph has its input types in it: compile(graph) takes no specs")
@@ -166,6 +170,7 @@ def _compile(
             from .staged import staged
 
             options: dict[str, Any] = {"target": target, "now": now, "memory_budget": memory_budget, "precision": precision}
+            options["tune"] = tune
             return staged(fn, lambda g: build(g, g.weights, **options))
         if parameters is not None:
             raise InputError("parameters= belongs to a Graph; a Module brings its own weights")
@@ -186,7 +191,7 @@ def _compile(
         unflatten=unflatten,
         memory_budget=memory_budget,
         precision=precision,
-        early=early,
+        tune=tune,
     )
 
 
@@ -229,17 +234,19 @@ def build(
     shares: Executable | None = None,
     memory_budget: int | None = None,
     precision: str | None = None,
-    early: _Early | None = None,
+    tune: float | None = None,
 ) -> Executable:
     """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`.
 
-    `shares` is another Executable whose weights and state (by name) it works on. `memory_budget` and `precision` are as for
-    `compile`.
+    `shares` is another Executable whose weights and state (by name) it works on. `memory_budget`, `precision` and
+    `tune` are as for `compile`.
     """
     if memory_budget is not None and (type(memory_budget) is not int or memory_budget < 1):
         raise InputError(f"memory_budget is a number of bytes of at least 1, got {memory_budget!r}")
     if precision not in (None, *PRECISIONS):
         raise InputError(f"precision is one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if tune is not None and (isinstance(tune, bool) or not isinstance(tune, int | float) or not 0 < tune < math.inf):
+        raise InputError(f"tune is a number of seconds above 0, got {tune!r}")
     now = flags() if now is None else now
     chosen = host.resolve(now.target if target is None else target)
     count = threads.resolve(now.threads)
@@ -253,9 +260,10 @@ def build(
             f"this executable is code for {chosen.name}, which this machine cannot run (it lacks {', '.join(lacking)}); "
             f"targets that run here: {', '.join(host.runnable_rows())}"
         )
-    options = _Options(memory_budget or 0, precision or PRECISIONS[0])
-    runs = bool(parameters) and not reason
-    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options, early or _Early(), runs)
+    if tune and (reason or memory_budget):
+        raise InputError("tune= measures on this machine, without a memory budget: " + (reason or "drop one of the two"))
+    options = _Options(memory_budget or 0, precision or PRECISIONS[0], float(tune or 0))
+    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options)
     return Executable(
         graph,
         compiler,
@@ -343,46 +351,12 @@ def _no_collection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Options:
-    """What a caller asks for besides the graph: bytes of memory (0: any number), and the precision of contractions."""
+    """What a caller asks for besides the graph: bytes of memory (0: any number), the precision of contractions, and seconds for
+    measuring (0: none)."""
 
     memory_budget: int = 0
     precision: str = PRECISIONS[0]
-
-
-def _load_openmp() -> None:
-    with contextlib.suppress(RuntimeUnavailableError):  # raised again where more than one thread is asked for
-        openmp.runtime()
-
-
-class _Early:
-    """Memory for prepared weights, asked for before the model is traced, by how much a model of this name took last time."""
-
-    def __init__(self, name: str = "", reserve: Reserve | None = None) -> None:
-        self.name = name
-        self._reserve = reserve
-
-    @classmethod
-    def start(cls, now: Flags, fn: object, specs: Sequence[Any], *asked: object) -> _Early:
-        cache = cache_of(now)
-        if cache is None or now.validate or now.dump:
-            return cls()
-        of = fn if isinstance(fn, Graph | FunctionType | type) else type(fn)
-        title = getattr(of, "name", None) or f"{getattr(of, '__module__', '')}.{getattr(of, '__qualname__', '')}"
-        name = f"{title} {[getattr(s, 'shape', None) for s in specs]} {asked} {now.code_flags()}"
-        text = cache.kept(name)
-        nbytes = int(text) if text is not None and text.isdigit() and len(text) < 16 else 0
-        if not nbytes:
-            return cls(name)
-        threading.Thread(target=_load_openmp, name="tensorwright-openmp", daemon=True).start()
-        return cls(name, Reserve(nbytes))
-
-    def take(self, nbytes: int) -> Reserve | None:
-        """The memory if it is enough and not far more; it is given once."""
-        found, self._reserve = self._reserve, None
-        if found is not None and not nbytes <= found.nbytes <= 1.1 * nbytes:
-            found.cancel()
-            return None
-        return found
+    tune: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -396,8 +370,6 @@ class _Compiler:
     bound: bool
     now: Flags
     asked: _Options = _Options()
-    early: _Early = field(default_factory=_Early)
-    runs: bool = False  # whether weights will be prepared here
 
     def key(self, sizes: Mapping[str, int]) -> Key:
         """All that decides the code for these sizes."""
@@ -407,6 +379,7 @@ class _Compiler:
             ("bound", self.bound),
             ("memory budget", self.asked.memory_budget),
             ("precision", self.asked.precision),
+            ("tuned", self.asked.tune > 0),
         ]
         options += self.now.code_flags()
         return Key(
@@ -425,26 +398,53 @@ class _Compiler:
         key = self.key(sizes) if cache is not None else None
         found = cache.get(key) if look and cache is not None and key is not None else None
         if found is None:
-            self.early.take(0)
             found = self._make(sizes)
+            release_compiler()
             if cache is not None and key is not None:
                 cache.put(key, found)
-                if found.reserve is not None and self.early.name:
-                    cache.keep(self.early.name, b"%d" % found.reserve.nbytes)
             return replace(found, seconds=time.perf_counter() - start)
-        if found.prepare is not None:
-            found = replace(found, reserve=self.early.take(total_bytes(o.type for o in found.prepare.outputs)))
-        again = functools.cache(lambda: self._make(sizes).texts)
+        tuned = found.tuned
+        again = functools.cache(lambda: self._make(sizes, tuned).texts)
         names = ["graph", *_stage_names([p.name for p in found.passes]), *(["prepare"] if found.prepare else [])]
         texts: dict[str, Text] = {n: functools.partial(_regenerated, again, n) for n in (*names, *_CODE_STAGES)}
         texts["graph"] = lambda: str(specialize(self.graph, sizes))
         return replace(found, texts=texts, seconds=time.perf_counter() - start)
 
-    def _make(self, sizes: Mapping[str, int]) -> Compiled:
+    def _make(self, sizes: Mapping[str, int], tuned: Mapping[str, int] | None = None) -> Compiled:
         with _no_collection():
-            return self._compiled(sizes)
+            if self.asked.tune and tuned is None:
+                return self._searched(sizes)
+            return self._compiled(sizes, tuned or {})
 
-    def _compiled(self, sizes: Mapping[str, int]) -> Compiled:
+    def _searched(self, sizes: Mapping[str, int]) -> Compiled:
+        """The program by the best choices that were measured in the time that was asked for."""
+        from .tuning import GAIN, measure
+
+        end = time.perf_counter() + self.asked.tune
+        first = self._compiled(sizes, {}, self.asked.tune)
+        if time.perf_counter() > end or not any(p.name == _WINOGRAD and p.changed for p in first.passes):
+            return first
+        other = self._compiled(sizes, {_WINOGRAD: 0}, end - time.perf_counter())
+        faster = measure(other.run, self.count) < GAIN * measure(first.run, self.count)
+        return other if faster else first
+
+    def _search(self, run: Graph, seconds: float) -> dict[str, int]:
+        from .tuning import tune
+
+        cache = cache_of(self.now)
+        about = f"{self.target} {self.count} {compiler_digest()} {llvm_version()}"
+
+        def recall(key: str) -> int | None:
+            text = None if cache is None else cache.kept(f"plan of {key} {about}")
+            return int(text) if text is not None and text.isdigit() and len(text) < 4 else None
+
+        def record(key: str, rank: int) -> None:
+            if cache is not None:
+                cache.keep(f"plan of {key} {about}", b"%d" % rank)
+
+        return dict(tune(run, self.target, self.count, seconds, recall, record))
+
+    def _compiled(self, sizes: Mapping[str, int], tuned: Mapping[str, int], search: float = 0.0) -> Compiled:
         from .codegen.contraction import preferred_panel
         from .codegen.footprint import Footprint
         from .codegen.generate import begin, generate
@@ -462,7 +462,8 @@ class _Compiler:
             check = Validator()
         model = Footprint(self.target, self.count)
         ctx = Context(target=self.target, preferred_panel=preferred_panel, memory_model=model)
-        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, self.now.winograd)
+        winograd = self.now.winograd if tuned.get(_WINOGRAD, 1) else False
+        passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, winograd)
         check_all = self.now.verify or self.now.validate
         hooks = Hooks(dump=folder, verify=check_all, validate=check)
         final = run_pipeline(graph, passes, ctx, hooks)
@@ -477,11 +478,10 @@ class _Compiler:
         remat = ctx.notes.get("rematerialise")
         # LLVM makes the prepare program's machine code while the run program's loops are written
         preparing = None if first is None else begin(first, self.target, name="prepare", **options)
-        program = generate(run, self.target, name="main", **options)
+        if search:
+            tuned = {**tuned, **self._search(run, search)}
+        program = generate(run, self.target, name="main", choices=tuned, **options)
         prepare = None if preparing is None else preparing()
-        release_compiler()
-        prepared = 0 if first is None else total_bytes(o.tensor for o in first.outputs)
-        reserve = Reserve(prepared) if self.runs and prepared >= _RESERVED else None
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
             texts[stage] = functools.partial(str, result.after)
@@ -500,7 +500,7 @@ class _Compiler:
             texts=texts,
             passes=tuple(_record(r) for r in ctx.results),
             remat=remat if isinstance(remat, Rematerialisation) else None,
-            reserve=reserve,
+            tuned=tuned,
         )
 
     def _dump_folder(self, sizes: Mapping[str, int]) -> Path | None:

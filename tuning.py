@@ -11,7 +11,7 @@ same for any number of threads, and a choice once recorded stays.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -66,16 +66,17 @@ def _fastest(key: str, region: Graph, target: Target, threads: int, end: float) 
         if program.object_code in seen:
             continue  # fewer plans than ranks, or two of the same code
         seen.add(program.object_code)
-        took = measure(program, inputs, threads)
+        took = measure(program, threads, inputs)
         tried += 1
         if best is None or took < (GAIN if best[1] == 0 else 1.0) * best[0]:
             best = (took, rank)
-    return best[1] if best is not None and tried > 1 or rank == CANDIDATES - 1 else None
+    return best[1] if best is not None and (tried > 1 or rank == CANDIDATES - 1) else None
 
 
-def measure(program: Program, inputs: list[Array], threads: int) -> float:
-    """Seconds of a run: the least of a few, after one to warm up."""
+def measure(program: Program, threads: int, inputs: list[Array] | None = None) -> float:
+    """Seconds of a run on these inputs, or random ones: the least of a few, after one to warm up."""
     binding = Binding(program, {}, threads)
+    inputs = [_random(a.type) for a in program.inputs] if inputs is None else inputs
     addresses = [address_of(x) for x in inputs]
     out = [empty(o.type.static_shape, o.type.dtype) for o in program.outputs]
     times = []
@@ -91,8 +92,3 @@ def _random(t: TensorType) -> Array:
     if t.dtype.is_float:
         made[...] = np.random.default_rng(0).standard_normal(t.static_shape, np.float32)
     return made
-
-
-def as_text(choices: Mapping[str, int]) -> str:
-    """For people: which contractions take another plan than the first."""
-    return "\n".join(f"{key[:12]} plan {rank}" for key, rank in choices.items()) or "the first plan everywhere"

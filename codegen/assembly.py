@@ -74,6 +74,10 @@ class Builder:
     bodies: dict[tuple[object, ...], Assembly] = field(default_factory=dict)
     pointers: list[int] = field(default_factory=list)
     choices: Choices = field(default_factory=dict)
+    inputs: frozenset[Node] = field(init=False, default=frozenset())  # those of the graph
+
+    def __post_init__(self) -> None:
+        self.inputs = frozenset(self.graph.inputs)
 
     def form(self, node: Node) -> Lowering:
         found = self.forms.get(node)
@@ -310,7 +314,7 @@ def _filled_operands(b: Builder, node: Node) -> list[Node | None]:
 
 def _filled(b: Builder, node: Node) -> Node | None:
     """The node to put into a user's body if the value is one constant everywhere: a scalar constant, or that broadcast."""
-    if node in b.graph.inputs:
+    if node in b.inputs:
         return None
     if is_constant(node):
         return node if immediate(node) is not None else None
@@ -338,7 +342,7 @@ def _align(b: Builder, value: Value, outside: set[Value]) -> int:
         return b.promised[root]
     if root in b.given:
         return b.given[root]
-    external = root[0] in b.graph.inputs or root in outside
+    external = root[0] in b.inputs or root in outside
     return b.type(value).dtype.itemsize if external else 64
 
 
@@ -449,7 +453,7 @@ def problem_of(b: Builder, groups: Sequence[Group]) -> tuple[Problem, dict[Value
 
     outer = [b.root(v) for g in groups for v in g.operands] + [b.root((o, 0)) for o in graph.outputs]
     for root in outer:
-        if is_constant(root[0]) and root[0] not in graph.inputs:
+        if is_constant(root[0]) and root[0] not in b.inputs:
             number[root] = constant(root[0].attrs["value"])
     for g in groups:
         for c in g.lowered.constants:

@@ -33,7 +33,8 @@ def _find(body: Body, graph: Graph) -> tuple[Node, Contract]:
 def lower_contraction(
     graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int, rank: int = 0
 ) -> Lowered:
-    """The kernels of a contraction and its epilogue, by the plan of this rank. Raises CompileError for a region that is not of that form."""
+    """The kernels of a contraction and its epilogue, by the plan of a rank. Raises
+    CompileError for a region that is not of that form."""
     body = Body(graph, aligns)
     node, form = _find(body, graph)
     if as_int(form.spec.size("k")) == 0:  # nothing to add up: the epilogue of zeros, which is a map

@@ -117,9 +117,7 @@ def _program(graph: Graph, target: Target, name: str, made: Assembled, emitted: 
     )
 
 
-def assemble(
-    graph: Graph, target: Target, *, name: str = "main", threads: int = 2, choices: Choices | None = None
-) -> Assembled:
+def assemble(graph: Graph, target: Target, *, name: str = "main", threads: int = 2, choices: Choices | None = None) -> Assembled:
     """The loop IR of a graph's program, with its memory plan: all of `generate` but the machine code."""
     check_static(graph)
     b = Builder(graph, target, threads, choices=choices or {})

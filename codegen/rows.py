@@ -292,7 +292,7 @@ def _emit(
             statements += a.start()
         if done or accs:
             quick, quick_accs, guard, lets_of = _reciprocals(done, accs, {a.var for a in inner}, numbers)
-            ahead = _next_row(state, how, plans[walks[0]], put, rows) if number in walks[1:2] else ()
+            ahead = _next_row(state, how, plans[walks[0]], put, rows) if number in walks[1:-1][:1] else ()
             walked = _walk(how, quick, quick_accs, numbers, ahead=ahead)
             if guard is None:
                 statements += walked
@@ -422,7 +422,8 @@ class _Columns:
 def _next_row(state: _Lowering, how: _Columns, first: Code, put: _Put, rows: Sequence[Axis]) -> list[tuple[Buffer, Expr]]:
     """What the first pass over the next row will read from beyond L2: (operand, flat index), for the second pass to ask for.
 
-    The first pass waits for memory and those after it for arithmetic: without this they take turns.
+    The first pass waits for memory, the second for arithmetic: without this they take turns. The last pass has its stores to wait
+    for, and would be slower.
     """
     target, columns = state.target, how.axes[-1].var
     lets, stores, accs, ends = first

@@ -24,9 +24,9 @@ from .reductions import softmax
 if TYPE_CHECKING:
     from .tensor import Tensor
 
-BLOCK: Final = 128 * 1024  # scores of a block of queries: 512 KiB of f32, half of a common L2 cache
+BLOCK: Final = 32 * 1024  # scores of a block of queries: 128 KiB of f32, which leave L2 to the keys and values
 WHOLE: Final = 2 * BLOCK  # scores up to which queries are one block: two would prepare the keys twice
-TALL: Final = 128  # queries of a block at least: every block reads and writes the gradients of all its keys and values
+TALL: Final = 64  # queries of a block at least: every block reads and writes the gradients of all its keys and values
 SHORT: Final = 32  # queries that causal attention gives keys of their own at least: contractions of fewer rows are slow
 GROUPS: Final = 8  # numbers of keys that causal attention distinguishes at most: there is code for each
 
@@ -173,7 +173,7 @@ def _slice(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rules) 
     t, s = (as_int(x.shape[0]) for x in (q, k))
     if not rules.causal:
         return _blocks(q, k, v, mask, rules, 0)
-    rows = _multiple(max(SHORT, min(TALL, -(-t // 4)), -(-t // GROUPS)))
+    rows = _multiple(max(SHORT, min(2 * TALL, -(-t // 4)), -(-t // GROUPS)))
     parts: list[Tensor] = []
     for low in range(0, t, rows):
         high, seen = min(low + rows, t), min(low + rows, t, s)

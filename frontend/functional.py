@@ -33,6 +33,7 @@ from .reductions import (
     all, amax, amin, any, argmax, argmin, cosine_similarity, cumprod, cumsum, log_softmax, logsumexp, max, mean, min, norm,
     prod, softmax, std, sum, var,
 )  # fmt: skip
+from .resize import interpolate, resize
 from .sampling import grid_sample
 from .tensor import Tensor
 
@@ -104,6 +105,7 @@ __all__ = [
     "hard_swish",
     "hardtanh",
     "instance_norm",
+    "interpolate",
     "invert",
     "iota",
     "isfinite",
@@ -160,6 +162,7 @@ __all__ = [
     "remainder",
     "repeat",
     "reshape",
+    "resize",
     "right_shift",
     "rms_norm",
     "roll",

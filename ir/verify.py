@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from .dims import DimExpr, symbols
+from .dims import DimExpr, as_int, symbols
 from .dtypes import f32
 from .errors import TensorwrightError, VerifyError
 from .graph import ROLES, Graph, Literal, Node
@@ -288,11 +288,19 @@ class _Check:
         for k, operand in enumerate(core.inputs[:2]):
             if operand not in self.graph.inputs:
                 raise self.fail(f"operand {k} of the contraction must be an input of the body", core)
-        if len(self.graph.outputs) != 1:
-            raise self.fail("a fused body of kind 'contraction' has one output", core)
+        low = self.lower(core)
+        groups = low.spec.groups if isinstance(low, Contract) and low.spec.panel else 0
         end = self.graph.outputs[0]
         while isinstance(self.lower(end), View) and end is not core:
             end = end.inputs[0]
+        if groups and end.shape != core.shape:
+            width = as_int(core.shape[-1]) // groups
+            for o in self.graph.outputs:
+                if o.shape != (*core.shape[:-1], width):
+                    raise self.fail(f"what joins {groups} groups of columns has outputs of one group, not {o.shape}", o)
+            return
+        if len(self.graph.outputs) != 1:
+            raise self.fail("a fused body of kind 'contraction' has one output", core)
         if end.shape != core.shape:
             raise self.fail(f"the output has shape {end.shape}, the contraction {core.shape}", end)
         trailing = set[Node]()

@@ -45,6 +45,12 @@ class _Line:
         return 1 if self.tap is None else as_int(self.tap.extent)
 
 
+def _whole(line: _Line | None, size: object, low: int) -> bool:
+    """Whether a dimension of A is read as it is, element by element."""
+    plain = line is not None and line.tap is None and line.stride == 1
+    return plain and line is not None and (line.size, line.origin, low) == (size, 0, 0)
+
+
 def _terms(index: Affine, spec: Contraction) -> list[tuple[Axis, int]]:
     return [(spec.axis(name), c) for name, c in index.terms if spec.axis(name).extent != 1]
 
@@ -95,7 +101,7 @@ def to_depthwise(node: Node, facts: Facts) -> Outcome:
     (g,) = channels
     x, low = _unpadded(node.inputs[0], facts)
     lines = [_line(m, spec) for m in spec.a]
-    at = [d for d, m in enumerate(spec.a) if [t for t in _terms(m, spec)] == [(g, 1)] and m.constant == low[d] == 0]
+    at = [d for d, m in enumerate(spec.a) if _terms(m, spec) == [(g, 1)] and m.constant == low[d] == 0]
     if len(at) != 1 or x.shape[at[0]] != g.extent:
         return Miss("the channels are no dimension of A of their own", node)
     others = [d for d in range(4) if d != at[0]]
@@ -103,17 +109,7 @@ def to_depthwise(node: Node, facts: Facts) -> Outcome:
     if any(line is None for line in chosen):
         return Miss("a dimension of A is no line of pixels", node)
     # The batch of images is a dimension without taps, read as it is; the outermost such one.
-    batch = next(
-        (
-            k
-            for k, line in enumerate(chosen)
-            if line is not None
-            and line.tap is None
-            and line.stride == 1
-            and (line.size, line.origin, low[others[k]]) == (x.shape[others[k]], 0, 0)
-        ),
-        None,
-    )
+    batch = next((k for k, d in enumerate(others) if _whole(lines[d], x.shape[d], low[d])), None)
     if batch is None:
         return Miss("A has no dimension of images", node)
     order = [others[batch], *(d for k, d in enumerate(others) if k != batch), at[0]]

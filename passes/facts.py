@@ -247,8 +247,9 @@ class Facts:
 
 
 _WORDS: Final = (
-    (Map, "map"), (Reduce, "reduce"), (Scan, "scan"), (Scatter, "scatter"), (Sort, "sort"), (View, "view"), (Contract, "contract"),
-    (Decompose, "decompose"), (Loop, "control"), (Branch, "control"), (While, "control"), (Structural, "other"),
+    (Map, "map"), (Reduce, "reduce"), (Scan, "scan"), (Scatter, "scatter"), (Sort, "sort"), (View, "view"),
+    (Contract, "contract"), (Decompose, "decompose"), (Loop, "control"), (Branch, "control"), (While, "control"),
+    (Structural, "other"),
 )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ def run_pipeline(graph: Graph, passes: Sequence[Pass], ctx: Context | None = Non
         if hooks.number == 0:
             write_atomically(hooks.dump / "000_graph.txt", str(graph))
     done: list[str] = []
+    count = _count(graph)
     for number, p in enumerate(passes, start=hooks.number + 1):
         ctx.current, logged = str(p), len(ctx.log)
         start = time.perf_counter()
@@ -66,9 +67,8 @@ def run_pipeline(graph: Graph, passes: Sequence[Pass], ctx: Context | None = Non
             e.add_note(f"in pass {p} (number {number}); before it ran: {', '.join(done) or 'none'}")
             raise
         rewrites = Counter(a.rule for a in ctx.log[logged:])
-        result = PassResult(
-            p.name, p.kind, _count(graph), _count(after), ms, after is not graph, dict(rewrites.most_common()), after
-        )
+        before, count = count, count if after is graph else _count(after)
+        result = PassResult(p.name, p.kind, before, count, ms, after is not graph, dict(rewrites.most_common()), after)
         ctx.results.append(result)
         if hooks.after is not None:
             hooks.after(result)

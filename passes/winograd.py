@@ -190,7 +190,8 @@ def rewrite(node: Node, conv: Convolution, choice: Choice, ctx: Context, fixed: 
     u, shape = weights(k), (conv.n // images, images, *x.shape[1:])
     p0, p1 = (input_node(f"p{i}", TensorType(f32, s)) for i, s in enumerate((shape[1:], u.shape)))
     body = Graph((p0, p1), (back(tiles(p0), p1),), name="tiles")
-    return make("reshape", get(looped(body, [make("reshape", x, shape=shape), u], shape[0], 1), 0), shape=node.shape)
+    count = conv.n // images
+    return make("reshape", get(looped(body, [make("reshape", x, shape=shape), u], count, 1), 0), shape=node.shape)
 
 
 def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Final, NoReturn
 
@@ -23,6 +23,7 @@ from .adaptive import ThreadChoice
 from .buffers import Array, address_of, aligned_copy, block, empty
 from .direct import Direct, supported
 from .native import NativeProgram
+from .pages import Settling
 
 _DIRECT_BYTES: Final = 1024 * 1024  # of outputs or arena: a run that writes more does not notice the way it is called
 _RING: Final = 4  # sets of outputs a frame keeps for use again
@@ -100,6 +101,7 @@ class Binding:
             self._run: Callable[[int], int] = lambda frame: run(frame, None, context)
         else:
             self._run = self._adaptively
+        self._plain = self._run
         self._output_bytes = sum(program.outputs[k].type.nbytes for k in self.fresh)
         self._ring = _RING if self._output_bytes * _RING <= _RING_BYTES else 2
         self._free: list[Frame] = []
@@ -256,6 +258,23 @@ class Binding:
         choice.record(perf_counter() - start)
         return status
 
+    def settle(self, weights: Iterable[Array]) -> None:
+        """Makes the pages of prepared weights, one block of them, huge ones in the course of the calls to come."""
+        settling = Settling([*weights])
+        if settling.done:
+            return
+        plain = self._plain
+
+        def run(frame: int) -> int:
+            start = perf_counter()
+            status = plain(frame)
+            settling.after(perf_counter() - start)
+            if settling.done:
+                self._run = plain
+            return status
+
+        self._run = run
+
     @property
     def threads_now(self) -> int:
         """How many threads the next call will use."""
@@ -287,13 +306,16 @@ class Binding:
         between: Callable[[], None] | None = None,
     ) -> None:
         """One run on all threads into `out`, with a call of `between` before each kernel and after the last."""
-        frame = self._frame()
+        home = self._free
+        frame = home.pop() if home else self._frame()
         for slot, address in zip(self._slots, addresses, strict=True):
             frame.pointers[slot] = address
         for slot, array in zip(self._fresh_slots, out, strict=True):
             frame.pointers[slot] = address_of(array)
         if between is None:
-            if self._native.run(frame.address, None, self._context_addresses[1]):
+            status = self._native.run(frame.address, None, self._context_addresses[1])
+            home.append(frame)
+            if status:
                 self._failed()
             return
         raised: list[BaseException] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -63,33 +63,20 @@ def empty(shape: Sequence[int], dtype: DType, align: int = ALIGN) -> Array:
     return np.ndarray(tuple(shape), dtype.numpy, buffer=owner, offset=address - base)
 
 
-def total_bytes(types: Iterable[TensorType], align: int = ALIGN) -> int:
-    """What `empties` takes for these types."""
-    return sum(-(-t.nbytes // align) * align for t in types)
+def empties(types: Sequence[TensorType], align: int = ALIGN) -> list[Array]:
+    """As `empty` for each type, in one block of ordinary pages (`pages.Settling` once they are filled).
 
-
-def empties(types: Sequence[TensorType], align: int = ALIGN, within: tuple[Any, int] | None = None) -> list[Array]:
-    """As `empty` for each type, in one block: `within` (owner, address), else one of ordinary pages (`want_huge_pages` once
-    they are filled).
-
-    One block is not zeroed twice, as many small ones are. Huge pages at once may have to be found first: 100 MB of them
-    took between 40 and 380 ms on a virtual machine, ordinary pages 60.
+    One block is not zeroed twice, as many small ones are. Huge pages at once may have to be found first: 340 MB of them
+    took between 30 and 860 ms on a virtual machine, ordinary pages 110.
     """
     sizes = [-(-t.nbytes // align) * align for t in types]
-    owner, address = block(sum(sizes), align, huge=False) if within is None else within
+    owner, address = block(sum(sizes), align, huge=False)
     at = address - ctypes.addressof(ctypes.c_char.from_buffer(owner))
     made: list[Array] = []
     for t, size in zip(types, sizes, strict=True):
         made.append(np.ndarray(t.static_shape, t.dtype.numpy, buffer=owner, offset=at))
         at += size
     return made
-
-
-def want_huge_pages(arrays: Sequence[Array]) -> None:
-    """Lets the system turn the pages of one block of `empties` into huge ones in its own time."""
-    owner = arrays[0].base if arrays else None
-    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_HUGEPAGE"):
-        owner.madvise(mmap.MADV_HUGEPAGE)
 
 
 def aligned_copy(array: Array, align: int = ALIGN) -> Array:

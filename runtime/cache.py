@@ -107,7 +107,7 @@ class DiskCache:
             if meta["key"] != key.digest():
                 raise DamagedError("it is filed under another key")
             found = _decode(meta, parts)
-        except (DamagedError, KeyError, TypeError, ValueError, IndexError, OverflowError):
+        except (DamagedError, KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError):
             with contextlib.suppress(OSError):  # in a folder that is read-only it stays, and is a miss each time
                 path.unlink()  # so that a damaged entry is met once
             return None
@@ -207,6 +207,7 @@ def _encode(compiled: Compiled) -> tuple[dict[str, Any], dict[str, bytes]]:
         "prepare_key": compiled.prepare_key,
         "passes": [asdict(p) for p in compiled.passes],
         "remat": None if compiled.remat is None else compiled.remat.as_dict(),
+        "tuned": dict(compiled.tuned),
     }
     return meta, parts
 
@@ -219,6 +220,7 @@ def _decode(meta: dict[str, Any], parts: dict[str, memoryview]) -> Compiled:
         passes=tuple(PassRecord(**p) for p in meta["passes"]),
         remat=None if meta["remat"] is None else Rematerialisation.from_dict(meta["remat"]),
         from_cache=True,
+        tuned={str(k): int(v) for k, v in meta["tuned"].items()},
     )
 
 

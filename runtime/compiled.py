@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from ..ir.memory import Rematerialisation
 from ..ir.program import Program
-from .reserve import Reserve
 
 Text = str | Callable[[], str]
 
@@ -30,7 +29,7 @@ class Compiled:
 
     `prepare_key` is equal where two prepare programs do the same, so that executables for several sizes share what they
     prepare. `texts` maps stage names, in order, to the text or a function that makes it. `seconds` is how long it took.
-    `remat` says what a memory budget led to.
+    `remat` says what a memory budget led to, `tuned` what a measured search chose.
     """
 
     run: Program
@@ -41,4 +40,4 @@ class Compiled:
     remat: Rematerialisation | None = None
     seconds: float = 0.0
     from_cache: bool = False
-    reserve: Reserve | None = field(default=None, repr=False)  # memory for what `prepare` makes, on its way already
+    tuned: Mapping[str, int] = field(default_factory=dict)

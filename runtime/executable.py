@@ -15,7 +15,7 @@ from ..ir.graphs import bind_sizes
 from ..ir.memory import MemoryReport, Rematerialisation
 from ..ir.types import TensorType
 from .binding import Binding
-from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty, total_bytes, want_huge_pages
+from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty
 from .compiled import Compiled, PassRecord
 from .direct import MARK
 from .direct import direct as load_direct
@@ -278,7 +278,9 @@ class Executable:
                 if specialisation.binding is None:
                     run = specialisation.compiled.run
                     fixed = self._fixed(specialisation)
-                    specialisation.binding = Binding(run, fixed, self.threads, self._state_lock)
+                    made = Binding(run, fixed, self.threads, self._state_lock)
+                    made.settle(_prepared_of(specialisation.compiled, fixed))
+                    specialisation.binding = made
         return specialisation.binding
 
     def _fixed(self, specialisation: _Specialisation) -> dict[str, Array]:
@@ -316,10 +318,7 @@ class Executable:
             binding = Binding(program, {}, self.threads)
             values = [self._parameters[a.name] for a in program.inputs]
             values = [v if v.flags.c_contiguous and v.flags.aligned else aligned_copy(v) for v in values]
-            types = [a.type for a in program.outputs]
-            reserve = compiled.reserve
-            fits = reserve is not None and reserve.nbytes >= total_bytes(types)
-            outputs = empties(types, within=reserve.take() if fits and reserve is not None else None)
+            outputs = empties([a.type for a in program.outputs])
             addresses = [address_of(v) for v in values]
             mapped = {id(m): m for v in values if v.nbytes >= _LARGE and (m := mapping_of(v)) is not None}
             if mapped:  # while one weight is prepared, the pages of those before it are given back
@@ -331,7 +330,6 @@ class Executable:
                 binding.once(values, addresses, outputs, between)
             else:
                 binding.run(values, addresses, outputs)
-            want_huge_pages(outputs)
             found = dict(zip((a.name for a in program.outputs), outputs, strict=True))
             if key:
                 self._prepared[key] = found
@@ -371,6 +369,7 @@ class Executable:
                 if specialisation.binding is not None:
                     fixed = self._fixed(specialisation)
                     specialisation.binding.bind(fixed)
+                    specialisation.binding.settle(_prepared_of(specialisation.compiled, fixed))
                 specialisation.direct = None
             self._direct, self._look_for_direct = None, self._fast is not None
 
@@ -480,6 +479,10 @@ class Executable:
         takes = ", ".join(f"{n}: {t}" for n, t in self.arguments)
         gives = ", ".join(f"{n}: {t}" for n, t in zip(self.output_names, self._output_types, strict=True))
         return f"<Executable {self.graph.name}({takes}) -> {gives}, {self.threads} threads>"
+
+
+def _prepared_of(compiled: Compiled, fixed: Mapping[str, Array]) -> list[Array]:
+    return [] if compiled.prepare is None else [fixed[o.name] for o in compiled.prepare.outputs if o.name in fixed]
 
 
 def _read_only(array: Array) -> Array:

@@ -104,6 +104,10 @@ def _address(library: ctypes.CDLL) -> int:
 def _packaged() -> str:
     """The libomp of the cmeel-libomp package. Raises RuntimeUnavailableError when it is not installed."""
     suffix = "dylib" if sys.platform == "darwin" else "so"
+    for folder in sys.path:  # where pip puts it; reading the list of installed files takes milliseconds
+        path = Path(folder or ".") / "cmeel.prefix" / "lib" / f"libomp.{suffix}"
+        if path.is_file():
+            return str(path)
     try:
         files = metadata.files("cmeel-libomp") or []
     except metadata.PackageNotFoundError:

@@ -22,6 +22,7 @@ PAIRS_FROM_MEMORY: Final = 1.33  # what a product of pairs takes longer whose op
 CALL: Final = 24.0  # cycles to enter and leave a tile
 L2_BYTES: Final = 14.0  # bytes a cycle that a column panel streams at from L2 without being felt
 L3_BYTES: Final = 20.0  # bytes a cycle from beyond L2
+FAR_BYTES: Final = 12.0  # ... where it is not known from where: one core has 8 from memory and 25 from L3
 
 
 class Model:
@@ -77,7 +78,7 @@ class Model:
         stall, strained, why = self._stall(nest, p)
         cycles = self._tiles(p, stall) + self._packing(nest, p)
         traffic = sum(nest.spans) * self.size
-        memory = traffic / L3_BYTES if traffic > self.target.l2 // 2 else 0.0
+        memory = traffic / FAR_BYTES if traffic > self.target.l2 // 2 else 0.0
         found = max(cycles, 1.0)
         return p.decided(cycles=found, ideal=self.ideal(nest), memory=memory, strained=strained, why=", ".join(why))
 

@@ -142,13 +142,13 @@ def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> in
     if not columns:
         return 0
     need = -(-columns[0].extent // lanes)
-    everything = need * lanes  # a panel of all columns is B as it lies, if that is row after row: no copy
+    lying = need * lanes if [x.strides[B] for x in form(0).reduce] == [need * lanes] else 0  # this panel is B as it lies
     for vectors in sorted({-(-need // -(-need // n)) for n in range(1, min(MOST_VECTORS, need) + 1)}):
         panel = vectors * lanes
         if not panels_follow(columns, panel):
             continue
         found = min((x.cycles for x in plans(form(panel), target, dtype, dtype, whole=True)), default=math.inf)
-        best = min(best, (found / WITHOUT_COPY if panel == everything else found, -panel))  # of equals the widest
+        best = min(best, (found / WITHOUT_COPY if panel == lying else found, -panel))  # of equals the widest
     panel = -(-columns[0].extent // (lanes // 2)) * (lanes // 2)
     half = _narrowed(target, panel, sums)
     if half is not target and panel <= MOST_NARROW * lanes and not pairs and panels_follow(columns, panel):

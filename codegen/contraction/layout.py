@@ -33,10 +33,7 @@ def parameters(nest: Nest, abc: Sequence[Operand], extra: Sequence[Operand]) -> 
         Buffer(f"E{k}", x.dtype, (span,), align=max(x.align, x.dtype.itemsize), writable=False)
         for k, (x, span) in enumerate(zip(extra, nest.read_spans, strict=True))
     ]
-    out += [
-        Buffer(f"C{k}", x.dtype, (nest.spans[2],), align=max(x.align, x.dtype.itemsize))
-        for k, x in enumerate(abc[3:], 1)
-    ]
+    out += [Buffer(f"C{k}", x.dtype, (nest.spans[2],), align=max(x.align, x.dtype.itemsize)) for k, x in enumerate(abc[3:], 1)]
     return tuple(out)
 
 

@@ -40,6 +40,7 @@ from .canonical import ACC, C, Loop, Nest
 
 FETCHED_FROM = 1024  # multiply-adds of a tile from which what its epilogue reads is asked for at its start
 MOST_FETCHED = 64  # lines, at most
+HELD = 16  # last steps of a single row whose elements are held in registers
 LANE = var("lane")
 STEPS, FIRST, LAST = var("steps"), var("first"), var("last")
 
@@ -272,6 +273,25 @@ class _Builder:
                 out.append(Store(self.acc, self._cell(u, i, j), self._multiply_add(value, column, self._get(u, i, j))))
         return out
 
+    def _by_columns(self, x: Loop, row_offset: Expr, col_offset: Expr, first: int) -> list[Stmt]:
+        """The last steps of a single row, from `first` on, column by column.
+
+        In a recurrence a step waits for the one before it. So the first columns' epilogue runs beside the multiply-adds of the
+        others, and the next step begins with the elements that are there first.
+        """
+        t = self.t
+        out: list[Stmt] = []
+        names = [vector_variable(f"al{k}", t.dtype, t.lanes) for k in range(first, x.extent)]
+        for k, name in enumerate(names, first):
+            out.append(Let(name, self._vector(self.row, row_offset + k * x.strides[0] + t.rows[0][t.row], 0, None)))
+        for j in range(t.vectors):
+            mask = None if t.padded else self._lanes_of(j)
+            for k, name in enumerate(names, first):
+                column = self._vector(self.col, col_offset + k * x.strides[1], j, mask)
+                u = k % t.parts
+                out.append(Store(self.acc, self._cell(u, 0, j), self._multiply_add(name, column, self._get(u, 0, j))))
+        return out
+
     def _dot_step(self, row_offset: Expr, col_offset: Expr, k: Expr, mask: Expr | None, u: int, tag: str) -> list[Stmt]:
         """`lanes` steps of the innermost reduction loop at once."""
         t = self.t
@@ -339,7 +359,9 @@ class _Builder:
                 For(rest, whole, STEPS, tuple(steps(rest, 1, "r"))),
             ]
         if x.extent <= t.unroll:
-            return steps(const(0), x.extent, "s")
+            straight = len(t.loops) == 1 and len(t.rows) == 1 and t.vectors > 1 and self.row.flat and not t.partial
+            last = min(x.extent // 2, HELD) if straight and x.extent > 8 else 0
+            return steps(const(0), x.extent - last, "s") + self._by_columns(x, row_offset, col_offset, x.extent - last)
         whole_count = x.extent - x.extent % t.unroll
         out: list[Stmt] = [For(k, const(0), const(whole_count), tuple(steps(k, t.unroll, "s")), step=t.unroll)]
         return out + steps(const(whole_count), x.extent % t.unroll, "r")

@@ -26,6 +26,7 @@ SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
 COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
 RANKED: Final = 1.5  # times the best plan's modelled cycles up to which a plan is worth measuring
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
+STRAIGHT: Final = 64  # multiply-adds of a tile of one row that stand without a loop, where there are registers enough
 
 
 @dataclass(frozen=True)
@@ -364,6 +365,8 @@ def _unrolling(model: Model, p: Plan) -> tuple[int, int]:
     unroll = max(parts, min(8, UNROLLED // max(1, cells), inner))
     if inner <= 4 and inner * cells <= 4 * UNROLLED:
         unroll = max(unroll, inner)
+    if model.wide and len(p.reduce) == 1 and p.tile_rows == 1 and inner * cells <= STRAIGHT:
+        unroll = inner
     unroll = max(1, min(unroll, inner))
     return (parts if unroll >= parts else 1 << (unroll.bit_length() - 1)), unroll
 

@@ -44,11 +44,9 @@ def _lstm_step(gates: Tensor, recurrent: Tensor, state: State, nonlinearity: str
 
 def _gru_step(gates: Tensor, recurrent: Tensor, state: State, nonlinearity: str) -> State:
     """h' = (1 - z) n + z h, n = tanh(x_n + r h_n) (Cho et al. 2014, with the reset gate after the product, as in cuDNN)."""
-    size = state[0].shape[-1]
-    assert isinstance(size, int)
-    r, z = _split(gates[:, : 2 * size] + recurrent[:, : 2 * size], 2)
-    n = tanh(gates[:, 2 * size :] + sigmoid(r) * recurrent[:, 2 * size :])
-    z = sigmoid(z)
+    given, back = _split(gates, 3), _split(recurrent, 3)
+    r, z = (sigmoid(a + b) for a, b in zip(given[:2], back[:2], strict=True))
+    n = tanh(given[2] + r * back[2])
     return ((1.0 - z) * n + z * state[0],)
 
 

@@ -2,65 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...ir.dims import Dim, DimExpr
-from ...ir.dtypes import as_dtype, bool_
+from ...ir.dtypes import as_dtype, bool_, f8e8m0
 from ...ir.graph import Graph, Node
-from ...ir.op import Trait
 from ...ir.types import TensorType, TupleType
+from .export_registry import Write, operands, writes
 from .types import type_number
 
 if TYPE_CHECKING:
     from .exporter import Emitter
-
-Write = Callable[["Emitter", Node], Any]
-_TABLE: Final[dict[str, Write]] = {}
-
-
-def writes(*names: str) -> Callable[[Write], Write]:
-    """Registers how ops of ours are written."""
-
-    def register(fn: Write) -> Write:
-        _TABLE.update(dict.fromkeys(names, fn))
-        return fn
-
-    return register
-
-
-def exporter(node: Node) -> Write | None:
-    """How a node is written; None where ONNX has nothing for it."""
-    found = _TABLE.get(node.op.name)
-    if found is not None:
-        return found
-    if node.op.onnx is not None and node.op.has(Trait.ELEMENTWISE):
-        return _plain
-    return None
-
-
-def _plain(e: Emitter, node: Node) -> str:
-    """The one ONNX op of an elementwise record. Operands that are broadcast are given as they were before, where the others
-    have the whole shape: ONNX broadcasts by the same rules."""
-    assert node.op.onnx is not None
-    return e.emit(node.op.onnx[0], operands(e, node))
-
-
-def operands(e: Emitter, node: Node) -> list[str]:
-    """The names of the operands of an elementwise op, without broadcasts that ONNX makes itself."""
-    sources = [i.inputs[0] if i.op.name == "broadcast_to" else i for i in node.inputs]
-    if len(sources) == 1 or all(s.shape != node.shape for s in sources):
-        return [e.name(i) for i in node.inputs]
-    return [e.name(s) for s in sources]
 
 
 def _same(e: Emitter, node: Node) -> str:
     return e.name(node.inputs[0])
 
 
-_TABLE.update(dict.fromkeys(("stop_gradient", "recompute", "mark", "gradient"), _same))
+writes("stop_gradient", "recompute", "mark", "gradient")(_same)
 
 
 @writes("constant")
@@ -75,7 +36,11 @@ def _get(e: Emitter, node: Node) -> str:
 
 @writes("cast")
 def _cast(e: Emitter, node: Node) -> str:
-    return e.emit("Cast", [e.name(node.inputs[0])], to=type_number(node.dtype))
+    """Casts to floats of 8 bits as they are in IEEE 754 and ml_dtypes: what is too large becomes infinite or NaN."""
+    narrow: dict[str, Any] = {"saturate": 0} if node.dtype.is_float and node.dtype.bits == 8 else {}
+    if node.dtype is f8e8m0 and e.opset >= 24:
+        narrow["round_mode"] = "nearest"
+    return e.emit("Cast", [e.name(node.inputs[0])], to=type_number(node.dtype), **narrow)
 
 
 @writes("not")
@@ -251,29 +216,6 @@ def _gather(e: Emitter, node: Node) -> str:
     return e.emit("Gather", [e.name(x), source], axis=node.attrs["axis"])
 
 
-@writes("scatter_add")
-def _scatter_add(e: Emitter, node: Node) -> str:
-    """Along axis 0 by ScatterND; other axes are brought there. Positions outside are dropped by ours: they go to one more
-    row at the end, which is cut off."""
-    x, index, updates = node.inputs
-    axis, rank, count = node.attrs["axis"], len(x.shape), len(index.shape)
-    size = x.shape[axis]
-    order = [axis, *(k for k in range(rank) if k != axis)]
-    moved = e.emit("Transpose", [e.name(x)], perm=order) if axis else e.name(x)
-    inner = [*range(axis, axis + count), *(k for k in range(rank - 1 + count) if not axis <= k < axis + count)]
-    added = e.emit("Transpose", [e.name(updates)], perm=inner) if axis else e.name(updates)
-    at = e.emit("Cast", [e.name(index)], to=7)
-    end = e.emit("Squeeze", [e.size(size), e.array(np.array([0]))])
-    zero = e.array(np.asarray(0, np.int64))
-    valid = e.emit("And", [e.emit("GreaterOrEqual", [at, zero]), e.emit("Less", [at, end])])
-    at = e.emit("Unsqueeze", [e.emit("Where", [valid, at, end]), e.array(np.array([count]))])
-    widths = e.array(np.array([0] * rank + [1] + [0] * (rank - 1), np.int64))
-    longer = e.emit("Pad", [moved, widths])
-    result = e.emit("ScatterND", [longer, at, added], reduction="add")
-    result = e.emit("Slice", [result, e.array(np.array([0])), e.size(size), e.array(np.array([0]))])
-    return e.emit("Transpose", [result], perm=[*range(1, axis + 1), 0, *range(axis + 1, rank)]) if axis else result
-
-
 @writes("one_hot")
 def _one_hot(e: Emitter, node: Node) -> str:
     x, depth = node.inputs[0], node.attrs["depth"]
@@ -295,13 +237,6 @@ def _reduce(e: Emitter, node: Node) -> str:
 def _position(e: Emitter, node: Node) -> str:
     op = "ArgMax" if node.op.name == "argmax" else "ArgMin"
     return e.emit(op, [e.name(node.inputs[0])], axis=node.attrs["axis"], keepdims=int(node.attrs["keepdims"]))
-
-
-@writes("cumsum")
-def _cumsum(e: Emitter, node: Node) -> str:
-    axis = e.array(np.asarray(node.attrs["axis"], np.int64))
-    flags: dict[str, Any] = {k: int(node.attrs[k]) for k in ("exclusive", "reverse")}
-    return e.emit("CumSum", [e.name(node.inputs[0]), axis], **flags)
 
 
 # -- contractions and windows -------------------------------------------------------------------------------------------

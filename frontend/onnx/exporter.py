@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ...ir.dims import Dim, DimExpr, Quotient, Symbol
+from ...ir.dtypes import as_dtype
 from ...ir.errors import OnnxError
 from ...ir.graph import Graph, Literal, Node, postorder
 from ...ir.graphs import inline
 from ...ir.types import TensorType, TupleType
+from . import export_numbers, export_ops  # noqa: F401 (they fill the table)
 from .description import Array
-from .export_ops import exporter
+from .export_lift import alive, lifted, read_in
+from .export_registry import OLDEST, least_of, least_opset, writer
 from .reader import require_onnx
 from .types import type_number
 
 if TYPE_CHECKING:
     import onnx
 
-OPSET: Final = 21
-IR_VERSION: Final = 10  # what onnxruntime 1.18 and later load
+NEWEST: Final = 28
 MAX_INLINE: Final = 1 << 30  # bytes of weights in the file itself; more go to a file beside it
 
 
@@ -36,30 +38,33 @@ def save(
     path: str | os.PathLike[str] | None = None,
     *,
     parameters: Mapping[str, Any] | None = None,
-    opset: int = OPSET,
+    opset: int | None = None,
     check: bool = True,
 ) -> onnx.ModelProto:
     """Writes a Graph as an ONNX model; returns the ModelProto. Without a path nothing is written.
 
     parameters  values of weights by input name (default: those that came with the graph); weights without a value stay inputs
-    opset       of ai.onnx, 21 to 24
+    opset       of ai.onnx, 21 to 28 (default: the least that has all ops and types of the graph; ONNX Runtime reads up to 26)
     check       run onnx.checker with shape inference on what was made
 
     Weights beyond 1 GiB go to a file beside the model, named after it. Raises OnnxError that lists every node for which ONNX
     has no op, OSError.
     """
     onnx = require_onnx()
-    if not 21 <= opset <= 24:
-        raise OnnxError(f"export writes opsets 21 to 24, not {opset}")
+    if opset is not None and not OLDEST <= opset <= NEWEST:
+        raise OnnxError(f"export writes opsets {OLDEST} to {NEWEST}, not {opset}")
     given = dict(graph.weights if parameters is None else parameters)
     names = {str(i.attrs["name"]) for i in graph.inputs}
     unknown = sorted(given.keys() - names)
     if unknown:
         raise OnnxError(f"{graph.name}: parameters {unknown[:5]} are no inputs of the graph")
-    emitter = Emitter(onnx, {k: np.asarray(v) for k, v in given.items()})
-    proto = emitter.main(flattened(graph))
-    model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", opset)], producer_name="tensorwright")
-    model.ir_version = IR_VERSION
+    plain = flattened(graph)
+    version = least_of(plain) if opset is None else opset
+    emitter = Emitter(onnx, {k: np.asarray(v) for k, v in given.items()}, version)
+    proto = emitter.main(plain)
+    imports = [onnx.helper.make_opsetid("", version)]
+    model = onnx.helper.make_model(proto, opset_imports=imports, producer_name="tensorwright")
+    model.ir_version = onnx.helper.find_min_ir_version_for(imports)
     large = emitter.bytes > MAX_INLINE
     if check and not large:
         onnx.checker.check_model(model, full_check=True)
@@ -72,15 +77,20 @@ def save(
 
 
 def flattened(graph: Graph) -> Graph:
-    """The graph with fused regions put back as their bodies."""
+    """The graph with fused regions put back as their bodies; labels of the values they give stay."""
+    bodies: dict[Node, tuple[Node, ...]] = {}
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if node.op.name == "fused":
-            outputs = inline(node.attrs["body"], inputs)
-            if len(outputs) == 1:
-                return flattened(Graph((), outputs)).outputs[0]
-            raise OnnxError(f"{graph.name}: a fused region of several outputs cannot be exported; export the graph before fusion")
-        return node.replace(inputs)
+        if node.op.name == "get" and inputs[0] in bodies:
+            return bodies[inputs[0]][node.attrs["index"]]
+        if node.op.name != "fused":
+            return node.replace(inputs)
+        outputs = flattened(Graph((), inline(node.attrs["body"], inputs))).outputs
+        if len(outputs) == 1 and not isinstance(node.type, TupleType):
+            return outputs[0]
+        stands = node.replace(inputs)
+        bodies[stands] = outputs
+        return stands
 
     return graph.map_nodes(rule)
 
@@ -88,9 +98,10 @@ def flattened(graph: Graph) -> Graph:
 class Emitter:
     """Collects the nodes and arrays of one ONNX graph. `name(node)` is the ONNX name of a node's value."""
 
-    def __init__(self, onnx: Any, weights: Mapping[str, Array], parent: Emitter | None = None) -> None:
+    def __init__(self, onnx: Any, weights: Mapping[str, Array], opset: int, parent: Emitter | None = None) -> None:
         self.onnx = onnx
         self.weights = weights
+        self.opset = opset
         self.parent = parent
         self.nodes: list[Any] = []
         self.arrays: list[Any] = []
@@ -140,6 +151,10 @@ class Emitter:
     def _store(self, name: str, array: Array) -> None:
         self.arrays.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
         self.bytes += array.nbytes
+
+    def number(self, dtype: Any) -> int:
+        """ONNX's number of a numpy dtype."""
+        return type_number(as_dtype(dtype))
 
     def shape(self, dims: Sequence[Dim], allow_unknown: bool = False) -> str:
         """The name of an i64 vector of sizes; with `allow_unknown`, one symbolic size is written as -1."""
@@ -202,14 +217,25 @@ class Emitter:
                         self.symbols.setdefault(atom.name, (name, axis))
         self.walk(graph)
         outputs = self._outputs(graph)
+        self._prune(graph.output_names)
         return self.onnx.helper.make_graph(self.nodes, graph.name, inputs, outputs, self.arrays)
+
+    def _prune(self, wanted: Sequence[str]) -> None:
+        """Leaves out what nothing reads: parts of patterns that were written as one op."""
+        self.nodes = alive(self.nodes, set(wanted))
+        read = read_in(self.nodes) | set(wanted)
+        self.arrays = [a for a in self.arrays if a.name in read or a.name in self.weights]
 
     def body(self, graph: Graph, outer: Mapping[Node, str]) -> Emitter:
         """An Emitter for a body, some of whose inputs are known outside by a name."""
-        inner = Emitter(self.onnx, {}, self)
+        inner = self.inside()
         inner._labels = graph.labels
         inner.names |= outer
         return inner
+
+    def inside(self) -> Emitter:
+        """An Emitter for a body that reads nothing from around it but what it is given."""
+        return Emitter(self.onnx, {}, self.opset, self)
 
     def adopt(self, other: Emitter) -> None:
         """Takes over what another Emitter wrote, as part of this graph."""
@@ -224,27 +250,33 @@ class Emitter:
     def walk(self, graph: Graph) -> None:
         """Writes the nodes that the outputs need. Raises OnnxError that lists those for which ONNX has no op."""
         order = [n for n in postorder(graph.outputs) if n not in self.names]
-        missing = [n for n in order if exporter(n) is None]
+        missing = [n for n in order if writer(n) is None]
+        late = max((least_opset(n) for n in order), default=OLDEST)
+        if not missing and late > self.opset:
+            names = sorted({f"{n.op.name} {n.type}" for n in order if least_opset(n) > self.opset})
+            raise OnnxError(f"{graph.name}: {', '.join(names[:8])}: ONNX has this from opset {late} on, not in {self.opset}")
         if missing:
             listed = "\n  ".join(f"{n.op.name} {n.type}" + _where(graph, n) for n in missing[:40])
             raise OnnxError(f"{graph.name}: {len(missing)} nodes have no ONNX op:\n  {listed}")
         reserved = dict(zip(graph.outputs, graph.output_names, strict=True)) if graph.inputs and self.parent is None else {}
+        # an op of a model that was read is several nodes with one label: the last of them is its result
+        last = {label.name: n for n in order if (label := self._labels.get(n)) is not None}
         for n in order:
-            write = exporter(n)
+            write = writer(n)
             assert write is not None
             before = len(self.nodes)
-            result = write(self, n)
+            result: Any = lifted(self, n) or write(self, n)
             if isinstance(n.type, TupleType):
                 self.parts[n] = result
                 continue
             self.names[n] = result
-            wanted = reserved.get(n) or self._label(n)
+            wanted = reserved.get(n) or self._label(n, last)
             if wanted and len(self.nodes) > before and result in self.nodes[-1].output:
                 self._rename(n, result, wanted, n in reserved)
 
-    def _label(self, node: Node) -> str:
+    def _label(self, node: Node, last: Mapping[str | None, Node]) -> str:
         label = self._labels.get(node)
-        name = label.name if label is not None else None
+        name = label.name if label is not None and last.get(label.name) is node else None
         return name if name and name not in self.taken else ""
 
     def _rename(self, node: Node, old: str, new: str, is_output: bool) -> None:
@@ -275,6 +307,7 @@ class Emitter:
 
     def graph_of(self, name: str, inputs: Sequence[tuple[str, TensorType]], outputs: Sequence[tuple[str, TensorType]]) -> Any:
         """The GraphProto of what was emitted here, as a body."""
+        self._prune([n for n, _ in outputs])
         infos = [[self._info(n, t) for n, t in some] for some in (inputs, outputs)]
         return self.onnx.helper.make_graph(self.nodes, name, infos[0], infos[1], self.arrays)
 

@@ -240,7 +240,8 @@ class Importer:
             return d
         if d is not None and d in self.sizes:
             return self.sizes[d]
-        asked = d if d is not None else f"{name}_{axis}"
+        # a name that is no word ('?') names nothing: axes that share it need not be equal
+        asked = d if d is not None and re.search(r"\w", d) else f"{name}_{axis}"
         found = self._symbols.get(asked)
         if found is None:
             base = _identifier(asked) or "d"

@@ -228,8 +228,10 @@ class _Reader:
         dims: list[int | str | None] = []
         for d in t.shape.dim:
             which = d.WhichOneof("value")
-            if which == "dim_value" and (d.dim_value < 0 or d.dim_value > 1 << 56):
+            if which == "dim_value" and (d.dim_value < -1 or d.dim_value > 1 << 56):
                 raise self.fail(f"value {name!r} has a dimension of size {d.dim_value}")
+            if which == "dim_value" and d.dim_value == -1:  # not of the standard, but what Paddle writes for "any size"
+                which = None
             dims.append(
                 int(d.dim_value) if which == "dim_value" else (str(d.dim_param) or None) if which == "dim_param" else None
             )

@@ -30,7 +30,8 @@ _OPS: Final[dict[tuple[str, str], list[Entry]]] = {}
 _FOLDS: Final[dict[str, Fold]] = {}
 FAMILIES: Final = (
     "elementwise", "casts", "reduce", "shape", "tensor", "indexing", "matrix", "convolution", "pool", "norm", "loss",
-    "control", "rnn", "sequence", "sorting", "scatter", "signal", "image", "quantized",
+    "control", "rnn", "sequence", "sorting", "scatter", "signal", "image", "resize", "quantized",
+    "attention", "microsoft",
 )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ _TYPES: Final[dict[int, tuple[str, int, Any]]] = {
 }
 BITS: Final = {number: bits for number, (_, bits, _) in _TYPES.items()}
 PACKED: Final = {21: 2, 22: 2, 23: 2, 25: 4, 26: 4}  # numbers in one entry of int32_data
+SINCE: Final = {23: 23, 24: 24, 25: 25, 26: 25, 27: 28, 28: 28}  # the opsets that brought types later than 21
 _NUMBERS: Final = {np.dtype(t): number for number, (_, _, t) in _TYPES.items()}
 
 

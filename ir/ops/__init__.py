@@ -18,6 +18,7 @@ from . import (
     quantize,
     random,
     reduce,
+    resample,
     scatter,
     structural,
     unary,
@@ -27,6 +28,6 @@ from .common import sample_node
 
 __all__ = [
     "adaptive", "barriers", "binary", "bits", "compare", "contract", "control", "conv", "depthwise", "indexing", "matmul",
-    "movement", "order", "pool", "quantize", "random", "reduce", "sample_node", "scatter", "structural", "unary",
+    "movement", "order", "pool", "quantize", "random", "reduce", "resample", "sample_node", "scatter", "structural", "unary",
     "winograd",
 ]  # fmt: skip

@@ -63,7 +63,13 @@ def is_float(dtype: DType) -> bool:
     return dtype in FLOATS
 
 
+def is_wide_float(dtype: DType) -> bool:
+    """Whether arithmetic is done in the dtype itself: f32 and f64."""
+    return dtype in (f32, f64)
+
+
 _WORDING[is_float] = "f32, f64, f16 or bf16"
+_WORDING[is_wide_float] = "f32 or f64"
 
 
 def check_dtype(op: str, types: Sequence[TensorType], k: int, allowed: Callable[[DType], bool]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..dtypes import f32, f64
 from ..errors import AttributeValueError, ShapeError
 from ..expr import Expr, const
 from ..graph import Attrs, Node
@@ -32,11 +31,11 @@ def _ints(name: str, value: object) -> tuple[int, int]:
 
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     x, k = types
-    c.check_dtype("depthwise", types, 0, lambda t: t in (f32, f64))
+    c.check_dtype("depthwise", types, 0, c.is_wide_float)
     c.check_same("depthwise", [TensorType(t.dtype, ()) for t in types])
     if x.rank != 4 or k.rank != 3 or k.shape[2] != x.shape[3]:
         raise ShapeError(
-            f"operands of depthwise are x [n, height, width, C] and k [taps, taps, C], not {c.show(x.shape)} and {c.show(k.shape)}"
+            f"depthwise takes x [n, height, width, C] and k [taps, taps, C], not {c.show(x.shape)} and {c.show(k.shape)}"
         )
     size = c.check_ints("depthwise", "size", attrs["size"], 2, 0)
     for name in ("stride", "dilation"):
@@ -110,7 +109,7 @@ depthwise = register(
         reference=_value,
         lower=_lower,
         grad=NotDifferentiable("it stands for a depthwise convolution once gradients are expanded; differentiate conv2d"),
-        doc="Depthwise convolution of x [n, height, width, C] with k [taps, taps, C], to images of `size` from pixel `origin` on.",
+        doc="Depthwise convolution of x [n, height, width, C] with k [taps, taps, C]: images of `size` from pixel `origin` on.",
         arity=2,
         traits=frozenset({Trait.REDUCTION}),
         attrs=_DEFAULTS,

@@ -46,6 +46,16 @@ def test_only_what_exceeds_the_cache_is_streamed() -> None:
         assert "movnt" not in other.program.texts["asm"] and other.program.output_align == ()
 
 
+@pytest.mark.parametrize("columns", [131, 1000])
+def test_rows_ask_for_the_next_row(columns: int) -> None:
+    """The second pass over a row asks for what the first one over the next row reads, where the operand exceeds L2."""
+    x = np.random.default_rng(4).standard_normal((37, columns)).astype(np.float32)
+    far = tw.compile(lambda x: tw.softmax(x, -1), tw.spec(*x.shape), target=small_caches(host()), cache=False)
+    near = tw.compile(lambda x: tw.softmax(x, -1), tw.spec(*x.shape), cache=False)
+    assert "prefetch" in far.text("loops") and "prefetch" not in near.text("loops")
+    np.testing.assert_array_equal(far(x), near(x))
+
+
 @needs_x86
 @pytest.mark.parametrize("shape", [(5003,), (37, 131)])
 def test_an_output_at_any_address_is_written_rightly(shape: tuple[int, ...]) -> None:

@@ -193,7 +193,7 @@ def test_the_pipelines_on_layers(kind: str) -> None:
         loops = [n for n in after.nodes() if n.op.has(Trait.CONTROL)]
         assert len(loops) == (4 if passes == pipeline.training() else 2)
         for loop in loops:
-            assert not {n.op.name for n in loop.attrs["body"].nodes()} & {"transpose", "pad", "reshape"}
+            assert not {n.op.name for n in loop.attrs["body"].nodes()} & {"transpose", "pad"}  # a reshape moves nothing
 
 
 def test_dropout_between_layers_in_training_only() -> None:

@@ -67,7 +67,7 @@ def test_constants():
             ex.const(bad, i64)
     with pytest.raises(DTypeError, match="cast one of them"):
         ex.binary("add", I, ex.var("x", f32))
-    with pytest.raises(DTypeError, match="bits"):
+    with pytest.raises(DTypeError, match="bytes"):
         ex.bitcast(I, f32)
 
 

@@ -60,7 +60,7 @@ def test_parts_of_tuples():
 @pytest.mark.parametrize(
     ("body", "operands", "kind", "message"),
     [
-        (BODY, [X], "magic", "the kinds are map, rows, reduce, contraction"),
+        (BODY, [X], "magic", "the kinds are map, rows, reduce, window, contraction"),
         (BODY, [X, X], "rows", "2 operands for a body with 1 inputs"),
         (BODY, [input_node("y", tensor("f32", (3, 2)))], "rows", r"operand 0 is f32\[3, 2\], the body takes f32\[2, 3\]"),
         (Graph((P,), ()), [X], "map", "no outputs"),

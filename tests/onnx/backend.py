@@ -3,8 +3,9 @@
     python tests/onnx/backend.py [--kind node] [--match PATTERN] [--failures] [--list] [--quiet]
 
 A case passes when every output has the expected dtype and shape, and its numbers agree within the case's own tolerance
-(onnx.backend.test.runner, rtol 1e-3 and atol 1e-7 unless the case says otherwise). Every program that runs is compiled: there
-is no other way to run one; `nodes` counts the ONNX nodes of a case and `programs` what they were compiled to.
+(onnx.backend.test.runner, rtol 1e-3 and atol 1e-7 unless the case says otherwise; `noise` is added to that). Every program that
+runs is compiled: there is no other way to run one; `nodes` counts the ONNX nodes of a case and `programs` what they were
+compiled to.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import numpy as np
 
 KINDS = ("node", "simple", "real", "pytorch-converted", "pytorch-operator")
 EXCLUSIONS = Path(__file__).with_name("backend_exclusions.txt")
-GAPS = Path(__file__).with_name("backend_gaps.txt")
 
 
 @dataclass(frozen=True)
@@ -146,20 +146,9 @@ def exclusions() -> Patterns:
     return _patterns(EXCLUSIONS)
 
 
-@functools.cache
-def gaps() -> Patterns:
-    """Cases that do not pass yet, with what is missing."""
-    return _patterns(GAPS)
-
-
 def excluded(name: str) -> str:
     """Why a case is excluded; empty if it is not."""
     return next((reason for pattern, reason in exclusions() if pattern.fullmatch(name)), "")
-
-
-def unsupported(name: str) -> str:
-    """What is missing for a case to pass; empty if it should pass."""
-    return next((reason for pattern, reason in gaps() if pattern.fullmatch(name)), "")
 
 
 @dataclass(frozen=True)
@@ -171,6 +160,15 @@ class Outcome:
     nodes: int = 0
     programs: int = 0
     seconds: float = 0.0
+
+
+def noise(expected: Any) -> float:
+    """One unit in the last place of the largest |expected|, of f32 and f64 outputs: where terms of that size cancel, the
+    standard's own numbers are off by as much (an inverse DFT of arange gives 2e-7 for 0, beside values of 90)."""
+    if expected.dtype not in (np.float32, np.float64):
+        return 0.0
+    finite = np.abs(expected[np.isfinite(expected)])
+    return float(np.spacing(finite.max())) if finite.size else 0.0
 
 
 def run(case: Case) -> Outcome:
@@ -188,9 +186,11 @@ def run(case: Case) -> Outcome:
             result = exe(*given)
             outputs = list(result) if isinstance(result, tuple) else [result]
             rtol = max(case.test.rtol, 1e-3)
+            assert len(outputs) == len(expected), f"{len(outputs)} outputs, expected {len(expected)}"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                Runner.assert_similar_outputs([np.asarray(e) for e in expected], outputs, rtol, case.test.atol)
+                for want, got in zip(map(np.asarray, expected), outputs, strict=True):
+                    Runner.assert_similar_outputs([want], [got], rtol, max(case.test.atol, noise(want)))
         programs = len(exe.programs()) if hasattr(exe, "programs") else 1
         reason = ""
     except (tw.TensorwrightError, AssertionError) as error:

@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import backend  # noqa: E402
 import tensorwright as tw  # noqa: E402
 from tensorwright import nn  # noqa: E402
-from tensorwright.frontend.onnx.export_ops import exporter  # noqa: E402
+from tensorwright.frontend.core import apply  # noqa: E402
+from tensorwright.frontend.onnx.exporter import writer  # noqa: E402
+from tensorwright.ir.dtypes import u8  # noqa: E402
 from tensorwright.ir.errors import OnnxError  # noqa: E402
 from tensorwright.ir.interp import run  # noqa: E402
 from tensorwright.ir.op import REGISTRY, Sample, Trait  # noqa: E402
@@ -31,7 +33,7 @@ def exported_ops() -> list[str]:
         sample = next(iter(record.samples()), None)
         if sample is not None:
             node = sample_node(record, sample)[0].outputs[0]
-            if exporter(node.inputs[0] if node.op.name == "get" else node) is not None:
+            if writer(node.inputs[0] if node.op.name == "get" else node) is not None:
                 found.append(name)
     return found
 
@@ -59,12 +61,16 @@ def plain(sample: Sample) -> bool:
     return sample.label not in ("special", "f64", "f16", "bf16", "saturates")
 
 
+BYTES = ("quantize", "dequantize", "argsort", "shift_left", "shift_right", "bit_cast")  # ops that ONNX has for 8-bit integers
+
+
 @pytest.mark.parametrize("name", exported_ops())
 def test_samples_round_trip(name: str) -> None:
     record, done = REGISTRY[name], 0
     for sample in [s for s in record.samples() if plain(s)][::3]:
         graph, arrays = sample_node(record, sample)
-        if any(a.size == 0 for a in arrays) or any(a.dtype.itemsize == 1 and a.dtype.kind in "iu" for a in arrays):
+        few = any(a.dtype.itemsize == 1 and a.dtype.kind in "iu" for a in arrays) and name not in BYTES
+        if any(a.size == 0 for a in arrays) or few:
             continue  # ONNX Runtime refuses some of these; bytes are not types of every op
         try:
             model = tw.onnx.save(graph)
@@ -82,6 +88,179 @@ def test_samples_round_trip(name: str) -> None:
             np.testing.assert_allclose(got.astype(float), want.astype(float), rtol=2e-5, atol=1e-5)
         done += 1
     assert done
+
+
+NUMBERS = (
+    "argsort",
+    "bit_cast",
+    "cumprod",
+    "cumsum",
+    "dequantize",
+    "quantize",
+    "resample",
+    "scatter",
+    "scatter_add",
+    "shift_left",
+    "shift_right",
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_samples_in_onnxruntime(name: str) -> None:
+    record = REGISTRY[name]
+    samples = [s for s in record.samples() if plain(s) and "f8" not in s.label]
+    for sample in samples:
+        graph, arrays = sample_node(record, sample)
+        if any(a.size == 0 for a in arrays) or (name == "scatter" and sample.attrs["kind"] == "set"):
+            continue  # which of several updates of one element stays is left open by ONNX
+        narrow = name in ("cumprod", "cumsum", "scatter", "scatter_add", "resample") and arrays[0].dtype.itemsize < 4
+        if narrow:
+            continue  # ONNX Runtime has no kernels for these
+        model = tw.onnx.save(graph)
+        for got, want in zip(peer(model, values(graph, arrays)), run(graph, arrays), strict=True):
+            assert got.dtype == want.dtype and got.shape == want.shape
+            # products of up to a hundred factors, in the order of either
+            np.testing.assert_allclose(got.astype(float), want.astype(float), rtol=2e-5, atol=1e-5)
+
+
+def ops_of(model: Any) -> list[str]:
+    return [n.op_type for n in model.graph.node]
+
+
+def test_patterns_become_one_op() -> None:
+    def fn(x: Any, w: Any, b: Any) -> Any:
+        y = tw.layer_norm(x, 4, w, b)
+        return (
+            tw.softmax(y, 1),
+            tw.log_softmax(y),
+            tw.gelu(y),
+            tw.gelu(y, "tanh"),
+            tw.layer_norm(y, (3, 4)) * 2.0,
+            tw.layer_norm(y, 4, w),
+        )
+
+    g = tw.trace(fn, tw.spec("N", 3, 4), tw.spec(4), tw.spec(4))
+    model = tw.onnx.save(g)
+    ops = ops_of(model)
+    assert {"Softmax", "LogSoftmax", "Gelu", "LayerNormalization"} <= set(ops) and not {"Exp", "Erf", "Tanh", "Log"} & set(ops)
+    assert ops.count("LayerNormalization") == 2 and ops.count("Gelu") == 2  # without a weight it stays as it is
+    given = {"x": RNG.normal(size=(2, 3, 4)).astype(np.float32), "w": np.ones(4, np.float32) * 2, "b": np.ones(4, np.float32)}
+    expected = run(g, given)
+    close(peer(model, given), expected)
+    close(back(model, given), expected)
+
+
+def test_limits_become_relu_and_clip() -> None:
+    g = tw.trace(lambda x: (tw.relu(x), tw.relu6(x), tw.leaky_relu(x, 0.3), tw.clip(x, -1.0, 2.0)), tw.spec(8))
+    model = tw.onnx.save(g)
+    assert set(ops_of(model)) <= {"Relu", "Clip", "LeakyRelu", "Min", "Max"}
+    x = np.linspace(-4, 9, 8, dtype=np.float32)
+    close(peer(model, {"x": x}), run(g, [x]))
+
+
+def test_what_only_looks_like_a_pattern_stays() -> None:
+    def fn(x: Any, z: Any) -> Any:
+        e = tw.exp(x - tw.max(x, 1, keepdims=True))
+        other = tw.exp(x - tw.max(z, 1, keepdims=True))
+        return (
+            e / tw.sum(e, 0, keepdims=True),  # another axis
+            other / tw.sum(other, 1, keepdims=True),  # another maximum
+            e / tw.sum(other, 1, keepdims=True),
+            x * 0.5 * (1.0 + tw.erf(z * 0.70710678)),
+            x * 0.5 * (1.5 + tw.erf(x * 0.70710678)),
+        )
+
+    g = tw.trace(fn, tw.spec(3, 4), tw.spec(3, 4))
+    model = tw.onnx.save(g)
+    assert not {"Softmax", "Gelu"} & set(ops_of(model))
+    given = {k: RNG.normal(size=(3, 4)).astype(np.float32) for k in "xz"}
+    close(peer(model, given), run(g, given))
+
+
+def test_patterns_in_bodies_and_parts_that_are_outputs() -> None:
+    def fn(x: Any) -> Any:
+        e = tw.exp(x - tw.max(x, 1, keepdims=True))
+        last, _ = tw.scan(lambda h, v: (tw.softmax(h + v), None), tw.zeros((4,)), x)
+        return e / tw.sum(e, 1, keepdims=True), e, last
+
+    g = tw.trace(fn, tw.spec(3, 4))
+    model = tw.onnx.save(g)
+    ops = ops_of(model)
+    body = next(n for n in model.graph.node if n.op_type == "Scan").attribute[0].g
+    assert ops.count("Exp") == 1 and "Softmax" in ops and [n.op_type for n in body.node].count("Exp") == 0
+    x = RNG.normal(size=(3, 4)).astype(np.float32)
+    close(peer(model, {"x": x}), run(g, [x]))
+
+
+def test_an_optimised_graph_of_fused_regions() -> None:
+    from tensorwright.passes.manager import Context
+    from tensorwright.passes.pipeline import parse
+
+    def fn(x: Any, w: Any) -> Any:
+        h = tw.relu(x @ w)
+        return tw.softmax(h) + 1.0, h * h, tw.mean(h, 1)
+
+    g = tw.trace(fn, tw.spec(3, 4), tw.spec(4, 5))
+    fused = g
+    for p in parse("drop_marks, simplify, fuse"):
+        fused = p.run(fused, Context())
+    assert any(n.op.name == "fused" for n in fused.nodes())
+    model = tw.onnx.save(fused)
+    assert [o.name for o in model.graph.output] == list(g.output_names)
+    given = {"x": RNG.normal(size=(3, 4)).astype(np.float32), "w": RNG.normal(size=(4, 5)).astype(np.float32)}
+    close(peer(model, given), run(g, given))
+
+
+def test_names_of_the_values_of_an_imported_model_are_kept() -> None:
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["first"]), onnx.helper.make_node("Exp", ["first"], ["second"]),
+             onnx.helper.make_node("Add", ["second", "first"], ["y"])]  # fmt: skip
+    info = [onnx.helper.make_tensor_value_info(n, 1, [2]) for n in ("x", "y")]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", info[:1], info[1:]))
+    again = tw.onnx.save(tw.onnx.load(model))
+    assert [list(n.output) for n in again.graph.node] == [["first"], ["second"], ["y"]]
+
+
+def test_quantised_models_are_written_as_qdq() -> None:
+    def fn(x: Any, scale: Any, zero: Any) -> Any:
+        q = apply("quantize", x, scale, zero, axis=1, dtype=u8)
+        return apply("dequantize", q, scale, zero, axis=1)
+
+    g = tw.trace(fn, tw.spec(2, 3, 4), tw.spec(3), tw.spec(3, dtype="u8"))
+    model = tw.onnx.save(g)
+    assert ops_of(model) == ["QuantizeLinear", "DequantizeLinear"]
+    x = RNG.normal(size=(2, 3, 4)).astype(np.float32) * 3
+    given = {"x": x, "scale": np.array([0.1, 0.02, 0.05], np.float32), "zero": np.array([0, 128, 40], np.uint8)}
+    close(peer(model, given), run(g, given))
+    close(back(model, given), run(g, given))
+
+
+def test_narrow_floats_keep_what_is_beyond_them() -> None:
+    g = tw.trace(lambda x: (x.astype("f8e4m3fn").astype("f32"), x.astype("f8e5m2").astype("f32")), tw.spec(6))
+    x = np.array([1.1, -3.3, 1e6, -1e6, np.nan, 0.01], np.float32)
+    model = tw.onnx.save(g)
+    close(back(model, {"x": x}), run(g, [x]))
+    close(peer(model, {"x": x}), run(g, [x]))
+
+
+def test_images_are_resized_by_resize() -> None:
+    for kind in ("nearest", "bilinear", "bicubic"):
+        g = tw.trace(lambda x, kind=kind: tw.interpolate(x, (7, 9), mode=kind), tw.spec(1, 2, 4, 5))
+        model = tw.onnx.save(g)
+        assert set(ops_of(model)) == ({"Gather"} if "Gather" in ops_of(model) else {"Resize"})
+        x = RNG.normal(size=(1, 2, 4, 5)).astype(np.float32)
+        close(peer(model, {"x": x}), run(g, [x]))
+
+
+def test_the_opset_is_the_least_that_will_do() -> None:
+    def opset(fn: Any, **more: Any) -> tuple[int, int]:
+        model = tw.onnx.save(tw.trace(fn, tw.spec(3)), **more)
+        return model.opset_import[0].version, model.ir_version
+
+    assert opset(lambda x: tw.cumprod(x, 0)) == (21, 10)
+    assert opset(lambda x: tw.cumprod(x, 0), opset=26) == (26, 13)
+    assert opset(lambda x: x.astype("f8e8m0")) == (24, 12)
+    with pytest.raises(OnnxError, match=r"cast f8e8m0.*from opset 24 on, not in 21"):
+        opset(lambda x: x.astype("f8e8m0"), opset=21)
 
 
 class Net(nn.Module):
@@ -188,5 +367,5 @@ def test_wrong_parameters_are_refused() -> None:
         tw.onnx.save(g, parameters={"w": np.ones(3)})
     with pytest.raises(OnnxError, match="its value"):
         tw.onnx.save(g, parameters={"x": np.ones(4, np.float32)})
-    with pytest.raises(OnnxError, match="opsets 21 to 24"):
+    with pytest.raises(OnnxError, match="opsets 21 to 28"):
         tw.onnx.save(g, opset=3)

@@ -1,11 +1,12 @@
 """Files that are damaged or mean harm: a clear OnnxError, in bounded time and memory.
 
-TENSORWRIGHT_ONNX_MUTANTS=5000 runs more mutants than the default.
+TENSORWRIGHT_ONNX_MUTANTS=5000 imports, compiles and runs more mutants than the default.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -33,11 +34,40 @@ def simple(weights: dict[str, object] | None = None, nodes: list[onnx.NodeProto]
     return model(nodes or [node("Add", ["x", "w"], ["y"])], [("x", F, [4])], [("y", F, None)], weights or {"w": np.ones(4, F)})
 
 
-def test_mutants() -> None:
-    count = int(os.environ.get("TENSORWRIGHT_ONNX_MUTANTS", "400"))
+MUTANTS = int(os.environ.get("TENSORWRIGHT_ONNX_MUTANTS", "0"))
+
+
+def test_mutants_are_imported() -> None:
+    count = MUTANTS or 150
     found = [mutate.outcome(m) for m in mutate.mutants(count, seed=7)]
     assert not [f for f in found if f.startswith("DEFECT")]
     assert found.count("graph") < count / 2  # the mutator does harm
+
+
+def test_mutants_are_compiled_and_run_in_a_process_of_their_own() -> None:
+    child = mutate.Child()
+    try:
+        found = [child.ask(m) for m in mutate.mutants(MUTANTS or 40, seed=11)]
+    finally:
+        child.stop()
+    assert not [f for f in found if f.startswith("DEFECT")]
+    assert "ran" in found and "OnnxError at import" in found
+
+
+def test_a_crash_and_a_model_that_takes_too_long_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = mutate.Child()
+    try:
+        data = simple().SerializeToString()
+        assert child.ask(data) == "ran"
+        assert child.process is not None
+        os.kill(child.process.pid, signal.SIGSEGV)
+        assert child.ask(data).startswith("DEFECT: the process died with -11")
+        monkeypatch.setattr(mutate, "SECONDS", -1.0)
+        monkeypatch.setattr(mutate, "PATIENCE", -1.0)
+        slow = model([node("MatMul", ["x", "x"], ["y"])], [("x", F, [2000, 2000])], [("y", F, None)])
+        assert child.ask(slow.SerializeToString()).startswith("DEFECT: longer")
+    finally:
+        child.stop()
 
 
 def test_bytes_that_are_no_model() -> None:

@@ -343,6 +343,18 @@ def test_an_axis_of_one_is_not_moved():
     assert [n.op.name for n in postorder([packed]) if n.inputs].count("transpose") == 1
 
 
+@pytest.mark.parametrize(("columns", "moves"), [(4, 0), (12, 1)], ids=["one panel", "three panels"])
+def test_rows_that_lie_in_order_are_packed_in_one_movement_or_none(columns, moves):
+    """B as [k, n] is its own panel if that holds every column; else one transpose makes the panels."""
+    x, w = input_node("x", t(2, 6)), input_node("w", t(6, columns), "parameter")
+    graph = ContractForm().run(Graph((x, w), (make("matmul", x, w),)), Context())
+    packed = pack(w, specs(graph)[0], 4)
+    assert [n.op.name for n in postorder([packed]) if n.inputs].count("transpose") == moves
+    values = np.arange(6 * columns, dtype=np.float32).reshape(6, columns)
+    (panels,) = run(Graph((w,), (packed,)), [values])
+    np.testing.assert_array_equal(panels, values.reshape(6, columns // 4, 4).swapaxes(0, 1))
+
+
 def test_nothing_is_packed_without_a_target():
     x, w = input_node("x", t(2, 3)), input_node("w", t(3, 5), "parameter")
     graph = ContractForm().run(Graph((x, w), (make("matmul", x, w),)), Context())

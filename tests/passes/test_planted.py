@@ -17,11 +17,13 @@ from tensorwright.ir.errors import ValidationError
 from tensorwright.ir.graph import Graph, Label, Location
 from tensorwright.ir.lowering import Decompose as Decomposition
 from tensorwright.ir.op import lookup, make
+from tensorwright.ir.target import Target, row, with_bf16
 from tensorwright.ir.types import tensor
 from tensorwright.passes import (
     algebra,
     contract_form,
     control,
+    depthwise,
     fold_affine,
     hoist,
     layout,
@@ -89,6 +91,12 @@ class Bug:
     guilty_pass: str
     guilty_rule: str
     passes: Callable[[], tuple] = inference
+    target: Target | None = None  # where another than the fixture's is needed
+
+    def surroundings(self, context):
+        ctx = context()
+        ctx.target = self.target or ctx.target
+        return ctx
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
@@ -285,6 +293,11 @@ def operands_swapped_one_map_reversed(plant):
 def shift_is_not_scaled(plant):
     right = fold_affine._combine
     plant.function(fold_affine, "_combine", lambda op, a, b: a if op == "mul" else right(op, a, b))
+
+
+def padding_is_forgotten(plant):
+    right = depthwise._unpadded
+    plant.function(depthwise, "_unpadded", lambda x, facts: (right(x, facts)[0], (0,) * len(x.shape)))
 
 
 def minus_is_plus(plant):
@@ -492,6 +505,14 @@ BUGS = {
         "contract_form",
         "vectors_along_n",
     ),
+    "padding of a depthwise convolution is forgotten": Bug(
+        padding_is_forgotten,
+        lambda: around(
+            lambda x, w: make("conv2d", x, w, padding=((1, 1), (1, 1)), groups=3, layout="NHWC"), (1, 4, 4, 3), (3, 1, 3, 3)
+        ),
+        "depthwise",
+        "to_depthwise",
+    ),
     "shift is not scaled": Bug(shift_is_not_scaled, linear, "fold_affine", "fold_scale"),
     "minus taken for plus": Bug(minus_is_plus, conv_block, "fold_affine", "fold_scale"),
     "panels upside down": Bug(panels_padded_in_front, linear, "pack_weights", "pack_operand"),
@@ -515,7 +536,12 @@ BUGS = {
         half_computed_in_bf16, lambda: half(lambda x, y: make("mul", make("exp", x), y)), "widen", "widen"
     ),
     "sums of products rounded to bf16": Bug(
-        sums_rounded_to_bf16, linear, "mixed_precision", "mixed_precision", lambda: inference(None, "bf16")
+        sums_rounded_to_bf16,
+        linear,
+        "mixed_precision",
+        "mixed_precision",
+        lambda: inference(None, "bf16"),
+        with_bf16(row("x86-64-v4")),
     ),
     "cotangents overwrite each other": Bug(cotangents_overwrite, lambda: gradient_of(mlp, (3, 4), (4, 2)), "gradient", ""),
 }
@@ -525,11 +551,13 @@ BUGS = {
 def test_planted_bug_is_caught(name, plant, tmp_path, context):
     bug = BUGS[name]
     graph = bug.graph()
-    run_pipeline(graph, bug.passes(), context(), Hooks(validate=Validator(folder=tmp_path)))  # without the bug: fine
+    run_pipeline(
+        graph, bug.passes(), bug.surroundings(context), Hooks(validate=Validator(folder=tmp_path))
+    )  # without the bug: fine
     assert not list(tmp_path.iterdir())
     bug.plant(plant)
     with pytest.raises(ValidationError) as e:
-        run_pipeline(graph, bug.passes(), context(), Hooks(validate=Validator(folder=tmp_path)))
+        run_pipeline(graph, bug.passes(), bug.surroundings(context), Hooks(validate=Validator(folder=tmp_path)))
     error, text = e.value, str(e.value)
     assert error.pass_name == bug.guilty_pass, text
     assert error.rule == bug.guilty_rule, text
@@ -541,7 +569,7 @@ def test_planted_bug_is_caught(name, plant, tmp_path, context):
     assert len(small.nodes()) <= max(len(graph.nodes()), 10)
     p = PASSES[bug.guilty_pass]()  # as the command makes it
     with pytest.raises(ValidationError):  # the repro fails again, from its text
-        after = p.apply(small, ctx := context())
+        after = p.apply(small, ctx := bug.surroundings(context))
         Validator(folder=tmp_path)(p, small, after, ctx)
 
 

@@ -10,7 +10,8 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-import tensorwright.ir.ops  # noqa: F401 (registers the records)
+import tensorwright as tw
+import tensorwright.ir.ops
 from tensorwright.ir.build import full, input_node
 from tensorwright.ir.dims import symbol
 from tensorwright.ir.errors import CompileError, InputError
@@ -19,9 +20,11 @@ from tensorwright.ir.op import make
 from tensorwright.ir.program import Argument, Program
 from tensorwright.ir.types import tensor
 from tensorwright.runtime import host
-from tensorwright.runtime.buffers import address_of, empties, empty, want_huge_pages
+from tensorwright.runtime.buffers import address_of, empties, empty
 from tensorwright.runtime.compiled import Compiled
 from tensorwright.runtime.executable import Executable
+from tensorwright.runtime.mapped import mapping_of, release
+from tensorwright.runtime.pages import Settling
 
 
 def graph_of(shape, role: str = "data", aliases=()) -> Graph:
@@ -305,10 +308,29 @@ def test_arrays_of_ours_are_aligned_and_zero():
         assert address_of(array) % 64 == 0 and not array.any()
         array[...] = k
     assert [a.shape for a in several] == [(3, 5), (0,), (), (1200, 1000)]
-    want_huge_pages(several)
-    assert isinstance(several[0].base, mmap.mmap) and all((array == k).all() for k, array in enumerate(several))
-    want_huge_pages(empties([tensor("f32", (3,))]))
-    want_huge_pages([])
+    assert isinstance(several[0].base, mmap.mmap)
+    settling = Settling(several)
+    for _ in range(100):
+        settling.after(1.0)
+    assert settling.done and all((array == k).all() for k, array in enumerate(several))
+    assert Settling(empties([tensor("f32", (3,))])).done and Settling([]).done
+
+
+def test_mapped_weights_are_used_where_they_lie(tmp_path):
+    """Read-only maps of files: found through views, never those that take writes."""
+    table = np.arange(600_000, dtype=np.float32).reshape(-1, 4)
+    table.tofile(tmp_path / "table")
+    mapped = np.memmap(tmp_path / "table", np.float32, "r", shape=table.shape)
+    found = mapping_of(mapped[1:].reshape(-1)[::2])
+    assert found is not None and mapping_of(table) is None
+    assert mapping_of(np.memmap(tmp_path / "table", np.float32, "c", shape=table.shape)) is None
+    before = mapped.sum()
+    release(found)
+    assert mapped.sum() == before
+    net = tw.nn.Embedding(*table.shape)
+    exe = tw.compile(tw.trace(net, tw.spec(3, dtype="i64")), parameters={"weight": mapped})
+    assert np.array_equal(exe(np.array([0, 7, 9])), table[[0, 7, 9]])
+    assert np.shares_memory(exe.parameters["weight"], mapped)
 
 
 # ---------------------------------------------------------------------------------------------------- sizes, weights, state

@@ -360,10 +360,10 @@ _arithmetic("Mod", lambda a, b: a % b)
 @fold("Cast")
 def _fold_cast(n: Call, arrays: list[Array | None]) -> Array | Value | None:
     a, to = arrays[0], n.attribute("to")
-    if a is None or a.dtype != object or to not in (6, 7):
+    if a is None or to not in (6, 7) or not (a.dtype == object or a.dtype.kind in "iu"):
         return None
     n.ignore("saturate", "round_mode")
-    return n.importer.sizes_of(a, i64 if to == 7 else i32)
+    return n.importer.sizes_of(a, i64 if to == 7 else i32) if a.dtype == object else a.astype(np.int64 if to == 7 else np.int32)
 
 
 @fold("Equal")

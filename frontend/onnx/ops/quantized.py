@@ -245,6 +245,17 @@ def qlinear_concat(n: Call) -> Tensor:
     return _requantised(n, whole, 0, n.tensor(2).dtype)
 
 
+@op("QLinearWhere", 1, domain=_MICROSOFT)
+def qlinear_where(n: Call) -> Tensor:
+    return _requantised(n, ew.where(n.tensor(0), _real(n, 1), _real(n, 4)), 7, n.tensor(1).dtype)
+
+
+@op("QLinearReduceMean", 1, domain=_MICROSOFT)
+def qlinear_mean(n: Call) -> Tensor:
+    y = mean(_real(n, 0), n.int_list("axes"), keepdims=n.flag("keepdims", True))
+    return _requantised(n, y, 3, n.tensor(0).dtype)
+
+
 @op("QLinearGlobalAveragePool", 1, domain=_MICROSOFT)
 def qlinear_global_average(n: Call) -> Tensor:
     x = _real(n, 0)

@@ -21,6 +21,7 @@ from ..description import Stored
 from ..registry import op
 
 _FAR = 1 << 31  # an end of a slice from here on means: to the end
+_FAR_FOR_A_SYMBOL = 10**9  # the same for a symbolic size: what tf2onnx writes where nothing is cut off
 
 
 @op("Constant")
@@ -144,10 +145,11 @@ def _sliced(
         a = normalize_axis(axis, x.ndim, "Slice")
         low: Dim | None = start
         high: Dim | None = end
-        if isinstance(low, int) and (abs(low) >= _FAR or (step < 0 and low == -1)):
-            low = None if (low > 0) == (step < 0) or low == -1 else low
         size = x.shape[a]
-        if isinstance(high, int) and (abs(high) >= _FAR or (step < 0 and isinstance(size, int) and high < -size)):
+        far = _FAR if isinstance(size, int) else _FAR_FOR_A_SYMBOL
+        if isinstance(low, int) and (abs(low) >= far or (step < 0 and low == -1)):
+            low = None if (low > 0) == (step < 0) or low == -1 else low
+        if isinstance(high, int) and (abs(high) >= far or (step < 0 and isinstance(size, int) and high < -size)):
             high = None
         key[a] = slice(low, _within(high, size), step)
     return getitem(x, tuple(key))

@@ -1,0 +1,178 @@
+"""Other people's ONNX models against ONNX Runtime: each contestant in its own process, taking turns.
+
+    tensorwright bench onnx --models opennsfw,silero --json result.json
+
+examples/fetch_onnx.py gets the files; the light models of the onnx package get random weights; 'built' are exported by PyTorch
+from models of the transformers library. Results are compared with ONNX Runtime's before anything is timed, over a whole
+recording where state is carried, and an error above the workload's tolerance is a failure. What is timed is one call with the first inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from tensorwright.benchmarks import onnx_zoo as zoo
+from tensorwright.benchmarks.comparison import BenchmarkError, Comparison, Row, columns
+from tensorwright.benchmarks.contest import busy, contestants, take_turns
+
+OURS: Final = "tensorwright"
+PEER: Final = "onnxruntime"
+MODULE: Final = "tensorwright.benchmarks.onnx_models"
+DISTURBED: Final = 0.1  # cores that others used: the row is worth less
+
+
+def peers() -> dict[str, str]:
+    """ONNX Runtime: "" if it is here, else why not."""
+    return {PEER: "" if importlib.util.find_spec(PEER) else f"{PEER} is not installed (pip install 'tensorwright[bench]')"}
+
+
+def errors(found: Path, reference: Path) -> dict[str, float]:
+    """Of each output, the largest difference as part of the reference's largest value; infinite for another shape or a NaN."""
+    made: dict[str, float] = {}
+    with np.load(found) as got, np.load(reference) as want:
+        for key in want.files:
+            truth = want[key].astype(np.float64)
+            y = got[key].astype(np.float64) if key in got.files else None
+            if y is None or y.shape != truth.shape or not np.isfinite(y).all():
+                made[key] = float("inf")
+            else:
+                made[key] = float(np.max(np.abs(y - truth), initial=0.0) / max(float(np.max(np.abs(truth), initial=0.0)), 1e-300))
+    return made
+
+
+def measure(name: str, against: Sequence[str], threads: int, rounds: int) -> Row:
+    """One row. Raises BenchmarkError where the model or its inputs are not there, RuntimeError where Tensorwright fails or is wrong."""
+    found: dict[str, float] = {}
+    out: dict[str, str] = {}
+    tolerance = zoo.WORKLOADS[name].tolerance
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        words = [sys.executable, "-m", MODULE, "--write", name, text]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BenchmarkError(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'it cannot be made'}")
+
+        def check(contestant: str) -> str:
+            if contestant != OURS or not against:
+                return ""
+            found.update(errors(folder / f"{OURS}.npz", folder / f"{PEER}.npz"))
+            worst = max(found.values())
+            return "" if worst <= tolerance else f"its result differs by {worst:.1e}, allowed is {tolerance:.0e}: {found}"
+
+        order = {c: (c, name, text) for c in (*against, OURS)}  # the reference first
+        environments = {OURS: {"TENSORWRIGHT_CACHE": str(folder / "cache")}}  # empty: compiling is cold
+        with contestants(MODULE, order, threads, name, check=check, environments=environments, out=out) as running:
+            if OURS not in running:
+                raise RuntimeError(f"{name}: Tensorwright is out: {out[OURS]}")
+            others = busy(lambda: take_turns(running, rounds), [c.process.pid for c in running.values()])
+    facts = {c: p.facts for c, p in running.items()}
+    return {
+        **columns(name, threads, running, flops=0, nbytes=0),
+        "max_rel_error": max(found.values(), default=None),
+        "errors": found,
+        "busy_elsewhere": others,
+        "nodes": facts[OURS]["nodes"],
+        "form": facts[OURS]["form"],
+        "steps": facts[OURS]["steps"],
+        "compile_seconds": {c: f["build"] + f["first_call"] for c, f in facts.items()},
+        "out": out,
+    }
+
+
+def remark(row: Mapping[str, Any]) -> str:
+    """Nodes of the file, programs they were compiled to, time to the first result."""
+    staged = " in stages" if row["form"] == "StagedExecutable" else ""
+    noisy = f"  {row['busy_elsewhere']:.2f} cores busy elsewhere" if row["busy_elsewhere"] > DISTURBED else ""
+    times = ", ".join(f"{c} {t:.2f} s" for c, t in row["compile_seconds"].items())
+    return f"{row['nodes']} nodes{staged}, {row['steps']} steps, to first result: {times}{noisy}"
+
+
+def match(name: str) -> list[str]:
+    """'light' stands for all of them, 'silero' for all its variants."""
+    return [w for w in zoo.WORKLOADS if w == name or w.startswith(f"{name}_")]
+
+
+def comparison() -> Comparison:
+    """The benchmark; by default of the files that are there, the light models, and what PyTorch can export here."""
+    here, gone = [], []
+    for name, w in zoo.WORKLOADS.items():
+        reason = w.missing(zoo.data_folder())
+        (gone if reason else here).append(name)
+    if gone:
+        print(f"{len(gone)} models are skipped ({', '.join(gone)}): fetch them with examples/fetch_onnx.py", file=sys.stderr)
+    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
+        here = [n for n in here if not n.startswith("built_")]
+        print("what PyTorch exports is skipped: torch and transformers are needed", file=sys.stderr)
+    return Comparison("tensorwright bench onnx", __doc__, tuple(zoo.WORKLOADS), tuple(here), peers, measure, remark, match)
+
+
+def _worker(words: list[str]) -> None:
+    from tensorwright.benchmarks.serving import serve
+
+    _, contestant, name, text, count = words
+    folder, threads = Path(text), int(count)
+    steps, carry = zoo.read(folder), zoo.WORKLOADS[name].carry
+    facts: dict[str, Any] = {"steps": len(steps)}
+    call: list[zoo.Call] = []
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        start = time.perf_counter()
+        built, about = (_ours if contestant == OURS else _onnxruntime)(folder / "model.onnx", threads)
+        call.append(built)
+        facts.update(about, build=time.perf_counter() - start)
+        return functools.partial(built, steps[0]), facts
+
+    def every_step(first: Any) -> list[Any]:
+        found = zoo.over(call[0], steps, carry)
+        return list(found.values())
+
+    serve(make, str(folder / f"{contestant}.npz"), threads, every_step)
+
+
+def _onnxruntime(path: Path, threads: int) -> tuple[zoo.Call, dict[str, Any]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return lambda step: dict(zip(names, session.run(None, step), strict=True)), {}
+
+
+def _ours(path: Path, threads: int) -> tuple[zoo.Call, dict[str, Any]]:
+    import tensorwright as tw
+
+    model = tw.onnx.Model(path)
+    exe = tw.compile(model, threads=threads)
+
+    def call(step: zoo.Step) -> dict[str, Any]:
+        found = exe(*[step[i] for i in model.inputs])
+        return dict(zip(model.outputs, found if isinstance(found, tuple) else (found,), strict=True))
+
+    return call, {"nodes": len(model.description.graph.nodes), "form": type(exe).__name__}
+
+
+def main(words: list[str]) -> None:
+    """The command, the process of a contestant, or the one that writes a workload's files."""
+    if words[:1] == ["--worker"]:
+        _worker(words)
+    elif words[:1] == ["--write"]:
+        zoo.write(words[1], Path(words[2]))
+    else:
+        comparison().main(words)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

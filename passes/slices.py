@@ -1,0 +1,236 @@
+"""The first part of a net for a few images of a batch at a time, so that what lies between its layers stays in the caches.
+
+    g(f(x)), x of 8 images   ->   g(reshape(scan(x in slices of 2; f(slice))))
+
+f is a prefix of the graph in which every op treats the images each for itself; what it takes besides is the same for all and
+stays outside the loop. Late layers, with small images and large weights, are better off with the whole batch. A model of the
+traffic to memory says where to cut and how many images a slice has. Where there are many slices, the loop runs them on all
+threads, each image from layer to layer on its own core, in the place of a fork and a join for each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from ..ir.build import get
+from ..ir.dims import as_int, product
+from ..ir.graph import Graph, Node, postorder
+from ..ir.graphs import closed, rebuild
+from ..ir.op import make
+from ..ir.ops.structural import CONSTANT
+from ..ir.target import Target
+from ..ir.types import TupleType
+from .bodies import has_control
+from .contract import Context, Pass
+from .contract_form import spec_of
+from .facts import Facts
+from .images import fewer, separate, spread
+from .labels import finish
+from .winograd_parts import looped
+
+# Of one core. Only ratios matter, and they are much alike on machines with wide vectors.
+FLOPS_NS: Final = 110.0
+SHARE: Final = 0.4  # of a cache that one kernel's operands and results may take to be found there by the next
+RATES: Final = (60.0, 30.0, 12.0)  # bytes a nanosecond of activations: L2, L3, memory
+WEIGHTS: Final = (30.0, 15.0)  # ... of weights, which are asked for ahead: L3, memory
+OVERLAP: Final = 0.2  # part of the shorter of two things done at once that is seen
+FORK_NS: Final = 8_000.0  # of both cores: a fork, a join, and a core that waits for the other
+CALL_NS: Final = 300.0  # of a kernel without products, besides its traffic
+ROWS: Final = 3.0  # rows of a product by which it is longer than its work is
+MANY: Final = 8  # slices from which on they run on all threads at once
+MOST_NODES: Final = 20_000  # of a graph that is looked at: larger ones are no nets of images
+GAIN: Final = 1.04
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one kernel does for one image: bytes read and written, operations, rows of its product; and its weights' bytes."""
+
+    node: Node
+    traffic: int
+    flops: int = 0
+    rows: int = 1
+    weights: int = 0
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Nodes with images, in order; the batch; its inputs."""
+
+    count: int
+    inputs: tuple[Node, ...]
+    nodes: tuple[Node, ...]
+
+
+def prefix_of(graph: Graph, facts: Facts) -> Prefix | None:
+    """Everything that treats the images of the data inputs each for itself, from the inputs on."""
+    data = [i for i in graph.inputs if i.attrs["role"] == "data" and i.shape and isinstance(i.shape[0], int)]
+    if not data or data[0].shape[0] < 2:  # type: ignore[operator]
+        return None
+    count = data[0].shape[0]
+    assert isinstance(count, int)
+    images = dict.fromkeys(i for i in data if i.shape[0] == count)
+    inputs = tuple(images)
+    nodes: list[Node] = []
+    for n in graph.nodes():
+        moving = [k for k, i in enumerate(n.inputs) if i in images]
+        if not moving or isinstance(n.type, TupleType) or not n.shape or n.shape[0] != count:
+            continue
+        if separate(n, moving, facts) and _with(n, {i: i for i in images}, count, facts) is not None:
+            images[n] = None
+            nodes.append(n)
+    return Prefix(count, inputs, tuple(nodes)) if nodes else None
+
+
+def _with(node: Node, done: dict[Node, Node], count: int, facts: Facts) -> Node | None:
+    """The node for `count` images: `done` has those of its operands that have images."""
+    moving = [k for k, i in enumerate(node.inputs) if i in done]
+    operands: list[Node] = []
+    elementwise = spec_of(node, facts) is None and facts.elementwise(node)
+    for i in node.inputs:
+        new: Node | None = done.get(i, i)
+        if i not in done and elementwise:
+            new = spread(i, count, facts)
+        if new is None:
+            return None
+        operands.append(new)
+    return fewer(node, operands, moving, count, facts)
+
+
+def layers(prefix: Prefix, facts: Facts) -> list[Layer]:
+    """The kernels that the prefix will be, roughly: contractions, reductions and windows, each with what is fused to it."""
+    found: list[Layer] = []
+    images = {*prefix.inputs, *prefix.nodes}
+    for n in prefix.nodes:
+        moving = [i for i in n.inputs if i in images]
+        each = sum(i.tensor.nbytes for i in moving) // prefix.count
+        out = n.tensor.nbytes // prefix.count
+        spec = spec_of(n, facts)
+        if spec is not None:
+            work = 2 * product([a.extent for a in spec.axes]) // prefix.count
+            rows = as_int(spec.size("m")) // prefix.count or 1
+            held = sum(i.tensor.nbytes for i in n.inputs if i not in images)
+            found.append(Layer(n, each + out, as_int(work), rows, held))
+        elif facts.kind(n) != "map":
+            found.append(Layer(n, 0 if facts.kind(n) == "view" else each + out))
+        else:
+            more = each - max(i.tensor.nbytes for i in moving) // prefix.count if facts.elementwise(n) else 0
+            found.append(Layer(n, more))
+    return found
+
+
+def _time(parts: Sequence[Layer], count: int, images: int, target: Target) -> float:
+    """Nanoseconds of one core for layers done for `images` of `count` at a time."""
+    slices, weights = count // images, sum(p.weights for p in parts)
+    again = WEIGHTS[0] if weights <= SHARE * target.l3 else WEIGHTS[1]
+    each = 0.0
+    for p in parts:
+        held = p.traffic * images
+        level = 0 if held <= SHARE * target.l2 and slices >= MANY else 1 if held <= SHARE * target.l3 else 2
+        product = p.flops * (images + ROWS / p.rows) / FLOPS_NS if p.flops else CALL_NS
+        rate = WEIGHTS[1] if slices == 1 else RATES[0] if weights <= SHARE * target.l2 else again
+        stream = p.weights / rate
+        each += max(product, stream) + OVERLAP * min(product, stream) + held / RATES[level]
+        each += FORK_NS if p.flops and slices < MANY else 0.0
+    return slices * each
+
+
+def choose(parts: Sequence[Layer], count: int, target: Target) -> tuple[int, int, float]:
+    """(how many of the layers, images in a slice, by what factor all layers become faster); (0, 0, 1.0) for none."""
+    whole = _time(parts, count, count, target)
+    best = (0, 0, 1.0)
+    for images in (k for k in range(1, count) if count % k == 0):
+        for last in range(1, len(parts) + 1):
+            if last < len(parts) and not parts[last].flops:
+                continue
+            time = _time(parts[:last], count, images, target) + _time(parts[last:], count, count, target)
+            if whole / time > best[2]:
+                best = (last, images, whole / time)
+    return best
+
+
+def rewrite(graph: Graph, prefix: Prefix, last: int, images: int, facts: Facts) -> Graph:
+    """The graph with the first `last` nodes of the prefix in a loop over slices of `images`."""
+    taken = prefix.nodes[:last]
+    steps = prefix.count // images
+    given = {
+        i: make("input", name=f"slice{k}", role="data", dtype=i.dtype, shape=(images, *i.shape[1:]))
+        for k, i in enumerate(prefix.inputs)
+    }
+    done = dict(given)
+    for n in taken:
+        new = _with(n, done, images, facts)
+        assert new is not None
+        done[n] = new
+    inside = {*given, *taken}
+    users = graph.users()
+    results = [n for n in taken if n in graph.outputs or any(u not in inside for u in users[n])]
+    labels = {**graph.labels, **{done[n]: graph.labels[n] for n in taken if n in graph.labels}}
+    made = {*done.values()}
+    outside: dict[Node, None] = {}
+    stack = [done[n] for n in results]
+    seen = set(stack)
+    sequences = []
+    while stack:
+        n = stack.pop()
+        for i in n.inputs:
+            if i in seen:
+                continue
+            seen.add(i)
+            if i in made:
+                stack.append(i)
+            elif i.op is CONSTANT and not i.shape:
+                continue
+            elif facts.replicates(i) and i not in outside:
+                stack.append(i)
+            else:
+                outside[i] = None
+    sequences = [i for i in prefix.inputs if given[i] in seen]
+    fixed = [n for n in postorder(outside) if n in outside]
+    body = closed([*(given[i] for i in sequences), *fixed], [done[n] for n in results], "images", labels)
+    operands = [make("reshape", i, shape=(steps, images, *i.shape[1:])) for i in sequences]
+    loop = looped(body, [*operands, *fixed], steps, len(sequences))
+    after = {n: make("reshape", get(loop, k), shape=n.shape) for k, n in enumerate(results)}
+    outputs = rebuild(graph.outputs, after)
+    return finish(graph, outputs, {**graph.labels, **_moved(graph, after)})
+
+
+def _moved(graph: Graph, after: dict[Node, Node]) -> dict:
+    """The labels of nodes above what is in the loop now."""
+    labels = {}
+    done = dict(after)
+    for n in graph.nodes():
+        if n not in done:
+            done[n] = n.replace(tuple(done[i] for i in n.inputs))
+            if n in graph.labels:
+                labels.setdefault(done[n], graph.labels[n])
+    return labels
+
+
+@dataclass(frozen=True)
+class Slices(Pass):
+    """Slices where the model expects `gain`; or of `images` for the first `last` nodes. Nothing without a target."""
+
+    kind: ClassVar[str] = "equivalent"
+    requires: ClassVar[frozenset[str]] = frozenset({"no_gradient", "contract_form"})
+    gain: float = GAIN
+    images: int = 0
+    last: int = 0
+
+    def run(self, graph: Graph, ctx: Context) -> Graph:
+        """The graph with its first layers in a loop over slices of the batch."""
+        if ctx.target is None or has_control(graph) or ctx.invariants or graph.aliases:
+            return graph
+        prefix = prefix_of(graph, ctx.facts)
+        if prefix is None:
+            return graph
+        last, images = self.last, self.images
+        if not images:
+            last, images, gain = choose(layers(prefix, ctx.facts), prefix.count, ctx.target)
+            if gain < self.gain:
+                return graph
+        if not last or not ctx.spend("slices", prefix.nodes[last - 1]):
+            return graph
+        return rewrite(graph, prefix, last, images, ctx.facts)
