@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs and weights (default 0)")
     run.add_argument("--repeat", type=_count, default=20, metavar="N", help="timed runs (default 20)")
     run.add_argument("--profile", action="store_true", help="time of each kernel, against the measured peak")
-    run.add_argument("--compare", choices=("onnxruntime",), help="run an ONNX model there as well; print the difference per output")
+    run.add_argument("--compare", choices=("onnxruntime",), help="run an ONNX model there too; print the difference per output")
     run.add_argument("--layers", action="store_true", help="with --compare: find the first node whose result differs")
     run.add_argument("--check", action="store_true", help="compare with the numpy interpreter in f64; fail above 1e-4 relative")
 

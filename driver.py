@@ -18,13 +18,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 
-from .ir.errors import CompileError, InputError, RuntimeUnavailableError
+from .ir.errors import CompileError, InputError
 from .ir.graph import Graph
 from .ir.graphs import specialize
 from .ir.memory import Rematerialisation

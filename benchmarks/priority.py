@@ -6,8 +6,13 @@ import os
 
 
 def quiet() -> None:
-    """Asks for priority over the machine's other work; without the right to it, nothing changes."""
+    """Asks for priority over the machine's other work; without the right to it, nothing changes.
+
+    Where Linux groups processes by session (sched_autogroup), priorities count only within a group, and the group has its own.
+    """
     try:
         os.setpriority(os.PRIO_PROCESS, 0, -15)
+        with open("/proc/self/autogroup", "w", encoding="ascii") as group:
+            group.write("-15")
     except (OSError, AttributeError):
         return

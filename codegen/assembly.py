@@ -410,6 +410,11 @@ _LOWER: Final[dict[str, Callable[[Graph, Target, str, Sequence[int]], Lowered]]]
 }
 
 
+_KINDS: Final[dict[type, str]] = {
+    Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Sort: "sort", Contract: "contraction",
+}  # fmt: skip
+
+
 def _kind(b: Builder, node: Node) -> str:
     """Which generator a single node goes to."""
     form = b.form(node)
@@ -418,8 +423,7 @@ def _kind(b: Builder, node: Node) -> str:
             f"{node.op.name} {node.type} stands for other ops and has no code of its own: the decompose pass must run before "
             "code generation"
         )
-    kinds: dict[type, str] = {Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Sort: "sort", Contract: "contraction"}
-    kind = "window" if isinstance(form, Reduce) and form.axes is None else kinds.get(type(form))
+    kind = "window" if isinstance(form, Reduce) and form.axes is None else _KINDS.get(type(form))
     if kind is None or isinstance(form, Structural):
         raise CompileError(f"{node.op.name} {node.type} cannot be compiled: a pass must expand it before code generation")
     return kind

@@ -165,14 +165,15 @@ def parallel_nest(
     nanoseconds: float,
     *,
     most: int | None = None,
-    least: float = PARALLEL_NS,
-    chunk: float = CHUNK_NS,
+    least: float | None = None,
+    chunk: float | None = None,
 ) -> tuple[list[Stmt], bool]:
     """Loops over `axes` around `inner`, the outer ones shared between threads where the whole takes `least` nanoseconds.
 
     `nanoseconds` is the estimate for the whole nest, `chunk` what a thread should take at a time; `most` is how many leading
     axes may be shared. Gives the statements and whether they are parallel.
     """
+    least, chunk = PARALLEL_NS if least is None else least, CHUNK_NS if chunk is None else chunk
     shared = list(axes[: len(axes) if most is None else most])
     if nanoseconds < least or not shared:
         return nest(axes, inner), False

@@ -70,8 +70,9 @@ class Scan:
 class Scatter:
     """out = operand 0; then, for u over `extents` in row-major order: value(u, load) goes to out[index(u, load)].
 
-    `kind` says how: 'set' replaces what is there, 'sum', 'prod', 'max' and 'min' combine with it. An index outside the output drops the update. `serial_dims` is how many leading dimensions of `extents` may collide;
-    over the rest, updates touch distinct elements and may run in parallel.
+    `kind` says how: 'set' replaces what is there, 'sum', 'prod', 'max' and 'min' combine with it. An index outside the output
+    drops the update. `serial_dims` is how many leading dimensions of `extents` may collide; over the rest, updates touch
+    distinct elements and may run in parallel.
     """
 
     extents: tuple[Dim, ...]

@@ -26,6 +26,7 @@ from .pack_weights import PackWeights
 from .rematerialise import Rematerialise
 from .simplify import Simplify
 from .sink import Sink
+from .slices import Slices
 from .strength import Strength
 from .widen import Widen
 from .winograd import Winograd
@@ -56,6 +57,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
         Sink(),  # products are in their one form, and packing, which follows, sees the longer ones
         *half,  # when contractions have their one form, and folding was done in f32
+        Slices(),  # when layers are what they will be; before passes that suit them to their sizes
         *tiled,  # when folding has changed weights for the last time; after it, nothing looks for convolutions
         Depthwise(),  # likewise; after it, these are no contractions any more
         PackWeights(),  # panels as the code generator wants them; after the last change of weights
@@ -69,6 +71,7 @@ def training(target: Target | None = None, precision: str = "f32", winograd: boo
     """As inference, for a step that updates its parameters: nothing is prepared from them."""
     passes = inference(target, precision, winograd)
     passes = tuple(replace(p, activations=False, winograd=False) if isinstance(p, MixedPrecision) else p for p in passes)
+    passes = tuple(p for p in passes if not isinstance(p, Slices))  # the way back reads what all layers made
     return tuple(replace(p, prepare=False) if isinstance(p, Fuse | Winograd) else p for p in passes)
 
 
@@ -85,6 +88,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
         DropMarks,
         Simplify,
         Sink,
+        Slices,
         Hoist,
         Layout,
         Decompose,

@@ -10,13 +10,14 @@ threads, each image from layer to layer on its own core, in the place of a fork 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Final
 
 from ..ir.build import get
 from ..ir.dims import as_int, product
-from ..ir.graph import Graph, Node, postorder
+from ..ir.graph import Graph, Label, Node
 from ..ir.graphs import closed, rebuild
 from ..ir.op import make
 from ..ir.ops.structural import CONSTANT
@@ -32,16 +33,19 @@ from .winograd_parts import looped
 
 # Of one core. Only ratios matter, and they are much alike on machines with wide vectors.
 FLOPS_NS: Final = 110.0
-SHARE: Final = 0.4  # of a cache that one kernel's operands and results may take to be found there by the next
+SHARE: Final = 0.8  # of L2 that one kernel's operands and results may take to be found there by the next
+SHARED: Final = 0.25  # ... of L3, which others use as well
 RATES: Final = (60.0, 30.0, 12.0)  # bytes a nanosecond of activations: L2, L3, memory
 WEIGHTS: Final = (30.0, 15.0)  # ... of weights, which are asked for ahead: L3, memory
 OVERLAP: Final = 0.2  # part of the shorter of two things done at once that is seen
 FORK_NS: Final = 8_000.0  # of both cores: a fork, a join, and a core that waits for the other
 CALL_NS: Final = 300.0  # of a kernel without products, besides its traffic
-ROWS: Final = 3.0  # rows of a product by which it is longer than its work is
+ROWS: Final = 1.0  # rows of a product by which it is longer than its work is
+LEAST_NS: Final = 200_000.0  # of all layers: in less, a loop on several threads costs what is gained
+SAME: Final = 0.995  # of the best gain: what is as good, of which most layers are taken: the rest forks for each
+NEAR: Final = 0.985  # ... of which the largest slices are taken: their products are longer
 MANY: Final = 8  # slices from which on they run on all threads at once
-MOST_NODES: Final = 20_000  # of a graph that is looked at: larger ones are no nets of images
-GAIN: Final = 1.04
+GAIN: Final = 1.03  # by how much the model must say that it is faster
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,17 @@ def prefix_of(graph: Graph, facts: Facts) -> Prefix | None:
     images = dict.fromkeys(i for i in data if i.shape[0] == count)
     inputs = tuple(images)
     nodes: list[Node] = []
+    mixed: set[Node] = set()  # what may come from several images: it is not known before the loop
     for n in graph.nodes():
         moving = [k for k, i in enumerate(n.inputs) if i in images]
-        if not moving or isinstance(n.type, TupleType) or not n.shape or n.shape[0] != count:
+        if any(i in images or i in mixed for i in n.inputs):
+            mixed.add(n)
+        if not moving or any(i in mixed for i in n.inputs) or isinstance(n.type, TupleType) or not n.shape or n.shape[0] != count:
             continue
-        if separate(n, moving, facts) and _with(n, {i: i for i in images}, count, facts) is not None:
+        if separate(n, moving, facts) and _with(n, {i: i for i in n.inputs if i in images}, count, facts) is not None:
             images[n] = None
             nodes.append(n)
+            mixed.remove(n)
     return Prefix(count, inputs, tuple(nodes)) if nodes else None
 
 
@@ -121,34 +129,50 @@ def layers(prefix: Prefix, facts: Facts) -> list[Layer]:
     return found
 
 
-def _time(parts: Sequence[Layer], count: int, images: int, target: Target) -> float:
-    """Nanoseconds of one core for layers done for `images` of `count` at a time."""
-    slices, weights = count // images, sum(p.weights for p in parts)
-    again = WEIGHTS[0] if weights <= SHARE * target.l3 else WEIGHTS[1]
-    each = 0.0
+def _times(parts: Sequence[Layer], count: int, images: int, rate: float, target: Target) -> list[float]:
+    """Nanoseconds of one core for the first 0, 1, ... layers done for `images` of `count` at a time, weights read at a rate."""
+    slices = count // images
+    each = [0.0]
     for p in parts:
         held = p.traffic * images
-        level = 0 if held <= SHARE * target.l2 and slices >= MANY else 1 if held <= SHARE * target.l3 else 2
+        level = 0 if held <= SHARE * target.l2 and slices >= MANY else 1 if held <= SHARED * target.l3 else 2
         product = p.flops * (images + ROWS / p.rows) / FLOPS_NS if p.flops else CALL_NS
-        rate = WEIGHTS[1] if slices == 1 else RATES[0] if weights <= SHARE * target.l2 else again
         stream = p.weights / rate
-        each += max(product, stream) + OVERLAP * min(product, stream) + held / RATES[level]
-        each += FORK_NS if p.flops and slices < MANY else 0.0
-    return slices * each
+        time = max(product, stream) + OVERLAP * min(product, stream) + held / RATES[level]
+        each.append(each[-1] + time + (FORK_NS if p.flops and slices < MANY else 0.0))
+    return [slices * t for t in each]
+
+
+def _rate(weights: int, target: Target) -> float:
+    """How fast weights of so many bytes in all are read again for each slice."""
+    if weights <= SHARE / 2 * target.l2:
+        return RATES[0]
+    return WEIGHTS[0] if weights <= SHARED * target.l3 else WEIGHTS[1]
 
 
 def choose(parts: Sequence[Layer], count: int, target: Target) -> tuple[int, int, float]:
     """(how many of the layers, images in a slice, by what factor all layers become faster); (0, 0, 1.0) for none."""
-    whole = _time(parts, count, count, target)
-    best = (0, 0, 1.0)
+    together = _times(parts, count, count, WEIGHTS[1], target)
+    whole = together[-1]
+    none = (0, 0, 1.0)
+    if whole < LEAST_NS or all(p.rows == 1 for p in parts):  # rows of a matrix are no images: one product is best whole
+        return none
+    found: list[tuple[int, int, float]] = []
+    weights = [0, *accumulate(p.weights for p in parts)]
+    rates = [_rate(w, target) for w in weights]
     for images in (k for k in range(1, count) if count % k == 0):
+        each = [none]
+        sliced = {rate: _times(parts, count, images, rate, target) for rate in set(rates)}
         for last in range(1, len(parts) + 1):
-            if last < len(parts) and not parts[last].flops:
-                continue
-            time = _time(parts[:last], count, images, target) + _time(parts[last:], count, count, target)
-            if whole / time > best[2]:
-                best = (last, images, whole / time)
-    return best
+            if last == len(parts) or parts[last].flops:
+                time = sliced[rates[last]][last] + whole - together[last]
+                each.append((last, images, whole / time))
+        most = max(c[2] for c in each)
+        found.append(max((c for c in each if c[2] >= SAME * most), key=lambda c: c[0]))
+    best = max(found, key=lambda c: c[2], default=none)
+    many = best[1] and count // best[1] >= MANY
+    near = [c for c in found if c[1] and c[2] >= NEAR * best[2] and (count // c[1] >= MANY) == many]
+    return max(near, key=lambda c: c[1], default=best)
 
 
 def rewrite(graph: Graph, prefix: Prefix, last: int, images: int, facts: Facts) -> Graph:
@@ -169,26 +193,19 @@ def rewrite(graph: Graph, prefix: Prefix, last: int, images: int, facts: Facts) 
     results = [n for n in taken if n in graph.outputs or any(u not in inside for u in users[n])]
     labels = {**graph.labels, **{done[n]: graph.labels[n] for n in taken if n in graph.labels}}
     made = {*done.values()}
-    outside: dict[Node, None] = {}
+    fixed: dict[Node, None] = {}  # what the loop takes besides, the same for every slice
     stack = [done[n] for n in results]
     seen = set(stack)
-    sequences = []
     while stack:
-        n = stack.pop()
-        for i in n.inputs:
+        for i in stack.pop().inputs:
             if i in seen:
                 continue
             seen.add(i)
-            if i in made:
+            if i in made or facts.replicates(i):  # to repeat a value is no work, and fuses
                 stack.append(i)
-            elif i.op is CONSTANT and not i.shape:
-                continue
-            elif facts.replicates(i) and i not in outside:
-                stack.append(i)
-            else:
-                outside[i] = None
+            elif i.op is not CONSTANT or i.shape:
+                fixed[i] = None
     sequences = [i for i in prefix.inputs if given[i] in seen]
-    fixed = [n for n in postorder(outside) if n in outside]
     body = closed([*(given[i] for i in sequences), *fixed], [done[n] for n in results], "images", labels)
     operands = [make("reshape", i, shape=(steps, images, *i.shape[1:])) for i in sequences]
     loop = looped(body, [*operands, *fixed], steps, len(sequences))
@@ -197,9 +214,9 @@ def rewrite(graph: Graph, prefix: Prefix, last: int, images: int, facts: Facts) 
     return finish(graph, outputs, {**graph.labels, **_moved(graph, after)})
 
 
-def _moved(graph: Graph, after: dict[Node, Node]) -> dict:
+def _moved(graph: Graph, after: Mapping[Node, Node]) -> dict[Node, Label]:
     """The labels of nodes above what is in the loop now."""
-    labels = {}
+    labels: dict[Node, Label] = {}
     done = dict(after)
     for n in graph.nodes():
         if n not in done:
@@ -231,6 +248,7 @@ class Slices(Pass):
             last, images, gain = choose(layers(prefix, ctx.facts), prefix.count, ctx.target)
             if gain < self.gain:
                 return graph
-        if not last or not ctx.spend("slices", prefix.nodes[last - 1]):
+        last = min(last, len(prefix.nodes))
+        if not last or prefix.count % images or not ctx.spend("slices", prefix.nodes[last - 1]):
             return graph
         return rewrite(graph, prefix, last, images, ctx.facts)

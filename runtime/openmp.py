@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from ..ir.errors import RuntimeUnavailableError
 
 _NAMES = ("libomp", "libiomp5", "libgomp")  # in the order of preference when several are loaded
@@ -101,13 +103,17 @@ def _address(library: ctypes.CDLL) -> int:
     return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
 
 
+def _usual(suffix: str) -> Path:
+    """Where pip puts it, beside numpy: the list of a package's files takes milliseconds to read."""
+    return Path(np.__file__).parents[1] / "cmeel.prefix" / "lib" / f"libomp.{suffix}"
+
+
 def _packaged() -> str:
     """The libomp of the cmeel-libomp package. Raises RuntimeUnavailableError when it is not installed."""
     suffix = "dylib" if sys.platform == "darwin" else "so"
-    for folder in sys.path:  # where pip puts it; reading the list of installed files takes milliseconds
-        path = Path(folder or ".") / "cmeel.prefix" / "lib" / f"libomp.{suffix}"
-        if path.is_file():
-            return str(path)
+    usual = _usual(suffix)
+    if usual.is_file():
+        return str(usual)
     try:
         files = metadata.files("cmeel-libomp") or []
     except metadata.PackageNotFoundError:

@@ -223,6 +223,12 @@ class Call:
         """A Tensor, an array or sizes as a Value."""
         return self.importer.as_value(result)
 
+    def bounded(self, value: int, what: str, most: int = 1 << 14) -> int:
+        """A number of an attribute that makes as many nodes or numbers. Raises Unsupported for one that no model needs."""
+        if value > most:
+            self.unsupported(f"{value} {what}; {most} are the most")
+        return value
+
     # -- errors --------------------------------------------------------------------------------------------------------
     @property
     def where(self) -> str:

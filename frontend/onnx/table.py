@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .reader import require_onnx
 from .registry import registered
@@ -39,7 +39,7 @@ def sections() -> dict[str, dict[str, str]]:
     """
     onnx = require_onnx()
     first: dict[tuple[str, str], int] = {}
-    newest = {}
+    newest: dict[tuple[str, str], Any] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         key = (schema.domain, schema.name)
         first[key] = min(first.get(key, schema.since_version), schema.since_version)

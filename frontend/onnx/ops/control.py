@@ -52,6 +52,7 @@ def scan_(n: Call) -> Any:
     """States first, then arrays that are read element by element along an axis, in one direction or the other."""
     body, count = n.graph("body"), n.integer("num_scan_inputs")
     given = n.tensors()
+    _check_count(n, count, given)
     states, arrays = given[: len(given) - count], given[len(given) - count :]
     outputs = len(body.outputs) - len(states)
     in_axes, in_back = n.int_list("scan_input_axes") or (0,) * count, n.int_list("scan_input_directions") or (0,) * count
@@ -67,6 +68,11 @@ def scan_(n: Call) -> Any:
     return (*last, *(moveaxis(y, 0, axis) for y, axis in zip(made, out_axes, strict=True)))
 
 
+def _check_count(n: Call, count: int, given: list[Tensor]) -> None:
+    if not 1 <= count <= len(given):
+        n.fail(f"num_scan_inputs={count} of {len(given)} inputs")
+
+
 def _first(x: Tensor, axis: int, backwards: bool) -> Tensor:
     x = moveaxis(x, axis, 0)
     return flip(x, (0,)) if backwards else x
@@ -79,6 +85,7 @@ def scan_8(n: Call) -> Any:
     if n.has(0):
         n.unsupported("sequence_lens; every sequence must be whole")
     given = [n.tensor(i) for i in range(1, len(n.inputs))]
+    _check_count(n, count, given)
     states, arrays = given[: len(given) - count], given[len(given) - count :]
     backwards = n.int_list("directions") or (0,) * count
 

@@ -37,6 +37,8 @@ def roi_align(n: Call) -> Tensor:
     half = n.opset >= 16 and n.choice("coordinate_transformation_mode", "half_pixel", "output_half_pixel") == "half_pixel"
     bins = (n.integer("output_height", 1), n.integer("output_width", 1))
     ratio, scale = n.integer("sampling_ratio", 0), n.number("spatial_scale", 1.0)
+    for number in (*bins, ratio):
+        n.bounded(number, "bins or points of a region")
     sizes = tuple(as_int(s) for s in x.shape[2:])
     corner = rois * scale - (0.5 if half else 0.0)  # x1, y1, x2, y2
     rows = rois.shape[0]

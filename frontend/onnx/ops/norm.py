@@ -10,7 +10,8 @@ from ... import elementwise as ew
 from ... import normalization as norms
 from ... import reductions as red
 from ...core import normalize_axis
-from ...movement import pad, repeat, reshape, slice_axis
+from ...movement import pad, repeat, reshape
+from ...pooling import avg_pool2d
 from ...tensor import Tensor
 from ..call import Call
 from ..registry import op
@@ -132,11 +133,16 @@ def lrn(n: Call) -> Tensor:
     """x / (bias + alpha / size * sum of squares over neighbouring channels) ** beta (Krizhevsky et al. 2012)."""
     x, size = n.tensor(0), n.integer("size")
     alpha, beta, bias = n.number("alpha", 1e-4), n.number("beta", 0.75), n.number("bias", 1.0)
-    before = (size - 1) // 2
-    squares = pad(ew.square(x), [(0, 0), (before, size - 1 - before), *((0, 0),) * (x.ndim - 2)])
-    total: Tensor | None = None
-    for k in range(size):
-        part = slice_axis(squares, 1, k, k + x.shape[1])
-        total = part if total is None else total + part
-    assert total is not None
+    if size < 1:
+        n.fail(f"size={size}")
+    channels = n.fixed(x.shape[1])
+    before, after = min((size - 1) // 2, channels), min(size // 2, channels)  # further away there is nothing
+    # channels as rows of a picture: sums over windows of rows
+    squares = reshape(ew.square(x), (x.shape[0], 1, channels, product(x.shape[2:])))
+    if before != after:
+        squares = pad(squares, [(0, 0), (0, 0), (before, after), (0, 0)])
+    around = (before, 0) if before == after else 0
+    window = n.bounded(before + after + 1, "channels in a window")
+    sums = avg_pool2d(squares, (window, 1), stride=1, padding=around, divisor_override=1)
+    total = reshape(sums, x.shape)
     return x * ew.power(total * (alpha / size) + bias, -beta)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ....ir.dims import Dim, product
+from ....ir.dims import Dim, as_int, product
 from ....ir.dtypes import f32, f64, i64
 from ... import elementwise as ew
 from ...core import apply
@@ -57,12 +57,13 @@ def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float) -> Tensor:
     return apply("pad", x, low=tuple(low), high=tuple(high), interior=(0,) * x.ndim, value=value)
 
 
-def taps(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[Tensor]:
+def taps(n: Call, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[Tensor]:
     """For each element of the window, in row-major order, its values in all windows of an input that is padded already."""
     counts: list[Dim] = []
     for size, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
         counts.append((size - (k - 1) * d - 1) // s + 1)
     found: list[Tensor] = []
+    n.bounded(as_int(product(kernel)), "elements of a window")
     for at in every(*map(range, kernel)):
         starts = (0, 0, *(a * d for a, d in zip(at, dilations, strict=True)))
         stops = (*x.shape[:2], *(b + (c - 1) * s + 1 for b, c, s in zip(starts[2:], counts, strides, strict=True)))
@@ -88,7 +89,7 @@ def max_pool(n: Call) -> Any:
     order = n.integer("storage_order", 0)
     pads = [(a, b + m) for (a, b), m in zip(pads, more, strict=True)]
     if n.wants(1):
-        return _with_positions(x, kernel, strides, dilations, pads, order)
+        return _with_positions(n, x, kernel, strides, dilations, pads, order)
     if len(kernel) <= 2 and x.dtype in (f32, f64):
         two = len(kernel) == 2
         image = x if two else reshape(x, (*x.shape[:2], 1, x.shape[2]))
@@ -96,14 +97,14 @@ def max_pool(n: Call) -> Any:
         attrs = {"kernel": lift(kernel), "stride": lift(strides), "dilation": lift(dilations)}
         y = apply("max_pool2d", image, **attrs, padding=tuple(pads) if two else ((0, 0), *pads), layout="NCHW")
         return y if two else reshape(y, (*y.shape[:2], y.shape[3]))
-    return reduce(ew.maximum, taps(padded(x, pads, _lowest(x)), kernel, strides, dilations))
+    return reduce(ew.maximum, taps(n, padded(x, pads, _lowest(x)), kernel, strides, dilations))
 
 
 def _with_positions(
-    x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Pads, order: int
+    n: Call, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Pads, order: int
 ) -> tuple[Tensor, Tensor]:
     """The largest of each window, and its position in the flattened input (of column-major images where order is 1)."""
-    parts = taps(padded(x, pads, _lowest(x)), kernel, strides, dilations)
+    parts = taps(n, padded(x, pads, _lowest(x)), kernel, strides, dilations)
     shape = parts[0].shape
     stacked = concatenate([reshape(p, (*shape, 1)) for p in parts], len(shape))
     which = argmax(stacked, len(shape))
@@ -120,17 +121,19 @@ def _with_positions(
     return max(stacked, len(shape)), position
 
 
-def _average(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Pads, more: Sequence[int],
-             include: bool) -> Tensor:  # fmt: skip
+def _average(
+    n: Call, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Pads,
+    more: Sequence[int], include: bool,
+) -> Tensor:  # fmt: skip
     """The sum of each window by the number of its elements: those of the input, and with `include` of the padding as well."""
     reach = [(a, b + m) for (a, b), m in zip(pads, more, strict=True)]
-    total = reduce(ew.add, taps(padded(x, reach, 0.0), kernel, strides, dilations))
+    total = reduce(ew.add, taps(n, padded(x, reach, 0.0), kernel, strides, dilations))
     ones = full((1, 1, *x.shape[2:]), 1.0, x.dtype)
     if include:
         ones = padded(padded(ones, pads, 1.0), [(0, m) for m in more], 0.0)
     else:
         ones = padded(ones, reach, 0.0)
-    return total / reduce(ew.add, taps(ones, kernel, strides, dilations))
+    return total / reduce(ew.add, taps(n, ones, kernel, strides, dilations))
 
 
 @op("AveragePool")
@@ -145,7 +148,7 @@ def average_pool(n: Call) -> Tensor:
         attrs = {"kernel": lift(kernel), "stride": lift(strides), "padding": tuple(pads) if two else ((0, 0), *pads)}
         y = apply("avg_pool2d", image, **attrs, layout="NCHW", count_include_pad=include)
         return y if two else reshape(y, (*y.shape[:2], y.shape[3]))
-    return _average(x, kernel, strides, dilations, pads, more, include)
+    return _average(n, x, kernel, strides, dilations, pads, more, include)
 
 
 @op("LpPool")
@@ -154,7 +157,7 @@ def lp_pool(n: Call) -> Tensor:
     kernel, strides, dilations, pads, more = _setup(n, x)
     reach = [(a, b + m) for (a, b), m in zip(pads, more, strict=True)]
     powers = ew.power(ew.abs(padded(x, reach, 0.0)), p)
-    return ew.power(reduce(ew.add, taps(powers, kernel, strides, dilations)), 1.0 / p)
+    return ew.power(reduce(ew.add, taps(n, powers, kernel, strides, dilations)), 1.0 / p)
 
 
 def _global(name: str, fn: Callable[..., Tensor]) -> None:

@@ -119,7 +119,9 @@ def dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x as u8 over its own range, which is widened to hold 0; the scale and the zero point."""
     low, high = ew.minimum(smallest(x), 0.0), ew.maximum(largest(x), 0.0)
     span = ew.where(ew.equal(low, high), 1.0, high - low)
-    scale = span / 255.0
+    # in f64: the compiler turns a division by a number into a product with its reciprocal, which would be off by a bit of f32,
+    # and a scale that is off by a bit puts numbers on the other side of a half
+    scale = (span.astype(f64) / 255.0).astype(span.dtype)
     zero = ew.round(ew.clip(0.0 - low / scale, 0.0, 255.0)).astype(u8)
     return quantized(x, scale, zero, u8), scale, zero
 

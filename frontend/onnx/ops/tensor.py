@@ -104,6 +104,8 @@ def split(n: Call) -> list[Tensor]:
     count = n.attribute("num_outputs")
     if sizes is None:
         parts, size = int(count or n.outputs), x.shape[axis]
+        if parts != n.outputs:
+            n.fail(f"{parts} parts for {n.outputs} outputs")
         each = -(-size // parts) if isinstance(size, int) else size // parts
         sizes = [each] * (parts - 1) + [size - each * (parts - 1)]
     if len(sizes) != n.outputs:
