@@ -37,17 +37,17 @@ def _bert() -> tuple[nn.Module, dict[str, Any]]:
 
 def _resnet() -> tuple[nn.Module, dict[str, Any]]:
     config = transformers.ResNetConfig(
-        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=1000
+        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
     )
     return transformers.ResNetForImageClassification(config), _image()
 
 
 def _mobilenet() -> tuple[nn.Module, dict[str, Any]]:
-    return transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(num_labels=1000)), _image()
+    return transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config()), _image()
 
 
 def _vit() -> tuple[nn.Module, dict[str, Any]]:
-    config = transformers.ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=1000)
+    config = transformers.ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
     return transformers.ViTForImageClassification(config), _image()
 
 
@@ -72,8 +72,10 @@ def export(name: str, path: Path) -> None:
     whole = _First(model.eval(), tuple(inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(whole, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=["output"], opset_version=18,
-                          dynamo=True, external_data=False, verbose=False)
+        torch.onnx.export(
+            whole, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=["output"], opset_version=18,
+            dynamo=True, external_data=False, verbose=False,
+        )  # fmt: skip
 
 
 def calibrate(model: nn.Module, inputs: dict[str, Any]) -> None:

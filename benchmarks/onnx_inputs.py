@@ -1,7 +1,7 @@
 """What the ONNX models are given: pictures, text lines, speech, bytes and tokens as their users would give them.
 
 Pictures are a photograph of scikit-learn's and lines drawn by Pillow; speech comes from the recordings that examples/fetch.py
-gets. Where one of these is not there, `MissingInput` says what to install or fetch.
+gets. Where one of these is not there, `MissingInputError` says what to install or fetch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tensorwright.ir.errors import TensorwrightError
 Array = np.ndarray[Any, Any]
 
 
-class MissingInput(TensorwrightError):
+class MissingInputError(TensorwrightError):
     """A package or file that realistic inputs are made of is not there."""
 
 
 def _need(module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise MissingInput(f"{package} is not installed: pip install 'tensorwright[examples]'")
+        raise MissingInputError(f"{package} is not installed: pip install 'tensorwright[examples]'")
 
 
 def photo(height: int, width: int) -> Array:
@@ -66,7 +66,7 @@ def speech(data: Path, rate: int, seconds: float) -> Array:
     """A recorded announcement in English, f32 from -1 to 1, at 8 or 16 kHz (the recording has 8; the rest is interpolated)."""
     path = data / "clips" / "en" / "demo-instruct.wav"
     if not path.exists():
-        raise MissingInput(f"there is no {path}: python examples/fetch.py clips")
+        raise MissingInputError(f"there is no {path}: python examples/fetch.py clips")
     with wave.open(str(path)) as file:
         assert file.getframerate() == 8000
         sound = np.frombuffer(file.readframes(int(8000 * seconds)), "<i2").astype(np.float32) / 32768

@@ -4,7 +4,8 @@
 
 examples/fetch_onnx.py gets the files; the light models of the onnx package get random weights; 'built' are exported by PyTorch
 from models of the transformers library. Results are compared with ONNX Runtime's before anything is timed, over a whole
-recording where state is carried, and an error above the workload's tolerance is a failure. What is timed is one call with the first inputs.
+recording where state is carried, and an error above the workload's tolerance is a failure. What is timed is one call with the
+first inputs.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def errors(found: Path, reference: Path) -> dict[str, float]:
 
 
 def measure(name: str, against: Sequence[str], threads: int, rounds: int) -> Row:
-    """One row. Raises BenchmarkError where the model or its inputs are not there, RuntimeError where Tensorwright fails or is wrong."""
+    """One row. Raises BenchmarkError where the model or its inputs are not there, RuntimeError where ours fails or is wrong."""
     found: dict[str, float] = {}
     out: dict[str, str] = {}
     tolerance = zoo.WORKLOADS[name].tolerance
@@ -59,7 +60,8 @@ def measure(name: str, against: Sequence[str], threads: int, rounds: int) -> Row
         words = [sys.executable, "-m", MODULE, "--write", name, text]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise BenchmarkError(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'it cannot be made'}")
+            reason = (done.stderr.strip().splitlines() or ["it cannot be made"])[-1]
+            raise BenchmarkError(f"{name}: {reason}")
 
         def check(contestant: str) -> str:
             if contestant != OURS or not against:
@@ -103,7 +105,8 @@ def match(name: str) -> list[str]:
 
 def comparison() -> Comparison:
     """The benchmark; by default of the files that are there, the light models, and what PyTorch can export here."""
-    here, gone = [], []
+    here: list[str] = []
+    gone: list[str] = []
     for name, w in zoo.WORKLOADS.items():
         reason = w.missing(zoo.data_folder())
         (gone if reason else here).append(name)

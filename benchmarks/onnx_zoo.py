@@ -146,13 +146,13 @@ WORKLOADS: Final[dict[str, Workload]] = {
 
 
 def write(name: str, folder: Path, data: Path | None = None) -> list[Step]:
-    """model.onnx and inputs.npz of a workload in the folder; the steps. Raises MissingInput.
+    """model.onnx and inputs.npz of a workload in the folder; the steps. Raises MissingInputError.
 
     An input with an empty name is the model's first; files of packages are linked to, not copied.
     """
     w, data = WORKLOADS[name], data_folder() if data is None else data
     if reason := w.missing(data):
-        raise make.MissingInput(reason)
+        raise make.MissingInputError(reason)
     steps, model = w.steps(data), folder / "model.onnx"
     if w.source == "file":
         model.symlink_to(w.path(data).resolve())

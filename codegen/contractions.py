@@ -30,9 +30,7 @@ def _find(body: Body, graph: Graph) -> tuple[Node, Contract]:
     return found[0]
 
 
-def lower_contraction(
-    graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int, rank: int = 0
-) -> Lowered:
+def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int, rank: int = 0) -> Lowered:
     """The kernels of a contraction and its epilogue, by the plan of a rank. Raises
     CompileError for a region that is not of that form."""
     body = Body(graph, aligns)

@@ -98,7 +98,7 @@ class Arithmetic(FunctionText):
         tiny = self.call(f"llvm.x86.avx512.fpclass.ps.{32 * n}", flag, [(fl, x), ("i32", "32")], f"{fl}, i32 immarg")
         some = self.call(f"llvm.vector.reduce.or.v{n}i1", "i1", [(flag, tiny)])
         rare, join, before = self.fresh("rare"), self.fresh("join"), self.block
-        self.line(f"br i1 {some}, label %{rare}, label %{join}, !prof !{{!\"branch_weights\", i32 1, i32 100000}}")
+        self.line(f'br i1 {some}, label %{rare}, label %{join}, !prof !{{!"branch_weights", i32 1, i32 100000}}')
         self.label(rare)
         stepwise = self._bf16_bits(x, n)
         self.line(f"br label %{join}")

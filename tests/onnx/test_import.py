@@ -210,7 +210,7 @@ def test_branches_of_different_shapes_are_chosen_between_stages() -> None:
 
 def test_the_registry_names_real_ops_and_versions() -> None:
     for domain, name in registered():
-        if not domain:
+        if not domain and name != "SimplifiedLayerNormalization":  # ONNX Runtime's, which it writes into this domain
             assert onnx.defs.has(name, domain), f"{name} is no op of ai.onnx"
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from ....ir.dims import Dim, product
+from ....ir.dims import Dim, as_int, product
 from ....ir.dtypes import bool_, f32, f64, i64
 from ... import elementwise as ew
 from ...core import apply, as_tensor, normalize_axis
@@ -21,6 +21,14 @@ from ..registry import op
 
 _PERIODIC: Final = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "asymmetric")
 _FEW: Final = 8  # elements that a result is made of, up to which they are read one by one; more of them are a matrix product
+
+
+_NEAREST: Final[dict[str, Callable[[Array], Array]]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,7 @@ class Way:
         """The elements that each result is made of, and their weights: [taps, out] i64 and f64."""
         at = self.places(size, scale, out)
         if self.mode == "nearest":
-            rounded = {
-                "floor": np.floor,
-                "ceil": np.ceil,
-                "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-                "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-            }[self.nearest](at)
+            rounded = _NEAREST[self.nearest](at)
             return np.clip(rounded, 0, size - 1).astype(np.int64)[None], np.ones((1, out))
         shrunk = min(scale, 1.0) if self.antialias else 1.0
         reach, kernel = (1, _triangle) if self.mode == "linear" else (2, _keys(self.cubic))
@@ -145,7 +148,7 @@ def resize(n: Call) -> Tensor:
         known = [n.fixed(x.shape[a]) for a in axes]
         ratios = [n.fixed(s) / k for s, k in zip(sizes, known, strict=True)]
         scale = min(ratios) if policy == "not_larger" else max(ratios)
-        scales, sizes = np.full(len(axes), scale), [int(scale * k + 0.5) for k in known]
+        scales, sizes = np.full(len(axes), scale), tuple(int(scale * k + 0.5) for k in known)
     return _resized(n, x, axes, scales, sizes, roi, way, outside)
 
 
@@ -232,7 +235,7 @@ def _weighted(x: Tensor, axis: int, elements: Array, weights: Array) -> Tensor:
     """Sums over taps of x at the elements [taps, out], times the weights."""
     taps, out = elements.shape
     if taps > _FEW:
-        dense = np.zeros((x.shape[axis], out), x.dtype.numpy)
+        dense = np.zeros((as_int(x.shape[axis]), out), x.dtype.numpy)
         np.add.at(dense, (elements, np.arange(out)), weights.astype(x.dtype.numpy))
         last = moveaxis(x, axis, -1)
         rows = reshape(last, (product(last.shape[:-1]), last.shape[-1]))
