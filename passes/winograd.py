@@ -53,6 +53,7 @@ from .winograd_parts import (
 
 BUDGET: Final = 1e-5  # of a layer, max|error| / max|result|: twice what was measured on the layers of ResNet-18 and -50
 LEAST: Final = 20_000_000  # operations of a layer that is worth it: in fewer, two more kernels cost what is gained
+INSIDE: Final = 20  # ... by which that is divided in a loop, whose kernels are no forks of their own
 GAIN: Final = 1.15  # by how much the model must say that it is faster: what it does not know may cost the difference
 
 
@@ -209,7 +210,8 @@ def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:
         if conv is None:
             return _gradient(node, spec, ctx.target)
         choice = choose(conv, ctx.target, node.inputs[1] in fixed)
-        if choice is None or conv.flops < asked.least or choice.gain < asked.gain:
+        least = asked.least // INSIDE if ctx.invariants else asked.least
+        if choice is None or conv.flops < least or choice.gain < asked.gain:
             return Miss("the direct sum is as fast", node)
         return rewrite(node, conv, choice, ctx, node.inputs[1] in fixed)
 
