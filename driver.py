@@ -464,6 +464,8 @@ class _Compiler:
         ctx = Context(target=self.target, preferred_panel=preferred_panel, memory_model=model)
         winograd = self.now.winograd if tuned.get(_WINOGRAD, 1) else False
         passes = getattr(pipeline, self.purpose)(self.target, self.asked.precision, winograd)
+        if self.asked.memory_budget:
+            passes = pipeline.unsliced(passes)
         check_all = self.now.verify or self.now.validate
         hooks = Hooks(dump=folder, verify=check_all, validate=check)
         final = run_pipeline(graph, passes, ctx, hooks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Final
 
@@ -71,8 +72,13 @@ def training(target: Target | None = None, precision: str = "f32", winograd: boo
     """As inference, for a step that updates its parameters: nothing is prepared from them."""
     passes = inference(target, precision, winograd)
     passes = tuple(replace(p, activations=False, winograd=False) if isinstance(p, MixedPrecision) else p for p in passes)
-    passes = tuple(p for p in passes if not isinstance(p, Slices))  # the way back reads what all layers made
+    passes = unsliced(passes)  # the way back reads what all layers made
     return tuple(replace(p, prepare=False) if isinstance(p, Fuse | Winograd) else p for p in passes)
+
+
+def unsliced(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The passes without slices of a batch: rematerialisation does not reach into a loop."""
+    return tuple(p for p in passes if not isinstance(p, Slices))
 
 
 def within(memory_budget: int) -> tuple[Pass, ...]:

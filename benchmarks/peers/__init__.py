@@ -107,7 +107,7 @@ class Peer:
     def missing(self) -> str:
         """ "" if it can run here, else why not, with what to do about it."""
         for module in self.imports:
-            if importlib.util.find_spec(module) is None:
+            if not _there(module):
                 return f"{module} is not installed (pip install 'tensorwright[bench]')"
         if self.tools and not any(map(shutil.which, self.tools)):
             return f"it needs a C++ compiler ({' or '.join(self.tools)}), and there is none"
@@ -168,3 +168,11 @@ PEERS: dict[str, Peer] = {
 COMPILE_ONLY: dict[str, Peer] = {
     "iree": Peer("iree", ("iree.runtime", "iree.compiler"), distributions=("iree-base-compiler", "iree-base-runtime", "numpy")),
 }
+
+
+def _there(module: str) -> bool:
+    """Whether a module, perhaps one inside a package, can be imported; its packages are."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package it is in
+        return False

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import mutate  # noqa: E402
 import tensorwright as tw  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from support import F, I, graph, model, node  # noqa: E402
+from onnx_graphs import F, I, graph, model, node  # noqa: E402
 from tensorwright.ir.errors import OnnxError, TensorwrightError  # noqa: E402
 
 

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="the onnx extra")
 sys.path.insert(0, str(Path(__file__).parent))
 import tensorwright as tw  # noqa: E402
 from onnx import helper  # noqa: E402
-from support import F, I, graph, model, node  # noqa: E402
+from onnx_graphs import F, I, graph, model, node  # noqa: E402
 from tensorwright.frontend.onnx.registry import registered  # noqa: E402
 from tensorwright.ir.errors import OnnxError  # noqa: E402
 

@@ -14,7 +14,7 @@ from scipy.special import erf
 onnx = pytest.importorskip("onnx", reason="the onnx extra")
 sys.path.insert(0, str(Path(__file__).parent))
 import tensorwright as tw  # noqa: E402
-from support import F, model, node  # noqa: E402
+from onnx_graphs import F, model, node  # noqa: E402
 from tensorwright.ir.errors import OnnxError  # noqa: E402
 
 RNG = np.random.default_rng(5)

@@ -12,7 +12,7 @@ from tensorwright.ir.contraction import Contraction, strided_view
 from tensorwright.ir.dtypes import DType, bool_, f64
 from tensorwright.ir.graph import Graph, Node, postorder
 from tensorwright.ir.interp import run
-from tensorwright.ir.lowering import Contract, Decompose, Lowering, Map, Reduce, Scan, Scatter, Structural, View
+from tensorwright.ir.lowering import Contract, Decompose, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View
 from tensorwright.ir.op import REGISTRY, Trait, make
 from tensorwright.ir.ops.common import full
 from tensorwright.ir.ops.compare import cast_array
@@ -123,6 +123,8 @@ def evaluate(root: ex.Expr, variables: dict[ex.Expr, Array], operands: Sequence[
             value = _load(operands[e.attr[0]], args[: e.attr[1]], args[e.attr[1] :])
         elif e.op == "cast":
             value = cast_array(np.asarray(args[0]), e.dtype)
+        elif e.op == "bitcast":
+            value = np.asarray(args[0]).view(e.dtype.numpy)
         elif e.op == "fma":
             with np.errstate(all="ignore"):
                 value = _fma(*args)
@@ -181,15 +183,16 @@ def lowered(node: Node, operands: Sequence[Array]) -> Array:
         case Reduce():
             return _reduced(form, node, operands, load)
         case Scan():
-            assert form.kind == "sum"
             x = np.flip(operands[0], form.axis) if form.reverse else operands[0]
             y = np.zeros_like(x)
             for i in range(x.shape[form.axis]):
                 stop = i if form.exclusive else i + 1
                 part = x.take(range(stop), axis=form.axis)
                 with np.errstate(all="ignore"):
-                    np.moveaxis(y, form.axis, 0)[i] = part.sum(axis=form.axis, dtype=x.dtype)
+                    np.moveaxis(y, form.axis, 0)[i] = getattr(part, form.kind)(axis=form.axis, dtype=x.dtype)
             return np.flip(y, form.axis) if form.reverse else y
+        case Sort():
+            return _sorted(form, operands[0])
         case Scatter():
             return _scattered(form, node, operands, load)
         case View():
@@ -248,6 +251,26 @@ def _reduced(form: Reduce, node: Node, operands: Sequence[Array], load: Any) -> 
         return getattr(np, form.kind)(flat, axis=-1, **({} if form.kind in ("max", "min") else {"dtype": flat.dtype}))
 
 
+def _sorted(form: Sort, x: Array) -> Array:
+    """Row by row with Python's sort, which is stable: NaN after every number, or before where the largest comes first."""
+    rows = np.moveaxis(x, form.axis, -1)
+    out = np.zeros((*rows.shape[:-1], int(form.count)), np.int64)  # type: ignore[call-overload]
+    for at in np.ndindex(rows.shape[:-1]):
+        keys = [(math.isnan(float(v)), 0.0 if math.isnan(float(v)) else float(v)) for v in rows[at]]
+        order = sorted(range(len(keys)), key=lambda i: keys[i], reverse=form.descending)
+        out[at] = order[: out.shape[-1]]
+    return np.moveaxis(out, -1, form.axis)
+
+
+_PUT: dict[str, Callable[[Any, Any], Any]] = {
+    "sum": lambda a, b: a + b,
+    "prod": lambda a, b: a * b,
+    "set": lambda a, b: b,
+    "max": np.maximum,
+    "min": np.minimum,
+}
+
+
 def _scattered(form: Scatter, node: Node, operands: Sequence[Array], load: Any) -> Array:
     out = operands[0].copy()
     extents = tuple(int(n) for n in form.extents)  # type: ignore[call-overload]
@@ -259,7 +282,8 @@ def _scattered(form: Scatter, node: Node, operands: Sequence[Array], load: Any) 
     for position in np.ndindex(extents):
         at = tuple(int(i) for i in where[(slice(None), *position)])
         if all(0 <= i < n for i, n in zip(at, out.shape, strict=True)):
-            out[at] += updates[position]
+            with np.errstate(all="ignore"):
+                out[at] = _PUT[form.kind](out[at], updates[position])
     # Below the serial dimensions no two updates meet.
     for outer in np.ndindex(extents[: form.serial_dims]):
         inner = where[(slice(None), *outer)].reshape(len(out.shape), -1).T
