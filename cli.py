@@ -241,13 +241,14 @@ def _parser() -> argparse.ArgumentParser:
         ("inference", "models and single operations against whichever peers are installed", "resnet50, op, ..., or one: mlp_b1"),
         ("training", "whole training steps against whichever peers are installed", "mlp_b64, cifar_b64, bilstm_b32, ..."),
         ("compile", "compile times beside the peers', cold and from the cache; by number of nodes", "resnet50_b1, nodes, ..."),
+        ("onnx", "ONNX models of packages (examples/fetch_onnx.py) and light models against ONNX Runtime", "silero, light, ..."),
     ):
         kind = add(name, said, f"cli_bench:{name}_command", into=kinds)
         kind.add_argument("--models", metavar="A,B", help=f"{names} (default: all)")
         kind.add_argument("--peers", metavar="A,B", help="numpy, torch, jax, ... (default: what is installed)")
         kind.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
         kind.add_argument("--quick", action="store_true", help="fewer repetitions")
-        if name != "training":
+        if name in ("inference", "compile"):
             kind.add_argument("--markdown", metavar="FILE", help="write the tables here")
         if name == "inference":
             kind.add_argument("--precision", choices=("f32", "bf16"), help="bf16: ours and the peers that compute in it")

@@ -75,6 +75,17 @@ def compile_command(args: argparse.Namespace) -> dict[str, Any]:
     return compile_time.run(args.models, args.peers, args.threads, args.quick, args.markdown)
 
 
+def onnx_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Other people's ONNX models against ONNX Runtime; the figures. Raises BenchmarkError if one failed or was wrong."""
+    _there("onnx_models")
+    from .benchmarks import onnx_models
+
+    compared = onnx_models.comparison()
+    found = compared.run(args.models, args.peers, args.threads, args.quick)
+    compared.judge(found)
+    return found
+
+
 def _there(name: str) -> None:
     if importlib.util.find_spec(f"{__package__}.benchmarks.{name}") is None:
         raise RuntimeUnavailableError(f"the benchmark {name!r} is not part of this installation")

