@@ -45,20 +45,33 @@ class _Stage:
     executable: Executable | None
 
 
-def _sizes(stage: _Stage, given: dict[str, Any]) -> dict[str, Array]:
+def _sizes(stage: _Stage, given: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     """The symbolic sizes among what a stage needs, from the arguments' shapes."""
     wanted = [k for k in stage.needs if k.startswith(SIZE)]
     if not wanted:
         return {}
     names = {str(i.attrs["name"]): i.shape for i in stage.graph.inputs}
-    sizes = bind_sizes(stage.graph, {n: np.shape(given[n]) if n in given else shape for n, shape in names.items()})
+    sizes = bind_sizes(stage.graph, {n: given.get(n, shape) for n, shape in names.items()})
     return {k: np.array(sizes[k.removeprefix(SIZE)]) for k in wanted}
+
+
+class _Step:
+    """A stage, for arguments of given shapes, and what was known before it; the steps that followed, by the numbers that came."""
+
+    __slots__ = ("known", "sizes", "stage", "then")
+
+    def __init__(self, stage: _Stage, known: dict[str, Array], sizes: dict[str, Array]) -> None:
+        self.stage = stage
+        self.known = known
+        self.sizes = sizes
+        self.then: dict[tuple[Any, ...], _Step] = {}
 
 
 class StagedExecutable:
     """Calls like an Executable: arrays in the order of `inputs`, one array or a tuple back.
 
-    Each distinct set of deciding numbers costs one compilation, or a look into the disk cache.
+    Each distinct set of deciding numbers costs one compilation, or a look into the disk cache. Which stage follows which is
+    remembered, so that a call of known shapes and numbers costs little more than its programs.
     """
 
     def __init__(self, model: Model, compile: Callable[[Graph], Executable]) -> None:
@@ -67,43 +80,65 @@ class StagedExecutable:
         self.output_names = model.outputs
         self._compile = compile
         self._made: dict[tuple[Any, ...], _Stage] = {}
+        self._unshaped = model.unshaped()
+        self._first: dict[tuple[tuple[int, ...], ...], _Step] = {}
+        self._steps = 0
         self._lock = threading.RLock()
 
     def __call__(self, *inputs: Any) -> Any:
         """The outputs for these inputs. Raises InputError where their number does not fit, OnnxError where the numbers do not."""
         if len(inputs) != len(self.inputs):
             raise InputError(f"{self.model.name} takes {len(self.inputs)} inputs ({list(self.inputs)}), got {len(inputs)}")
-        given = dict(zip(self.inputs, inputs, strict=True))
-        known: dict[str, Array] = {}
+        shapes = tuple([np.shape(x) for x in inputs])
+        step = self._first.get(shapes)
+        if step is None:
+            step = self._step(shapes, {}, self._first, shapes)
         while True:
-            stage = self._stage(known, given)
-            known |= {k: np.array(given[k]) for k in stage.needs if k in given}
-            known |= _sizes(stage, given)
-            if stage.executable is None:
-                continue
-            result = stage.executable(*inputs)
+            stage = step.stage
             if not stage.needs:
-                return result
-            results = result if isinstance(result, tuple) else (result,)
-            known |= {k: np.array(v) for k, v in zip(stage.needs, results, strict=True)}
+                assert stage.executable is not None
+                return stage.executable(*inputs)
+            if stage.executable is None:
+                found: Sequence[Any] = [inputs[self.inputs.index(k)] for k in stage.needs if k not in step.sizes]
+            else:
+                result = stage.executable(*inputs)
+                found = result if isinstance(result, tuple) else (result,)
+            arrays = [np.array(v) for v in found]
+            key = tuple([(v.dtype.str, v.shape, v.tobytes()) for v in arrays])
+            following = step.then.get(key)
+            if following is None:
+                names = [k for k in stage.needs if k not in step.sizes]
+                known = step.known | step.sizes | dict(zip(names, arrays, strict=True))
+                following = self._step(shapes, known, step.then, key)
+            step = following
 
-    def _stage(self, known: dict[str, Array], given: dict[str, Any]) -> _Stage:
-        """The stage that follows from what is known."""
+    def _step(self, shapes: tuple[tuple[int, ...], ...], known: dict[str, Array], into: dict[Any, _Step], key: Any) -> _Step:
+        """The step that follows from what is known, entered into the steps after another."""
+        with self._lock:
+            given = dict(zip(self.inputs, shapes, strict=True))
+            stage = self._stage(known, given)
+            made = into[key] = _Step(stage, known, {} if stage.executable is not None else _sizes(stage, given))
+            self._steps += 1
+            if self._steps > _KEPT:  # what they lead to is kept in `_made`, or made again
+                self._first.clear()
+                self._steps = 0
+            return made
+
+    def _stage(self, known: dict[str, Array], given: dict[str, tuple[int, ...]]) -> _Stage:
+        """The stage that follows from what is known, for arguments of these shapes."""
         # a named size is at least 1: arguments without elements are compiled for by their shape
-        unshaped = self.model.unshaped()
-        shapes = {n: np.shape(x) for n, x in given.items() if n in unshaped or 0 in np.shape(x)}
+        shapes = {n: shape for n, shape in given.items() if n in self._unshaped or 0 in shape}
         numbers = tuple((k, v.dtype.str, v.shape, v.tobytes()) for k, v in sorted(known.items()))
         key = (numbers, tuple(shapes.items()))
-        with self._lock:
-            found = self._made.get(key)
-            if found is None:
-                made = self.model.stage(known, shapes)
-                at_hand = bool(made.needs) and all(k in given or k.startswith(SIZE) for k in made.needs)
-                found = _Stage(made.graph, made.needs, None if at_hand else self._compile(made.graph))
-                while len(self._made) >= _KEPT:
-                    self._made.pop(next(iter(self._made)))
-                self._made[key] = found
-            return found
+        found = self._made.get(key)
+        if found is None:
+            made = self.model.stage(known, shapes)
+            at_hand = bool(made.needs) and all(k in given or k.startswith(SIZE) for k in made.needs)
+            found = _Stage(made.graph, made.needs, None if at_hand else self._compile(made.graph))
+            while len(self._made) >= _KEPT:
+                self._made.pop(next(iter(self._made)))
+            self._made[key] = found
+        return found
 
     def programs(self) -> Sequence[Executable]:
         """The programs made so far, in order."""

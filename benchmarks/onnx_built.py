@@ -67,15 +67,17 @@ MODELS: Final[dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]]] = {
 def export(name: str, path: Path) -> None:
     """Writes a model as ONNX."""
     torch.manual_seed(0)
-    model, inputs = MODELS[name]()
+    write(*MODELS[name](), path)
+
+
+def write(model: nn.Module, inputs: dict[str, Any], path: Path) -> None:
+    """A model of transformers as ONNX, its weights scaled before."""
     calibrate(model, inputs)
     whole = _First(model.eval(), tuple(inputs))
+    options: dict[str, Any] = {"opset_version": 18, "dynamo": True, "external_data": False, "verbose": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            whole, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=["output"], opset_version=18,
-            dynamo=True, external_data=False, verbose=False,
-        )  # fmt: skip
+        torch.onnx.export(whole, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=["output"], **options)
 
 
 def calibrate(model: nn.Module, inputs: dict[str, Any]) -> None:

@@ -22,7 +22,27 @@ class Partition:
                 self._sources[u].append(i)
         self.group = list(range(n))
         self.members: dict[int, set[int]] = {i: {i} for i in range(n)}
-        self._rank = list(range(n))  # of a group; users of a group have higher ones
+        self._rank = self._places()  # of a group; users of a group have higher ones
+
+    def _places(self) -> list[int]:
+        """A topological order in which a node stands close to its users: the deepest operand first, the others right before the
+        node. With the operands' own order, the steps of a long chain would come after all branches that join it."""
+        n = len(self.users)
+        depth = [0] * n
+        for i, sources in enumerate(self._sources):
+            depth[i] = 1 + max((depth[s] for s in sources), default=-1)
+        places, count, seen = [0] * n, 0, [False] * n
+        for end in sorted((i for i in range(n) if not self.users[i]), key=depth.__getitem__):
+            stack = [(end, False)]
+            while stack:
+                i, done = stack.pop()
+                if done:
+                    places[i], count = count, count + 1
+                elif not seen[i]:
+                    seen[i] = True
+                    stack.append((i, True))
+                    stack += ((s, False) for s in sorted(self._sources[i], key=depth.__getitem__) if not seen[s])
+        return places
 
     def can_merge(self, a: int, b: int) -> bool:
         """Whether two groups may become one: no path between them runs through a third."""

@@ -30,6 +30,7 @@ from .contract import Context, Pass
 from .contract_form import spec_of
 from .facts import Facts, derived
 from .rewrite import Miss, Outcome, Rule, apply_rules, rule
+from .whole_numbers import whole
 from .winograd_gradient import choose_gradient, gradient_of, rewrite_gradient
 from .winograd_parts import (
     CACHED,
@@ -206,6 +207,8 @@ def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:
             return Miss("not of f32", node)
         if ctx.target is None:
             return Miss("no target is given", node)
+        if all(whole(i, facts) for i in node.inputs):
+            return Miss("it sums integers, which is exact as it stands", node)
         conv = convolution_of(spec)
         if conv is None:
             return _gradient(node, spec, ctx.target)

@@ -134,11 +134,14 @@ def dynamic_quantize(n: Call) -> tuple[Tensor, ...]:
 # --- products -------------------------------------------------------------------------------------------------------
 
 
-def _wide(terms: Dim, *operands: Tensor) -> DType:
-    """The float in which sums of so many products of centred operands are exact. A centred 8-bit integer is below 256."""
+def _wide(terms: Dim, *operands: tuple[Tensor, Tensor | None]) -> DType:
+    """The float in which sums of so many products of centred operands (with their zero points) are exact."""
     most = 1.0
-    for t in operands:
-        most *= 2.0**t.dtype.bits
+    for t, zero in operands:
+        # of 8 bits: below 256 when centred, and at most 128 of signed ones whose zero point is 0
+        literal = None if zero is None else zero.node.attrs.get("value")
+        as_it_is = zero is None or (literal is not None and not literal.array.any())
+        most *= 2.0 ** (t.dtype.bits - (as_it_is and t.dtype.kind == "int"))
     return f32 if isinstance(terms, int) and most * terms <= _EXACT else f64
 
 
@@ -154,7 +157,7 @@ def _rows(t: Tensor | None, a: Tensor) -> Tensor | None:
 
 def integer_matmul(a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero: Tensor | None) -> Tensor:
     """(a - a_zero) @ (b - b_zero) exactly, in f32 or f64."""
-    wide = _wide(a.shape[-1], a, b)
+    wide = _wide(a.shape[-1], (a, a_zero), (b, b_zero))
     return matmul(centred(a, _rows(a_zero, a), wide), centred(b, b_zero, wide))
 
 
@@ -174,7 +177,7 @@ def qlinear_matmul(n: Call) -> Tensor:
 def _integer_conv(n: Call, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None, bias: Tensor | None) -> Tensor:
     kernel = kernel_of(n, w)
     strides, dilations, pads = windows(n, x, kernel)
-    wide = _wide(product(w.shape[1:]), x, w)
+    wide = _wide(product(w.shape[1:]), (x, x_zero), (w, w_zero))
     if w_zero is not None and w_zero.ndim == 1 and w_zero.shape[0] != 1:
         w_zero = reshape(w_zero, (-1, *(1,) * (w.ndim - 1)))
     groups = n.integer("group", 1)
