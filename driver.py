@@ -28,9 +28,9 @@ from .ir.errors import CompileError, InputError
 from .ir.graph import Graph
 from .ir.graphs import specialize
 from .ir.memory import Rematerialisation
-from .ir.program import CALL_PATH, Program
+from .ir.program import CALL_PATH, PLACEMENT, Program
 from .ir.target import Target
-from .runtime import artifact, host, threads
+from .runtime import artifact, host, placement, threads
 from .runtime.cache import DiskCache, Key, default_folder, source_digest
 from .runtime.compiled import Compiled, PassRecord, Text
 from .runtime.executable import Executable
@@ -264,6 +264,8 @@ def build(
         raise InputError("tune= measures on this machine, without a memory budget: " + (reason or "drop one of the two"))
     options = _Options(memory_budget or 0, precision or PRECISIONS[0], float(tune or 0))
     compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options)
+    if not reason:
+        placement.offer(functools.partial(_kept, PLACEMENT, _placement, chosen, now))
     return Executable(
         graph,
         compiler,
@@ -275,22 +277,32 @@ def build(
         unflatten=unflatten,
         not_runnable=reason,
         shares=shares,
-        call_path=functools.partial(_call_path, chosen, now),
+        call_path=functools.partial(_kept, CALL_PATH, _call_path, chosen, now),
     )
 
 
-def _call_path(target: Target, now: Flags) -> tuple[bytes, str]:
-    """Object code and name of the function that makes calls direct, from the cache or made now."""
-    name = f"call path {target} {compiler_digest()} {llvm_version()}"
+def _kept(name: str, make: Callable[[Target], bytes], target: Target, now: Flags) -> tuple[bytes, str]:
+    """Object code that is the same for all programs, and its function's name, from the cache or made now."""
+    key = f"{name} {target} {compiler_digest()} {llvm_version()}"
     cache = cache_of(now)
-    code = None if cache is None else cache.kept(name)
+    code = None if cache is None else cache.kept(key)
     if code is None:
-        from .codegen.llvm.callpath import call_path
-
-        code = call_path(target)
+        code = make(target)
         if cache is not None:
-            cache.keep(name, code)
-    return code, CALL_PATH
+            cache.keep(key, code)
+    return code, name
+
+
+def _call_path(target: Target) -> bytes:
+    from .codegen.llvm.callpath import call_path
+
+    return call_path(target)
+
+
+def _placement(target: Target) -> bytes:
+    from .codegen.llvm.placement import placement
+
+    return placement(target)
 
 
 def load(

@@ -80,6 +80,15 @@ class Program:
 
 
 CALL_PATH: Final = "tw_call"  # the function of the direct call path
+PLACEMENT: Final = "tw_placement"  # the function that gives the fork which keeps workers off the caller's core
+PLACEMENT_CALLS: Final = (
+    "GOMP_parallel",
+    "omp_get_thread_num",
+    "sched_getcpu",
+    "sched_setaffinity",
+    "sched_getaffinity",
+    "gettid",
+)
 
 
 class CallTable:

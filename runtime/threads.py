@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from ..ir.errors import InputError
-from . import openmp
+from . import openmp, placement
 
 
 def affinity() -> int:
@@ -111,7 +111,7 @@ def context(threads: int) -> Context:
         if found is None:
             fork = 0
             if threads > 1:
-                fork = openmp.runtime().fork
+                fork = placement.fork()
                 if not openmp.runtime().survives_fork:
                     _to_tame.append(threads)
             found = _contexts[threads] = Context(threads, None, fork, None)
