@@ -95,7 +95,7 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int, precisio
     facts = {c: {k: p.facts[k] for k in COLUMNS if k in p.facts} for c, p in running.items()}
     own = running[OURS].facts
     return row | {
-        **limits(row, about, threads, precision, bool(own["winograd"])),
+        **limits(row, about, threads, precision, own["flops"]),
         "precision": precision,
         "busy_elsewhere": others,
         "max_rel_error": errors.pop(OURS),
@@ -111,13 +111,13 @@ def measure(name: str, peers: Sequence[str], threads: int, rounds: int, precisio
     }
 
 
-def limits(row: Row, about: Mapping[str, Any], threads: int, precision: str, winograd: bool) -> Row:
-    """Where the row stands below the roofline, and whether it stands above."""
+def limits(row: Row, about: Mapping[str, Any], threads: int, precision: str, done: int) -> Row:
+    """Where the row stands below the roofline, and whether it stands above. `done`: the operations of the compiled kernels."""
     line = roofline(about["flops"], about["bytes"], host(), threads, precision)
-    if line.ms > row["ours_ms"] and not winograd:
+    least = min(1.0, done / about["flops"]) if line.bound == "compute" else 1.0  # of the direct arithmetic
+    if least * line.ms > row["ours_ms"]:
         line = min(line, again(about["flops"], about["bytes"], host(), threads, precision), key=lambda r: r.ms)
     fraction = line.ms / row["ours_ms"]
-    effective = winograd and fraction > 1 and line.bound == "compute"
     return {
         "flops": about["flops"],
         "bytes": about["bytes"],
@@ -125,8 +125,8 @@ def limits(row: Row, about: Mapping[str, Any], threads: int, precision: str, win
         "peak_gflops": line.gflops,
         "peak_gbps": line.gbps,
         "fraction_of_peak": fraction,
-        "effective": effective,
-        "benchmark_error": fraction > ROUNDING and not effective,
+        "effective": fraction > 1 and least < 1,
+        "benchmark_error": least * fraction > ROUNDING,
     }
 
 

@@ -139,20 +139,21 @@ def test_figures_that_cannot_be_are_errors(changed: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize(
-    ("bound", "winograd", "ms", "error", "effective"),
+    ("bound", "done", "ms", "error", "effective"),
     [
-        ("compute", False, 2.0, False, False),
-        ("compute", False, 0.5, True, False),
-        ("compute", True, 0.5, False, True),
-        ("memory", True, 0.5, True, False),
+        ("compute", 1.1e6, 2.0, False, False),
+        ("compute", 1.1e6, 0.5, True, False),
+        ("compute", 0.4e6, 0.5, False, True),
+        ("compute", 0.4e6, 0.3, True, True),
+        ("memory", 0.4e6, 0.5, True, False),
     ],
 )
-def test_only_winograd_may_be_above_the_roofline(
-    monkeypatch: Any, bound: str, winograd: bool, ms: float, error: bool, effective: bool
+def test_only_a_method_with_less_arithmetic_may_be_above_the_roofline(
+    monkeypatch: Any, bound: str, done: float, ms: float, error: bool, effective: bool
 ) -> None:
     for name in ("roofline", "again"):
         monkeypatch.setattr(inference, name, lambda *_: roofline.Roofline(1.0, bound, 200.0, 50.0))
-    found = inference.limits({"ours_ms": ms}, {"flops": 10**6, "bytes": 10**6}, 2, "f32", winograd)
+    found = inference.limits({"ours_ms": ms}, {"flops": 10**6, "bytes": 10**6}, 2, "f32", int(done))
     assert (found["benchmark_error"], found["effective"]) == (error, effective)
     assert found["fraction_of_peak"] == pytest.approx(1.0 / ms)
 

@@ -22,7 +22,7 @@ def enter(task: Task) -> Callable[[], Entry]:
         facts = {
             "peak_bytes": exe.peak_bytes,
             "kernels": len(kernels),
-            "winograd": sorted({k.name for k in kernels if "winograd" in f"{k.name} {k.note}".lower()}),
+            "flops": sum(k.flops for k in kernels),
         }
         if task.single:
             out = task.like_outputs()
