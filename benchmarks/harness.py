@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from tensorwright.benchmarks.priority import quiet  # noqa: F401 (what is timed here asks for it)
 from tensorwright.codegen.llvm import Emitted, emit
+from tensorwright.codegen.llvm.placement import placement as placement_code
 from tensorwright.codegen.loop_ir import Module
 from tensorwright.codegen.plan import EntryPlan, Step
 from tensorwright.ir.dtypes import as_dtype
+from tensorwright.ir.program import PLACEMENT
 from tensorwright.ir.target import Target
+from tensorwright.runtime import placement
 from tensorwright.runtime.buffers import empty
 from tensorwright.runtime.native import NativeProgram
 from tensorwright.runtime.threads import context
@@ -30,6 +33,7 @@ def aligned(array: Array, align: int = 4096) -> Array:
 
 def compiled(module: Module, kernel: str, target: Target) -> Emitted:
     """The module with an entry that calls one kernel, its i-th buffer in slot i."""
+    placement.offer(lambda: (placement_code(target), PLACEMENT))  # as a compiled model's threads are placed
     count = len(module[kernel].buffers)
     return emit(module, EntryPlan("bench", (Step(kernel, tuple((i, 0) for i in range(count))),)), target)
 
