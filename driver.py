@@ -8,22 +8,21 @@ Passes, code generator and LLVM's optimiser are imported only where there is som
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import inspect
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 
+from .ir.collector import no_collection
 from .ir.errors import CompileError, InputError
 from .ir.graph import Graph
 from .ir.graphs import specialize
@@ -31,7 +30,7 @@ from .ir.memory import Rematerialisation
 from .ir.program import CALL_PATH, PLACEMENT, Program
 from .ir.target import Target
 from .runtime import artifact, host, placement, threads
-from .runtime.cache import DiskCache, Key, default_folder, source_digest
+from .runtime.cache import DiskCache, Key, default_folder, source_digest, source_stamp
 from .runtime.compiled import Compiled, PassRecord, Text
 from .runtime.executable import Executable
 from .runtime.native import llvm_version, release_compiler
@@ -39,13 +38,17 @@ from .settings import Flags, flags
 
 if TYPE_CHECKING:
     from .frontend.onnx.model import Model
+    from .generic import GenericCompiler
     from .passes.contract import PassResult
     from .staged import StagedExecutable
 
 _ROOT: Final = Path(__file__).resolve().parent
+_COMPILER: Final = ("ir", "passes", "codegen", "driver.py", "generic.py")
 _CODE_STAGES: Final = ("loops", "llvm", "asm")
 _WINOGRAD: Final = "winograd"  # the pass, and the choice to do without it
 PRECISIONS: Final = ("f32", "bf16")
+DYNAMIC: Final = ("specialise", "generic")
+_KEPT: Final = 256 * 1024 * 1024  # bytes of memory for other sizes that a program for every size keeps
 
 
 @overload
@@ -61,6 +64,7 @@ def compile(
     precision: str | None = None,
     winograd: bool | None = None,
     tune: float | None = None,
+    dynamic: str | None = None,
 ) -> Executable | StagedExecutable: ...
 @overload
 def compile(
@@ -77,6 +81,7 @@ def compile(
     precision: str | None = None,
     winograd: bool | None = None,
     tune: float | None = None,
+    dynamic: str | None = None,
 ) -> Executable: ...
 def compile(
     fn: Callable[..., Any] | Graph | Model,
@@ -92,6 +97,7 @@ def compile(
     precision: str | None = None,
     winograd: bool | None = None,
     tune: float | None = None,
+    dynamic: str | None = None,
 ) -> Executable | StagedExecutable:
     """An Executable of a function of Tensors or a Module, for arguments like `specs`; or of a Graph.
 
@@ -112,10 +118,13 @@ def compile(
     tune        about how many seconds to spend on measuring what the cost models rank best, where the cache has no result of
                 that yet. Sums may be cut otherwise then, so that last bits differ from those without tune=, but not from run
                 to run or by the number of threads
+    dynamic     what happens to named sizes: 'specialise' (the default) compiles for each size that comes, when it comes;
+                'generic' compiles one program now that serves every size, and nothing later. It is slower than one made for
+                its sizes, and not for training, loops, sorts, bf16 products or memory budgets: CompileError names such nodes
 
     Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
     """
-    with _no_collection():
+    with no_collection():
         return _compile(
             fn,
             *specs,
@@ -130,6 +139,7 @@ def compile(
             precision=precision,
             winograd=winograd,
             tune=tune,
+            dynamic=dynamic,
         )
 
 
@@ -147,6 +157,7 @@ def _compile(
     precision: str | None,
     winograd: bool | None,
     tune: float | None,
+    dynamic: str | None,
 ) -> Executable | StagedExecutable:
     now = flags()
     changes: dict[str, Any] = {"threads": threads, "validate": validate, "dump": None if dump is None else str(dump)}
@@ -170,7 +181,7 @@ def _compile(
             from .staged import staged
 
             options: dict[str, Any] = {"target": target, "now": now, "memory_budget": memory_budget, "precision": precision}
-            options["tune"] = tune
+            options |= {"tune": tune, "dynamic": dynamic}
             return staged(fn, lambda g: build(g, g.weights, **options))
         if parameters is not None:
             raise InputError("parameters= belongs to a Graph; a Module brings its own weights")
@@ -192,6 +203,7 @@ def _compile(
         memory_budget=memory_budget,
         precision=precision,
         tune=tune,
+        dynamic=dynamic,
     )
 
 
@@ -235,11 +247,12 @@ def build(
     memory_budget: int | None = None,
     precision: str | None = None,
     tune: float | None = None,
+    dynamic: str | None = None,
 ) -> Executable:
     """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`.
 
-    `shares` is another Executable whose weights and state (by name) it works on. `memory_budget`, `precision` and
-    `tune` are as for `compile`.
+    `shares` is another Executable whose weights and state (by name) it works on. `memory_budget`, `precision`,
+    `tune` and `dynamic` are as for `compile`.
     """
     if memory_budget is not None and (type(memory_budget) is not int or memory_budget < 1):
         raise InputError(f"memory_budget is a number of bytes of at least 1, got {memory_budget!r}")
@@ -263,7 +276,20 @@ def build(
     if tune and (reason or memory_budget):
         raise InputError("tune= measures on this machine, without a memory budget: " + (reason or "drop one of the two"))
     options = _Options(memory_budget or 0, precision or PRECISIONS[0], float(tune or 0))
-    compiler = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options)
+    every: GenericCompiler | None = None
+    one = _Compiler(graph, purpose, chosen, count, bool(parameters), now, options)
+    compiler: Callable[[Mapping[str, int]], Compiled] = one
+    if dynamic not in (None, *DYNAMIC):
+        raise InputError(f"dynamic is one of {', '.join(map(repr, DYNAMIC))}, got {dynamic!r}")
+    if dynamic == "generic" and any(i.tensor.symbols for i in graph.inputs):
+        if purpose != "inference" or options != _Options():
+            raise InputError("dynamic='generic' is for inference in f32, without memory_budget= and tune=")
+        from .generic import GenericCompiler
+
+        key = one.key({})
+        key = replace(key, flags=(*key.flags, ("dynamic", dynamic)))
+        compiler = every = GenericCompiler(graph, chosen, count, bool(parameters), now, cache_of(now), key)
+        every.make()
     if not reason:
         placement.offer(functools.partial(_kept, PLACEMENT, _placement, chosen, now))
     return Executable(
@@ -272,12 +298,13 @@ def build(
         parameters,
         threads=count,
         peak=functools.partial(measured_peak, chosen),
-        save=_save,
+        save=functools.partial(_save, dynamic or DYNAMIC[0]),
         flatten=flatten,
         unflatten=unflatten,
         not_runnable=reason,
         shares=shares,
         call_path=functools.partial(_kept, CALL_PATH, _call_path, chosen, now),
+        keep_bytes=_KEPT if every is not None else 0,
     )
 
 
@@ -306,20 +333,28 @@ def _placement(target: Target) -> bytes:
 
 
 def load(
-    path: str | Path, *, target: str | Target | None = None, threads: int | None = None, cache: bool | None = None
+    path: str | Path,
+    *,
+    target: str | Target | None = None,
+    threads: int | None = None,
+    cache: bool | None = None,
+    dynamic: str | None = None,
 ) -> Executable:
     """The Executable of a model that `exe.save` wrote, compiled for this machine or taken from its cache.
 
+    `dynamic` is as for `compile`, and as it was when the file was written unless it is given.
     Raises ArtifactError for a file that is damaged or contradicts itself, CompileError, OSError.
     """
     found = artifact.load(path)
-    return compile(found.graph, parameters=found.parameters, target=target, threads=threads, cache=cache)
+    asked = found.remarks.get("dynamic") if dynamic is None else dynamic
+    how = asked if asked in DYNAMIC or dynamic is not None else None  # a remark is anyone's text
+    return compile(found.graph, parameters=found.parameters, target=target, threads=threads, cache=cache, dynamic=how)
 
 
-def _save(exe: Executable, path: str | Path) -> None:
+def _save(dynamic: str, exe: Executable, path: str | Path) -> None:
     from . import __version__
 
-    artifact.save(path, exe.graph, exe.parameters, {"tensorwright": __version__})
+    artifact.save(path, exe.graph, exe.parameters, {"tensorwright": __version__, "dynamic": dynamic})
 
 
 def measured_peak(target: Target, count: int) -> float:
@@ -346,19 +381,10 @@ def cache_of(now: Flags) -> DiskCache | None:
 @functools.cache
 def compiler_digest() -> str:
     """A hash of the source that decides what code a graph becomes, and numpy's version, which folds constants."""
-    return f"{source_digest(_ROOT, ('ir', 'passes', 'codegen', 'driver.py'))} numpy {np.__version__}"
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pauses the garbage collector: a compilation makes some 100,000 small objects without cycles, and drops few of them."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+    cache = cache_of(flags())
+    read = functools.partial(source_digest, _ROOT, _COMPILER)  # takes 5 ms; to look at dates takes 1
+    digest = read() if cache is None else cache.source(source_stamp(_ROOT, _COMPILER), read)
+    return f"{digest} numpy {np.__version__}"
 
 
 @dataclass(frozen=True)
@@ -423,7 +449,7 @@ class _Compiler:
         return replace(found, texts=texts, seconds=time.perf_counter() - start)
 
     def _make(self, sizes: Mapping[str, int], tuned: Mapping[str, int] | None = None) -> Compiled:
-        with _no_collection():
+        with no_collection():
             if self.asked.tune and tuned is None:
                 return self._searched(sizes)
             return self._compiled(sizes, tuned or {})

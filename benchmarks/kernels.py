@@ -23,10 +23,11 @@ from tensorwright.ir import ops as _ops  # noqa: F401  registers the records
 from tensorwright.ir.build import input_node
 from tensorwright.ir.contraction import Contraction, strided_view
 from tensorwright.ir.dims import as_int
-from tensorwright.ir.dtypes import f32
+from tensorwright.ir.dtypes import DType, as_dtype, f32, i8
 from tensorwright.ir.graph import Node
 from tensorwright.ir.lowering import Contract
 from tensorwright.ir.op import make
+from tensorwright.ir.ops.contract import pack
 from tensorwright.ir.target import Target
 from tensorwright.ir.types import TensorType
 from tensorwright.runtime.host import cpu_name, resolve
@@ -105,6 +106,8 @@ def layers() -> list[Kernel]:
 
 
 def _packed(b: Array, spec: Contraction, panel: int) -> Array:
+    if b.dtype == np.int8:
+        return pack(b, spec, panel, 4)
     order = tuple(x for kind in ("batch", "n", "k") for x in spec.of_kind(kind))
     view = strided_view(b, spec.b, order)
     batch = tuple(as_int(x.extent) for x in spec.of_kind("batch"))
@@ -134,21 +137,26 @@ class Prepared:
     native: Native
     error: float
     bytes: int
+    dtype: DType = f32
 
 
-def prepare(kernel: Kernel, target: Target, check: bool = True) -> Prepared:
-    """Compiles a kernel, runs it once and compares it with f64."""
+def prepare(kernel: Kernel, target: Target, check: bool = True, dtype: DType = f32) -> Prepared:
+    """Compiles a kernel, runs it once and compares it with f64. With `dtype` i8 it multiplies u8 by i8, and gives i32."""
     rng = np.random.default_rng(1)
-    a, b = (rng.standard_normal(s, dtype=np.float32) for s in (kernel.a, kernel.b))
+    octets = dtype is i8
+    if octets:
+        a, b = rng.integers(0, 256, kernel.a, np.uint8), rng.integers(-128, 128, kernel.b, np.int8)
+    else:
+        a, b = (rng.standard_normal(s, dtype=np.float32) for s in (kernel.a, kernel.b))
     spec = kernel.spec
-    panel = preferred_panel(spec, target) if kernel.weights else 0
+    panel = preferred_panel(spec, target, dtype) if kernel.weights else 0
     operand_b = b
     if panel:
-        operand_b, spec = _packed(b, spec, panel), spec.packed(panel, b.shape)
-    c = np.zeros([as_int(spec.axis(m.terms[0][0]).extent) for m in spec.c], np.float32)
+        operand_b, spec = _packed(b, spec, panel), spec.packed(panel, b.shape, 4 * octets)
+    c = np.zeros([as_int(spec.axis(m.terms[0][0]).extent) for m in spec.c], np.int32 if octets else np.float32)
 
     def operand(x: Array) -> Operand:
-        return Operand(f32, tuple(s // x.itemsize for s in x.strides), 64)
+        return Operand(as_dtype(x.dtype), tuple(s // x.itemsize for s in x.strides), 64)
 
     scheduled = schedule(spec, operand(a), operand(operand_b), operand(c), None, target, threads=2, name="kernel")
     module = Module(scheduled.kernels)
@@ -161,7 +169,7 @@ def prepare(kernel: Kernel, target: Target, check: bool = True) -> Prepared:
     if check:
         ref = _reference(kernel.spec, a, b)
         error = float(np.abs(arrays[2] - ref).max() / max(float(np.abs(ref).max()), 1e-30))
-    return Prepared(kernel, scheduled, native, error, sum(x.nbytes for x in (a, operand_b, c)))
+    return Prepared(kernel, scheduled, native, error, sum(x.nbytes for x in (a, operand_b, c)), dtype)
 
 
 def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target) -> dict[str, Any]:
@@ -174,7 +182,7 @@ def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target)
         "fastest_ms": best * 1e3,
         "gflops": flops / seconds / 1e9,
         "gbps": p.bytes / seconds / 1e9,
-        "fraction_of_peak": flops / seconds / (peak(target) * threads),
+        "fraction_of_peak": flops / seconds / (peak(target, p.dtype) * threads),
         "max_rel_error": p.error,
         "peers_ms": {},  # what is measured against here is the machine
         "best_peer": None,
@@ -184,8 +192,9 @@ def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target)
 
 
 def run(
-    threads: Sequence[int] = (1, 2), target: str | Target = "host", *, seconds: float = 0.4, names: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+    threads: Sequence[int] = (1, 2), target: str | Target = "host", *, seconds: float = 0.4, names: Sequence[str] = (),
+    dtype: DType = f32,
+) -> list[dict[str, Any]]:  # fmt: skip
     """One row per layer and thread count; `names` keeps the layers whose name holds one of them."""
     t = resolve(target)
     quiet()
@@ -193,7 +202,7 @@ def run(
     for kernel in layers():
         if names and not any(n in kernel.name for n in names):
             continue
-        p = prepare(kernel, t)
+        p = prepare(kernel, t, dtype=dtype)
         times = interleaved([lambda n=n, p=p: p.native(n) for n in threads], seconds)  # type: ignore[misc]
         row = {n: _row(p, n, median(x), min(x), t) for n, x in zip(threads, times, strict=True)}
         for n in threads:
@@ -299,6 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--target", action="append", help="a target row, or 'host' (default: host, then x86-64-v3 if it runs here)"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--precision", choices=("f32", "int8"), default="f32", help="int8: u8 by i8, added up in i32")
     parser.add_argument("--only", nargs="*", default=[], help="parts of layer names")
     parser.add_argument("--seconds", type=float, default=0.4, help="time for each measurement")
     parser.add_argument("--sweep", type=int, default=0, metavar="COUNT", help="also measure this many random shapes")
@@ -308,8 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     targets = given.target or (["host", "x86-64-v3"] if resolve("host").name == "x86-64-v4" else ["host"])
     for target in targets:
         t = resolve(target)
-        print(f"{t.name}: peak of one core {peak(t) / 1e9:.1f} GFLOP/s")
-        rows += run(given.threads, t, seconds=given.seconds, names=given.only)
+        dtype = i8 if given.precision == "int8" else f32
+        print(f"{t.name}: peak of one core {peak(t, dtype) / 1e9:.1f} {'GOP' if dtype is i8 else 'GFLOP'}/s")
+        rows += run(given.threads, t, seconds=given.seconds, names=given.only, dtype=dtype)
     print(table(rows))
     swept: list[dict[str, Any]] = []
     if given.sweep:

@@ -1,4 +1,4 @@
-"""The most multiply-adds a core of this machine does in a second: a loop over registers, built as loop IR like any kernel."""
+"""The most multiply-adds a core of this machine does in a second, of floats or of bytes (u8 by i8, for i8): a loop over registers, built as loop IR like any kernel."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 from tensorwright.codegen.loop_ir import Alloc, Buffer, For, Kernel, Let, Module, Stmt, Store, vector_variable
-from tensorwright.ir.dtypes import DType, f32
-from tensorwright.ir.expr import Expr, binary, const, fma, load, var
+from tensorwright.ir.dtypes import DType, f32, i8, i32
+from tensorwright.ir.expr import Expr, binary, const, fma, fma_integers, load, var
 from tensorwright.ir.target import Target
 
 from .harness import Native, aligned, compiled, interleaved
@@ -18,6 +18,9 @@ STEPS = 20_000
 
 def peak_kernel(target: Target, dtype: DType = f32) -> tuple[Module, int]:
     """A kernel whose inner loop is multiply-adds alone, on independent accumulators; and its number of operations."""
+    octets = dtype is i8  # products of u8 and i8, four at a time, added up in i32
+    if octets:
+        dtype = i32
     lanes = target.lanes(dtype.bits)
     count = min(16, target.registers - 2)
     source = Buffer("source", dtype, (2 * lanes,), align=64, writable=False)
@@ -36,20 +39,21 @@ def peak_kernel(target: Target, dtype: DType = f32) -> tuple[Module, int]:
     for _ in range(unroll):
         for i in range(count):
             # without fusing: an add and a multiply per accumulator, which is what such a kernel issues
-            value = fma(x, y, get(i)) if target.fma else binary("add", binary("mul", get(i), x), y)
+            value = fma_integers(x, y, get(i), "u8i8") if octets else fma(x, y, get(i)) if target.fma else binary("add", binary("mul", get(i), x), y)
             step.append(Store(acc, (const(i), const(0)), value))
     body.append(For(var("i"), const(0), const(STEPS), tuple(step)))
     total = get(0)
     for i in range(1, count):
         total = binary("add", total, get(i))
     body.append(Store(out, (const(0),), total))
-    return Module((Kernel("peak", (source, out), tuple(body)),)), STEPS * unroll * count * lanes * 2
+    return Module((Kernel("peak", (source, out), tuple(body)),)), STEPS * unroll * count * lanes * (8 if octets else 2)
 
 
 @functools.cache
 def peak(target: Target, dtype: DType = f32, seconds: float = 0.3) -> float:
     """Operations per second of one core on a target row; the best of many short runs."""
     module, flops = peak_kernel(target, dtype)
+    dtype = i32 if dtype is i8 else dtype
     lanes = target.lanes(dtype.bits)
     source = np.concatenate([np.full(lanes, 0.999), np.full(lanes, 1e-3)]).astype(dtype.numpy)
     native = Native(compiled(module, "peak", target), [aligned(source), aligned(np.zeros(lanes, dtype.numpy))])

@@ -29,6 +29,7 @@ class Accumulator:
     lanes: int
     units: int
     place: Expr | None = None
+    forgets: bool = False  # a maximum or minimum that may be any number where a value is NaN
 
     @property
     def held(self) -> DType:
@@ -74,7 +75,12 @@ class Accumulator:
             return [Store(self.where, at, select(wins, here, was)), Store(self.best, at, select(wins, new, old))]
         if spot.live is not None:
             new = select(spot.live, new, identity(self.kind, self.held, n))
-        return [Store(self.best, at, combine(self.kind, old, new))]
+        return [Store(self.best, at, self._combined(old, new))]
+
+    def _combined(self, a: Expr, b: Expr) -> Expr:
+        if not self.forgets:
+            return combine(self.kind, a, b)
+        return select(binary("lt", b, a) if self.kind == "max" else binary("lt", a, b), a, b)
 
     def _tree(self, buffer: Buffer) -> list[Expr]:
         return [load(buffer, (const(u), const(0)), buffer.dtype, lanes=self.lanes) for u in range(self.units)]
@@ -84,7 +90,7 @@ class Accumulator:
         values = self._tree(self.best)
         while len(values) > 1:
             half = len(values) // 2
-            paired = [combine(self.kind, a, b) for a, b in zip(values[:half], values[half : 2 * half], strict=True)]
+            paired = [self._combined(a, b) for a, b in zip(values[:half], values[half : 2 * half], strict=True)]
             values = paired + values[2 * half :]
         return values[0]
 
@@ -97,6 +103,8 @@ class Accumulator:
 
             top = reduce_lanes("max" if self.kind in ("sum", "max") else "min", cast(v, u8))
             return binary("ne", top, const(0, u8))
+        if self.forgets and v.lanes > 1:
+            return Expr(f"reduce_{self.kind}", (v,), v.dtype, 1, "forgets")
         return reduce_lanes({"sum": "add", "prod": "mul"}.get(self.kind, self.kind), v)
 
     def position(self) -> tuple[list[Stmt], Expr, Expr]:

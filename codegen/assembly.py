@@ -19,8 +19,9 @@ from ..ir.program import KernelInfo
 from ..ir.target import Target
 from ..ir.types import TensorType, TupleType
 from .contractions import lower_contraction
-from .control import Assembly, Control, join
+from .control import BYTES_PER_NS, FLOPS_PER_NS, Assembly, Control, join
 from .control_branch import lower_branch, lower_while
+from .control_chain import KernelControl, Source, chain
 from .control_loop import lower_loop
 from .groups import Lowered, body_name, immediate, is_constant, share_buffers
 from .loop_ir import Kernel
@@ -167,11 +168,11 @@ def contractions_of(graph: Graph, target: Target) -> dict[str, Graph]:
     pending = [graph]
     while pending:
         b = Builder(pending.pop(), target, 1)
-        for node in _needed(b)[0]:
+        for node in needed_of(b)[0]:
             if b.is_control(node):
                 pending += [g for g in node.attrs.values() if isinstance(g, Graph)]
                 continue
-            body, _, kind = _body(b, node)
+            body, _, kind = body_of(b, node)
             if (kind or _kind(b, body.outputs[0])) == "contraction":
                 alone = fused(body, body.inputs, kind) if kind else body.outputs[0]
                 outputs = [get(alone, k) for k in range(len(alone.type.items))] if isinstance(alone.type, TupleType) else [alone]
@@ -184,7 +185,7 @@ def contractions_of(graph: Graph, target: Target) -> dict[str, Graph]:
 
 def groups_of(b: Builder) -> list[Group]:
     """One group for each node that needs code, in a topological order."""
-    needed, used = _needed(b)
+    needed, used = needed_of(b)
     outside = {b.root((o, 0)) for o in b.graph.outputs}
     groups: list[Group] = []
     for node in b.graph.nodes():
@@ -196,7 +197,7 @@ def groups_of(b: Builder) -> list[Group]:
                 operands = tuple((i, 0) for i in node.inputs)
                 groups.append(Group(node, Graph((), ()), operands, results, _control(b, node, operands, results, outside)))
             continue
-        body, operands, kind = _body(b, node)
+        body, operands, kind = body_of(b, node)
         count = len(node.type.items) if isinstance(node.type, TupleType) else 1
         results = tuple((node, k) for k in range(count))
         if all(b.type(r).size == 0 for r in results):
@@ -254,12 +255,72 @@ def _sections(b: Builder, groups: list[Group]) -> list[Group]:
                 chosen.append(g)
                 before[id(g)] = mine
         if len(chosen) > 1:
+            done, chosen = _chained(b, done, chosen) if b.threads <= len(chosen) else (done, chosen)
+            first = chosen[0]
+            before |= {id(g): set() for g in chosen}
+            k = next(n for n, g in enumerate(done) if g is first) + 1
             parts = [g.lowered for g in chosen if isinstance(g.lowered, Control)]
             operands, results = [g.operands for g in chosen], [g.results for g in chosen]
             joined = join(parts, [len(o) for o in operands], [len(r) for r in results])
             one = Group(first.node, first.body, sum(operands, ()), sum(results, ()), joined)
             done = [one if g is first else g for g in done if id(g) not in before or g is first]
     return done
+
+
+def _chained(b: Builder, groups: list[Group], loops: list[Group]) -> tuple[list[Group], list[Group]]:
+    """The groups with each of the loops made one with the kernels whose results it alone reads, if all have about as much of it."""
+    writer = {r: g for g in groups for r in g.results}
+    users: dict[int, set[int]] = {}
+    for g in groups:
+        for v in g.operands:
+            for needed in (b.root(v), *b.waits(v)):
+                if needed in writer:
+                    users.setdefault(id(writer[needed]), set()).add(id(g))
+    outside = {b.root((o, 0)) for o in b.graph.outputs}
+
+    def own(loop: Group) -> list[Group]:
+        found = {id(g): g for v in loop.operands if (g := writer.get(b.root(v))) is not None and users[id(g)] == {id(loop)}}
+        return [
+            g
+            for g in found.values()
+            if not isinstance(g.lowered, Control) and outside.isdisjoint(g.results) and not any(b.waits(v) for v in g.operands)
+        ]
+
+    chains = [(*own(loop), loop) for loop in loops]
+    costs = [sum(max(c.flops / FLOPS_PER_NS, c.bytes / BYTES_PER_NS) for c in (node_cost(g.node) for g in x[:-1])) for x in chains]
+    if min(costs) == 0 or max(costs) > 1.1 * min(costs):
+        return groups, loops
+    made = [_chain(b, x) for x in chains]
+    inside = {id(g): one for x, one in zip(chains, made, strict=True) for g in x}
+    last = {id(x[-1]) for x in chains}
+    return [inside.get(id(g), g) for g in groups if id(g) not in inside or id(g) in last], made
+
+
+def _chain(b: Builder, members: Sequence[Group]) -> Group:
+    """Kernels and the loop that they are computed for as one group."""
+    results = tuple(r for g in members for r in g.results)
+    operands = tuple(dict.fromkeys(v for g in members for v in g.operands if b.root(v) not in results))
+    sources: list[list[Source]] = []
+    for g in members:
+        roots = [b.root(v) for v in g.operands]
+        places = zip(g.operands, roots, strict=True)
+        sources.append([(True, results.index(r)) if r in results else (False, operands.index(v)) for v, r in places])
+    parts = [g.lowered if isinstance(g.lowered, Control) else _as_part(b, g, g.lowered) for g in members]
+    joined = chain(parts, sources, [len(g.results) for g in members], len(operands))
+    return Group(members[-1].node, members[-1].body, operands, results, joined)
+
+
+def _as_part(b: Builder, g: Group, low: Lowered) -> Control:
+    cost = node_cost(g.node)
+
+    def binder(step: PlannedStep) -> PlanNode:
+        kernel, views = _bind(b, g, low, step)
+        return Step(kernel.name, views)
+
+    return KernelControl(
+        low.root.name, low.constants, low.workspace, frozenset(), low.parallel, low.note, cost.flops, cost.bytes,
+        tuple(n.op.name for n in g.body.nodes() if n.inputs), binder,
+    )  # fmt: skip
 
 
 def _before(b: Builder, writer: Mapping[Value, Group], g: Group) -> set[int]:
@@ -276,7 +337,7 @@ def _before(b: Builder, writer: Mapping[Value, Group], g: Group) -> set[int]:
     return seen
 
 
-def _needed(b: Builder) -> tuple[set[Node], dict[Node, set[int]]]:
+def needed_of(b: Builder) -> tuple[set[Node], dict[Node, set[int]]]:
     """The nodes that get a kernel (neither structural, nor views, nor constants folded into their users' code), and which of
     their results something needs."""
     inputs = set(b.graph.inputs)
@@ -346,7 +407,7 @@ def _align(b: Builder, value: Value, outside: set[Value]) -> int:
     return b.type(value).dtype.itemsize if external else 64
 
 
-def _body(b: Builder, node: Node) -> tuple[Graph, tuple[Value, ...], str]:
+def body_of(b: Builder, node: Node) -> tuple[Graph, tuple[Value, ...], str]:
     """A node as a body with inputs p0, p1, ...; constants that fill an operand are put into it."""
     given = node.attrs.get("body")
     inner: dict[Node, Node] = {}

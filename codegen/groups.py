@@ -94,6 +94,8 @@ def share_buffers(kernel: Kernel, pairs: dict[int, int]) -> Kernel:
     def rule(e: Expr, args: tuple[Expr, ...]) -> Expr | None:
         if e.op == "load" and e.attr[0] in stays:
             return Expr("load", args, e.dtype, e.lanes, (stays[e.attr[0]], e.attr[1]))
+        if e.op == "to_line" and e.attr in stays:
+            return Expr("to_line", (), e.dtype, 1, stays[e.attr])
         return None
 
     def put(e: Expr) -> Expr:

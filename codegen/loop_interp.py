@@ -146,6 +146,8 @@ class _Machine:
                 values[e] = frame.values[e]
             elif e.op == "load":
                 values[e] = self.load(frame, e, values)
+            elif e.op == "to_line":
+                values[e] = np.array([3], np.int64)  # as good as any: results must not depend on it
             else:
                 values[e] = apply(e, [values[a] for a in e.args])
         return values[root]

@@ -11,7 +11,8 @@
               | prefetch buffer[expr*] LEVEL              a hint: this element is wanted soon in L1 (1) or L2 (2)
               | barrier                                   all threads of a block (GPU)
 
-Expressions are those of `ir.expr`; `load` has a Buffer as its source. An index has one expression per dimension of the
+Expressions are those of `ir.expr`; `load` has a Buffer as its source, and `to_line(buffer)` is how many elements of a global buffer
+lie before the first whose address is a multiple of a line: known when the kernel runs, and what it stores must not depend on it. An index has one expression per dimension of the
 buffer; lanes run along the last dimension, so a vector access is contiguous where that stride is 1, else strided.
 
 Scopes: `global` memory a kernel gets as an argument; `local` an array on the thread's stack; `register` a small array
@@ -32,6 +33,7 @@ from typing import Final
 from ..ir.dtypes import DType
 from ..ir.expr import Expr
 
+LINE: Final = 64  # bytes; `to_line(buffer)`, an i64, is how many elements lie before the first at a multiple of it, in the run
 KINDS: Final = ("serial", "parallel", "unrolled", "vector", "block", "thread")
 SCOPES: Final = ("global", "local", "register", "shared")
 

@@ -367,6 +367,11 @@ class _Parser:
 
     def function(self, name: str) -> Expr:
         op, _, attr = name.partition(".")
+        if op == "to_line":
+            self.take("(")
+            b = self.known_buffer()
+            self.take(")")
+            return Expr(op, (), i64, 1, b)
         if op not in OPS:
             self.at -= 1
             self.fail(f"there is no operation {op}")
@@ -384,7 +389,7 @@ class _Parser:
                 args.append(self.expr())
         self.take(")")
         a = args[0]
-        count = 3 if op in ("fma", "select") else 2 if op in BINARY or op in COMPARE else 1
+        count = 3 if op in ("fma", "select") else 2 if op in BINARY or op in COMPARE or op == "shuffle" else 1
         if len(args) != count or (op in ("ramp", "broadcast") and lanes < 1):
             self.fail(f"{op} takes {count} operands, got {len(args)}")
         if dtype is not None:
@@ -395,9 +400,11 @@ class _Parser:
             self.operation("select", tuple(args[1:]))
             return Expr(op, tuple(args), args[1].dtype, args[1].lanes, attr or None)
         if op in REDUCE:
-            return Expr(op, (a,), a.dtype, 1)
+            return Expr(op, (a,), a.dtype, 1, attr or None)
         if op in UNARY:
-            return Expr(op, (a,), a.dtype, a.lanes)
+            return Expr(op, (a,), a.dtype, a.lanes, attr or None)
+        if op == "shuffle":
+            return Expr(op, tuple(args), a.dtype, a.lanes, attr)
         if op == "fma":
             return Expr(op, tuple(args), args[2].dtype, args[2].lanes, attr or None)
         return self.operation(op, tuple(args))

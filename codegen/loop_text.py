@@ -86,6 +86,8 @@ class _Statement:
             return f"{self._operand(a, least)} {sign} {self._operand(b, rank + 1)}", rank
         if e.op in ("cast", "bitcast"):
             return f"{e.op}({e.dtype.name}, {self(e.args[0])})", _ATOM
+        if e.op == "to_line":
+            return f"to_line({e.attr.name})", _ATOM
         if e.op in ("ramp", "broadcast"):
             return f"{e.op}({self(e.args[0])}, {e.lanes})", _ATOM
         name = e.op if e.attr is None else f"{e.op}.{e.attr}"

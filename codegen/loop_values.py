@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir.dtypes import DType, bf16, bool_, f16, f32, f64
 from ..ir.errors import CompileError
-from ..ir.expr import COMPARE, REDUCE, Expr
+from ..ir.expr import COMPARE, INTEGER_FACTORS, REDUCE, Expr, picks
 
 Array = np.ndarray[Any, Any]
 
@@ -155,6 +155,14 @@ def _dot_bf16(a: Array, b: Array, c: Array) -> Array:
     return total
 
 
+def _dot_integers(factors: str, a: Array, b: Array, c: Array) -> Array:
+    """c and the products of the four bytes, or two i16, in each i32 of a and b, modulo 2^32."""
+    kinds = [np.int16, np.int16] if factors == "i16" else [np.int8 if factors[k : k + 2] == "i8" else np.uint8 for k in (0, 2)]
+    parts = (np.ascontiguousarray(v).view(kind).astype(np.int64) for v, kind in zip((a, b), kinds, strict=True))
+    x, y = (v.reshape(*c.shape, -1) for v in parts)
+    return np.asarray((c.astype(np.int64) + (x * y).sum(-1)).astype(np.int32))
+
+
 def apply(e: Expr, args: Sequence[Array]) -> Array:
     """The value of one operation (not var, load, or a math function) from the values of its args."""
     d, op = e.dtype, e.op
@@ -166,6 +174,8 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
             return _COMPARE[op](args[0], args[1])
         if op == "fma" and e.attr == "bf16":
             return _dot_bf16(*args)
+        if op == "fma" and e.attr in INTEGER_FACTORS:
+            return _dot_integers(e.attr, *args)
         if op == "fma":
             if d is f64:
                 return _fma64(*args)
@@ -180,6 +190,8 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
             return np.asarray((args[0] + np.arange(e.lanes).astype(d.numpy)).astype(d.numpy))
         if op == "broadcast":
             return np.repeat(args[0], e.lanes)
+        if op == "shuffle":
+            return np.concatenate(args)[list(picks(e.attr, e.lanes))]
         if op == "scale":
             return np.ldexp(args[0].astype(np.longdouble), np.nan_to_num(args[1]).astype(np.int32)).astype(d.numpy)
         if op == "table":

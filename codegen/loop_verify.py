@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from ..ir.dtypes import bool_, i64
-from ..ir.errors import VerifyError
-from ..ir.expr import BINARY, COMPARE, MATH, REDUCE, UNARY, Expr, postorder, var
+from ..ir.dtypes import bool_, i32, i64
+from ..ir.errors import DTypeError, VerifyError
+from ..ir.expr import BINARY, COMPARE, INTEGER_FACTORS, MATH, REDUCE, UNARY, Expr, picks, postorder, var
 from .linear import Linear, free_variables, linear
 from .loop_ir import (
     KINDS,
@@ -76,6 +76,10 @@ class _Verifier:
                 if not isinstance(b, Buffer):
                     self.fail(f"a load reads {b!r}, which is not a buffer")
                 self.visible(b, scope)
+            elif e.op == "to_line":
+                if not isinstance(e.attr, Buffer) or e.attr.scope != "global" or e.dtype is not i64 or e.lanes != 1:
+                    self.fail(f"to_line takes a global buffer to an i64, not {e.attr!r} to {e.dtype}")
+                self.visible(e.attr, scope)
             if e not in self.typed:
                 self.types(e)
                 self.typed.add(e)
@@ -87,7 +91,7 @@ class _Verifier:
         lanes, dtypes = {a.lanes for a in args}, {a.dtype for a in args}
         if e.lanes < 1:
             self.fail(f"{op} has {e.lanes} lanes")
-        if op in ("const", "var"):
+        if op in ("const", "var", "to_line"):
             return
         if op == "load":
             b, rank = e.attr
@@ -105,6 +109,13 @@ class _Verifier:
         elif op in ("ramp", "broadcast"):
             if len(args) != 1 or lanes != {1} or dtypes != {e.dtype}:
                 self.fail(f"{op} takes a scalar of its dtype")
+        elif op == "shuffle":
+            try:
+                fits = len(args) == 2 and lanes == {e.lanes} and dtypes == {e.dtype} and len(picks(e.attr, e.lanes)) == e.lanes
+            except DTypeError:
+                fits = False
+            if not fits:
+                self.fail(f"shuffle.{e.attr} -> {e.dtype} of {e.lanes} lanes from {[(a.dtype.name, a.lanes) for a in args]}")
         elif op == "select":
             if (
                 len(args) != 3
@@ -124,7 +135,10 @@ class _Verifier:
             result = bool_ if op in COMPARE else next(iter(dtypes), None)
             if len(args) != count or len(dtypes) != 1 or lanes != {e.lanes} or result is not e.dtype:
                 self.fail(f"{op} -> {e.dtype} of {e.lanes} lanes from {[(a.dtype.name, a.lanes) for a in args]}")
-            if (op in MATH or op in ("div", "fma", "pow", "sqrt")) and not args[0].dtype.is_float:
+            if op == "fma" and e.attr in INTEGER_FACTORS:
+                if e.dtype is not i32:
+                    self.fail(f"fma.{e.attr} of {e.dtype}; it takes i32, four bytes or two i16 in each")
+            elif (op in MATH or op in ("div", "fma", "pow", "sqrt")) and not args[0].dtype.is_float:
                 self.fail(f"{op} of {args[0].dtype}; it takes floats")
 
     def indices(self, b: Buffer, index: tuple[Expr, ...], mask: Expr | None, lanes: int) -> None:

@@ -20,8 +20,19 @@ from ..ir.graph import Graph
 from ..ir.target import Target
 from .groups import Body, Lowered, body_name, cost, flat_index, lanes_for, lowered, static_shape, unflatten
 from .loop_ir import Alloc, Buffer, For, Let, Stmt, Store
-from .nests import Axis, Piece, VectorLoop, has_masks, parallel_nest, parallel_vector, store_piece, unit_axes
+from .nests import (
+    Axis,
+    Piece,
+    VectorLoop,
+    has_masks,
+    parallel_lines,
+    parallel_nest,
+    parallel_vector,
+    store_piece,
+    unit_axes,
+)
 from .simplify_index import Simplifier, linear_roots
+from .transpose import Transposing
 
 MAX_BOXES: Final = 32
 MAX_PIECES: Final = 512
@@ -355,9 +366,21 @@ def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: b
     strides = [stride_along(box, i, axis.var) for _, i, _ in box.stores]
     piece = store_piece(stores, axis.var, strides, numbers, nontemporal=nontemporal)
     if not outer:
+        if nontemporal and len(box.stores) == 1 and box.stores[0][1] is axis.var:
+            lines = parallel_lines(axis, loop, piece, nanoseconds, lets, box.stores[0][0])
+            if lines is not None:
+                return lines, True
         return parallel_vector(axis, loop, piece, nanoseconds, lets)
-    partner = _tile_partner(box, axis, outer)
+    partner = _tile_partner(box, axis, outer, min(lanes, TILE))
     if partner is None:
+        return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
+    far = [e for e in loads_of(box.stores) if (stride_along(box, e.args[0], axis.var) or 0) > 1]
+    near = all(stride_along(box, e.args[0], partner.var) == 1 for e in far) and all(s == 1 for s in strides)
+    blocks = Transposing(box.stores, far, lanes, axis, partner, numbers)
+    if near and (tail == "mask" or axis.extent % lanes == 0) and blocks.possible:
+        number = Axis(var(f"{partner.var.attr}_block"), -(-partner.extent // lanes))
+        return parallel_nest([a for a in outer if a is not partner] + [number], blocks.along(number.var), nanoseconds)
+    if min(axis.extent, partner.extent) <= TILE:
         return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
     piece = store_piece(box.stores, axis.var, strides, numbers, nontemporal=False)
     copies, near = _staged(box, axis, partner, numbers)
@@ -384,13 +407,13 @@ def hoist(
     return [Let(n, a) for a, n in names.items()], tuple((b, i, substitute(value, names, memo)) for b, i, value in stores)
 
 
-def _tile_partner(box: Box, axis: Axis, outer: Sequence[Axis]) -> Axis | None:
-    """The axis along which an access that jumps along `axis` is contiguous: both must be walked in tiles."""
+def _tile_partner(box: Box, axis: Axis, outer: Sequence[Axis], least: int) -> Axis | None:
+    """The axis along which an access that jumps along `axis` is contiguous, both of some length: they must be walked in tiles."""
     indices = [e.args[0] for e in loads_of(box.stores)] + [i for _, i, _ in box.stores]
     for index in indices:
         if (stride_along(box, index, axis.var) or 0) > 1:
             for b in outer:
-                if stride_along(box, index, b.var) == 1 and b.extent > TILE and axis.extent > TILE:
+                if stride_along(box, index, b.var) == 1 and min(b.extent, axis.extent) >= least:
                     return b
     return None
 

@@ -6,13 +6,13 @@ A nest runs over a box of axes. `parallel_nest` cuts it into chunks whose bounds
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..ir.dtypes import DType, i32, i64
-from ..ir.expr import Expr, binary, broadcast, const, minimum, postorder, ramp, substitute, var
+from ..ir.expr import Expr, binary, broadcast, cast, const, minimum, postorder, ramp, substitute, var
 from ..ir.target import Target
-from .loop_ir import Buffer, For, Let, Stmt, Store, vector_variable
+from .loop_ir import LINE, Buffer, For, Let, Stmt, Store, vector_variable
 from .vectorize import vectorize
 
 PARALLEL_NS: Final = 50_000  # a fork and join costs up to 50 microseconds when the workers sleep
@@ -241,6 +241,52 @@ def parallel_vector(
     rest = Axis(axis.var, axis.start + axis.extent - done, done)
     after = [*lets, *loop.over(rest, piece)] if rest.extent else []
     return [For(p, const(0), const(chunks), (*lets, body), "parallel"), *after], True
+
+
+def parallel_lines(
+    axis: Axis, loop: VectorLoop, piece: Piece, nanoseconds: float, lets: Sequence[Stmt], stored: Buffer
+) -> list[Stmt] | None:
+    """As `parallel_vector`, for one contiguous store of `stored` at the axis' own index: its vectors begin where lines do.
+
+    A streaming store of part of a line costs as much as one of the whole, and an array may begin anywhere in a line (numpy's large
+    ones begin 16 bytes into one). None where there is nothing to share, or the target has no masks.
+    """
+    line = LINE // stored.dtype.itemsize
+    step = loop.lanes * loop.unroll
+    block = max(int(axis.extent * CHUNK_NS / max(nanoseconds, 1.0)) // step * step, step)
+    if loop.tail != "mask" or line % loop.lanes or axis.start or nanoseconds < PARALLEL_NS or axis.extent < 2 * block + line:
+        return None
+    lanes, lead = loop.lanes, var(f"{axis.var.attr}_lead")
+    first_line = Let(lead, Expr("to_line", (), i64, 1, stored))
+    chunks = (axis.extent - line) // block
+    p = var(f"{axis.var.attr}_chunk")
+    first = binary("mul", p, block)
+
+    def shifted(spot: Spot) -> Sequence[Stmt]:
+        return piece(replace(spot, position=binary("add", spot.position, lead)))
+
+    def masked(position: Expr, before: Expr) -> Sequence[Stmt]:
+        """The lanes from a position on that lie before another one."""
+        count = cast(binary("sub", before, position), i32)
+        mask = binary("lt", ramp(const(0, i32), lanes), broadcast(count, lanes))
+        return piece(Spot(position, lanes, 0, mask, mask))
+
+    body = For(axis.var, first, binary("add", first, block), tuple(loop.step(axis.var, shifted)), "serial", step)
+    head = [s for k in range(0, line, lanes) for s in masked(const(k), lead)]
+    done = chunks * block
+    whole = (axis.extent - done - line) // lanes * lanes
+    rest = For(axis.var, const(done), const(done + whole), tuple(shifted(Spot(axis.var, lanes))), "serial", lanes)
+    last = [
+        s for k in range(done + whole, axis.extent, lanes) for s in masked(binary("add", lead, k), const(axis.extent))
+    ]
+    return [
+        For(p, const(0), const(chunks), (first_line, *lets, body), "parallel"),
+        first_line,
+        *lets,
+        *head,
+        *([rest] if whole else []),
+        *last,
+    ]
 
 
 def share(values: Sequence[Expr], numbers: Iterator[int]) -> tuple[list[Stmt], list[Expr]]:

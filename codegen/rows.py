@@ -23,15 +23,12 @@ from .groups import Body, Lowered, body_name, cost, flat_index, is_constant, lan
 from .loop_ir import Alloc, Buffer, If, Let, Prefetch, Stmt, Store, vector_variable
 from .maps import BYTES_PER_NS, CYCLE_NS, Box, merge_axes, ranges_of, stride_along
 from .nests import Axis, Spot, VectorLoop, has_masks, nest, parallel_nest, share, unit_axes, widen
+from .row_maximum import Code, Item, use_maximum
 from .simplify_index import Simplifier
 
 KEEP_COST: Final = 8  # instructions above which a value is kept rather than computed again
 SCRATCH_BYTES: Final = 128 * 1024
 
-
-Item = tuple[Buffer, Expr, Expr]  # what is stored: buffer, flat index, value
-# The code of one pass: scalars of the row to compute before it, stores per column, reductions, stores per row after it.
-Code = tuple[list[tuple[Expr, Expr]], list[Item], list[Accumulator], list[Item]]
 
 
 @dataclass
@@ -223,7 +220,8 @@ def lower_rows(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
         state.saved.update(p.saves)
         for n, acc in zip(p.reduces, accumulators, strict=True):
             state.scalars[n] = var(f"{acc.name}", n.dtype)
-    return _emit(state, plans, name, lanes, columns)
+    results = [bool(p.outputs) for p in passes]
+    return _emit(state, use_maximum(plans, results), name, lanes, columns)
 
 
 def _places(state: _Lowering, passes: Sequence[Pass], place: Expr) -> None:
@@ -285,8 +283,7 @@ def _emit(
         statements += [Let(v, put(e)) for v, e in lets]
         done = [(b, put(i), put(v)) for b, i, v in stores]
         accs = [
-            Accumulator(a.name, a.kind, put(a.value), a.dtype, a.lanes, a.units, None if a.place is None else put(a.place))
-            for a in accs
+            replace(a, value=put(a.value), place=None if a.place is None else put(a.place)) for a in accs
         ]
         for a in accs:
             statements += a.start()

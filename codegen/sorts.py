@@ -95,7 +95,7 @@ class _Level:
         a_key, b_key = (var(f"{word}{k}", self.keys.dtype) for word in ("a_key", "b_key"))
         from_b = var(f"from_b{k}", const(True, "bool").dtype)
         left_a, left_b = binary("lt", a, a_end), binary("lt", b, b_end)
-        wins = binary("and", left_b, binary("or", logical_not(left_a), self._before(b_key, a_key)))
+        wins = binary("and", left_b, binary("or", logical_not(left_a), before(b_key, a_key, self.descending)))
         source = binary("add", self.start, select(from_b, b_safe, a_safe))
         target = binary("add", binary("add", self.start, base), m)
         step: list[Stmt] = [
@@ -120,15 +120,16 @@ class _Level:
         ]
         return [For(run, const(0), const(-(-n // (2 * w))), tuple(body))]
 
-    def _before(self, b: Expr, a: Expr) -> Expr:
-        """Whether b comes strictly before a."""
-        if a.dtype.name == "bool":
-            return binary("and", b, logical_not(a)) if self.descending else binary("and", a, logical_not(b))
-        wins = binary("lt", a, b) if self.descending else binary("lt", b, a)
-        if not a.dtype.is_float:
-            return wins
-        x, y = (b, a) if self.descending else (a, b)  # x is NaN and y is not
-        return binary("or", wins, binary("and", binary("ne", x, x), binary("eq", y, y)))
+
+def before(b: Expr, a: Expr, descending: bool) -> Expr:
+    """Whether b comes strictly before a."""
+    if a.dtype.name == "bool":
+        return binary("and", b, logical_not(a)) if descending else binary("and", a, logical_not(b))
+    wins = binary("lt", a, b) if descending else binary("lt", b, a)
+    if not a.dtype.is_float:
+        return wins
+    x, y = (b, a) if descending else (a, b)  # x is NaN and y is not
+    return binary("or", wins, binary("and", binary("ne", x, x), binary("eq", y, y)))
 
 
 __all__ = ["lower_sort"]

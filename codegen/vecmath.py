@@ -51,7 +51,7 @@ def expand(e: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
         stack.pop()
         args = tuple(done[a] for a in x.args)
         if x.op in MATH or x.op == "pow":
-            done[x] = _expanded(x.op, x.dtype, args)
+            done[x] = _expanded(x.op, x.dtype, args, x.attr)
         elif all(a is b for a, b in zip(args, x.args, strict=True)):
             done[x] = x
         else:
@@ -59,11 +59,14 @@ def expand(e: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
     return done[e]
 
 
-def _expanded(op: str, dtype: DType, args: tuple[Expr, ...]) -> Expr:
+def _expanded(op: str, dtype: DType, args: tuple[Expr, ...], known: str | None) -> Expr:
+    """`known` of an exp is 'nonpositive' where its argument is known not to be positive: the same bits, without a limit."""
     if dtype in (f16, bf16):
-        return cast(_expanded(op, f32, tuple(cast(a, f32) for a in args)), dtype)
+        return cast(_expanded(op, f32, tuple(cast(a, f32) for a in args), known), dtype)
     if dtype is not f32 and dtype is not f64:
         raise CompileError(f"{op} of {dtype} has no compiled form; cast to f32 around it")
     home = vecmath_f64 if dtype is f64 else vecmath_f32
+    if op == "exp":
+        return home.exp(args[0], nonpositive=known == "nonpositive")
     expanded: Expr = getattr(home, "power" if op == "pow" else op)(*args)
     return expanded

@@ -61,8 +61,9 @@ def _exp_reduced(x: Expr) -> tuple[Expr, Expr, Expr]:
     return n, r, _horner(r, _EXP)
 
 
-def exp(x: Expr) -> Expr:
-    n, r, q = _exp_reduced(minimum(number(710.0, x), maximum(number(-750.0, x), x)))
+def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
+    limited = maximum(number(-750.0, x), x)
+    n, r, q = _exp_reduced(limited if nonpositive else minimum(number(710.0, x), limited))
     return scale(number(1.0, x) + (r + r * r * q), n)
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..ir.dims import Dim
@@ -40,8 +41,13 @@ def user_location() -> Location | None:
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None:
         return None
-    file, line = frame.f_code.co_filename, frame.f_lineno
-    return Location(file, line, linecache.getline(file, line, frame.f_globals).strip())
+    place = frame.f_code, frame.f_lineno
+    known = _local.stack[-1].places if _local.stack else {}
+    found = known.get(place)
+    if found is None:
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        found = known[place] = Location(file, line, linecache.getline(file, line, frame.f_globals).strip())
+    return found
 
 
 def error(kind: type[E], message: str, **operands: object) -> E:
@@ -87,6 +93,7 @@ class Trace:
         self.no_key = ""  # why there is none at this place
         self.drew_random = False  # whether the key was asked for
         self.class_numbers: dict[Node, tuple[Dim, int | None]] = {}  # see note_class_numbers
+        self.places: dict[tuple[CodeType, int], Location] = {}  # lines that nodes were made at
         self._names: dict[int, str] = {}  # id(parameter) -> input name
         self._values: dict[int, Node] = {}  # id(parameter) -> its current value
         self._alive: list[object] = []  # keeps what is known by id from being freed and its id from being reused
@@ -120,9 +127,10 @@ class Trace:
 
     def declare_module(self, prefix: str, module: Owner) -> None:
         """Names the parameters and submodules of a Module by their paths after a prefix."""
-        for path, part in module.named_modules(prefix):
+        modules, parameters = module.named_parts(prefix)
+        for path, part in modules:
             self.module_path(part, path)
-        for path, p in (*module.named_parameters(prefix), *module.named_buffers(prefix)):
+        for path, p in sorted(parameters, key=lambda found: found[1].is_buffer):  # buffers come last
             self.declare(path, p)
 
     def declared(self) -> list[str]:

@@ -118,7 +118,7 @@ def as_tensor(value: object, dtype: DType | None = None, what: str = "operand") 
     """A Tensor as it is; an array or number as a constant (Python float: f32, int: i64). Raises TraceError for others."""
     if isinstance(value, Value):
         node = value.node
-        return wrap(node) if dtype is None or node.dtype is dtype else cast(value, dtype)
+        return wrap(node) if dtype is None or node.tensor.dtype is dtype else cast(value, dtype)
     if isinstance(value, DimExpr):
         return _size(value, dtype or i64)
     if is_weak(value):
@@ -233,6 +233,9 @@ def show(shape: Sequence[Dim]) -> str:
 
 def broadcast(what: str, *values: object, dtype: DType | None = None, names: Sequence[str] = ()) -> list[Tensor]:
     """Operands brought to one dtype (their common one, or the one given) and one shape."""
+    types = [v.type for v in values if isinstance(v, Value)]
+    if len(types) == len(values) and types.count(types[0]) == len(types) and dtype in (None, types[0].dtype):
+        return [wrap(v.node) for v in values if isinstance(v, Value)]  # the usual case
     given = [v if is_weak(v) else as_tensor(v, what=f"an operand of {what}") for v in values]
     common = dtype or promote(*given)
     tensors = [as_tensor(v, common, what) for v in given]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..ir.dims import Dim, product
-from ..ir.dtypes import bool_
+from ..ir.dtypes import bool_, i8, u8
 from ..ir.errors import AttributeValueError, DTypeError, ShapeError
 from .context import error
 from .core import TensorLike, Value, apply, as_tensor, cast, promote, show
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     """The matrix product a @ b over the last two dimensions; the others broadcast. Vectors are taken as in numpy.
 
+    Of i8 and u8, also one of each, the sums are i32, modulo 2^32.
+
     Raises ShapeError when the inner dimensions differ, with the transposition that would fit if there is one.
     """
     x, y = as_tensor(a, what="left operand of matmul"), as_tensor(b, what="right operand of matmul")
-    common = promote(x, y)
+    octets = x.dtype in (i8, u8) and y.dtype in (i8, u8)
+    common = x.dtype if octets else promote(x, y)
     if common is bool_:
         raise error(DTypeError, "matmul of bools; use .astype() first", left=x, right=y)
     if x.ndim == 0 or y.ndim == 0:
@@ -31,7 +34,7 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     inner = x.shape[-1], y.shape[-2] if y.ndim > 1 else y.shape[0]
     if inner[0] != inner[1]:
         raise error(ShapeError, f"matmul: {_misfit(x, y, *inner)}", left=x, right=y)
-    x, y = cast(x, common), cast(y, common)
+    x, y = cast(x, common), y if octets else cast(y, common)
     row, column = x.ndim == 1, y.ndim == 1
     x = expand_dims(x, 0) if row else x
     y = expand_dims(y, 1) if column else y

@@ -81,6 +81,12 @@ class Module(Owner):
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all inside, each once, with its path."""
+        yield from self.named_parts(prefix)[0]
+
+    def named_parts(self, prefix: str = "") -> tuple[list[tuple[str, Module]], list[tuple[str, Parameter]]]:
+        """What `named_modules` gives, and all parameters and buffers in the order of attributes, in one walk."""
+        modules: list[tuple[str, Module]] = []
+        parameters: list[tuple[str, Parameter]] = []
         seen: set[int] = set()
         stack: list[tuple[str, Module]] = [(prefix, self)]
         while stack:
@@ -88,21 +94,23 @@ class Module(Owner):
             if id(m) in seen:
                 continue
             seen.add(id(m))
-            yield path, m
-            inner = [(_join(path, n), v) for n, v in m.named_children() if isinstance(v, Module)]
+            modules.append((path, m))
+            inner: list[tuple[str, Module]] = []
+            for name, value in m.named_children():
+                if isinstance(value, Module):
+                    inner.append((_join(path, name), value))
+                elif id(value) not in seen:
+                    seen.add(id(value))
+                    parameters.append((_join(path, name), value))
             stack += reversed(inner)
+        return modules, parameters
 
     def modules(self) -> Iterator[Module]:
         """This module and all inside."""
         return (m for _, m in self.named_modules())
 
     def _named(self, prefix: str, buffers: bool) -> Iterator[tuple[str, Parameter]]:
-        seen: set[int] = set()
-        for path, m in self.named_modules(prefix):
-            for name, value in m.named_children():
-                if isinstance(value, Parameter) and value.is_buffer == buffers and id(value) not in seen:
-                    seen.add(id(value))
-                    yield _join(path, name), value
+        yield from ((path, p) for path, p in self.named_parts(prefix)[1] if p.is_buffer == buffers)
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Parameters with their paths ('layers.0.weight'), each once (a shared one under its first path)."""

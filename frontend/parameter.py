@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.dtypes import as_dtype
+from ..ir.dims import Shape
+from ..ir.dtypes import DType, as_dtype
 from ..ir.errors import DTypeError, ShapeError
 from ..ir.graph import Node
 from ..ir.types import TensorType
@@ -44,6 +45,14 @@ class Parameter(Tensor):
     @property
     def type(self) -> TensorType:
         return TensorType(as_dtype(self._data.dtype), self._data.shape)
+
+    @property
+    def shape(self) -> Shape:
+        return self._data.shape
+
+    @property
+    def dtype(self) -> DType:
+        return as_dtype(self._data.dtype)
 
     @property
     def data(self) -> Array:
@@ -88,6 +97,9 @@ class Owner:
     """What holds parameters: the part of `Module` that tracing knows."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def named_parts(self, prefix: str = "") -> tuple[list[tuple[str, Any]], list[tuple[str, Parameter]]]:
         raise NotImplementedError
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from ..ir.dims import Dim, product
+from ..ir.dims import Dim, Shape, product
+from ..ir.dtypes import DType
 from ..ir.errors import ShapeError, TraceError
 from ..ir.graph import Node
 from . import elementwise, linalg, movement, reductions
@@ -35,6 +36,15 @@ class Tensor(Value):
     @property
     def node(self) -> Node:
         return self._node
+
+    @property
+    def shape(self) -> Shape:
+        """A tuple of ints, and of dimension expressions where the size is symbolic."""
+        return self._node.tensor.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self._node.tensor.dtype
 
     @property
     def size(self) -> Dim:

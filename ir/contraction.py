@@ -59,8 +59,9 @@ class Contraction:
 
     `panel` > 0 says that B comes packed: its shape is (*batch extents, ceil(N / panel), K, panel), N and K the products
     of the n and k extents in axis order, zero beyond N; `b` then still gives the maps of the unpacked operand, and
-    `b_shape` its shape. With `pairs` two steps of the reduction stand side by side, (*batch, ceil(N / panel), K / 2, panel, 2):
-    so a dot product of pairs reads them. The last k axis then is of even extent.
+    `b_shape` its shape. With `pairs` so many steps of the reduction stand side by side, (*batch, ceil(N / panel), K / 2, panel,
+    2) or with 4 in place of 2: so a dot product of pairs of 16-bit floats, or of four bytes, reads them. The extent of the last
+    k axis then is a multiple.
 
     `groups` > 1 says that the columns of the one n axis, whole panels of them, come in so many equal groups, of which something
     joins column by column: the gates of a recurrent cell. A panel then holds panel / groups columns of every group, one group
@@ -73,7 +74,7 @@ class Contraction:
     c: tuple[Affine, ...]
     panel: int = 0
     b_shape: tuple[Dim, ...] = ()
-    pairs: bool = False
+    pairs: int = 0
     groups: int = 0
 
     def of_kind(self, kind: str) -> tuple[Axis, ...]:
@@ -115,13 +116,13 @@ class Contraction:
         made = replace(self, axes=tuple(axes), b=tuple(map(put, self.b)), c=tuple(map(put, self.c)), groups=0)
         return made, new[1]
 
-    def packed(self, panel: int, b_shape: tuple[Dim, ...], pairs: bool = False) -> Contraction:
+    def packed(self, panel: int, b_shape: tuple[Dim, ...], pairs: int = 0) -> Contraction:
         return replace(self, panel=panel, b_shape=b_shape, pairs=pairs)
 
     def packed_shape(self, panel: int) -> tuple[Dim, ...]:
         """Shape of B in panels. B must have every batch axis."""
         n, k = self.size("n"), self.size("k")
-        steps: tuple[Dim, ...] = (k // 2, panel, 2) if self.pairs else (k, panel)
+        steps: tuple[Dim, ...] = (k // self.pairs, panel, self.pairs) if self.pairs else (k, panel)
         return (*(x.extent for x in self.of_kind("batch")), (n + panel - 1) // panel, *steps)
 
 

@@ -12,13 +12,16 @@ Operations (`op`), with `a`, `b`, `c` the args:
     and or xor shl shr        of integers or (not the shifts) booleans; a shift count outside [0, bits) gives 0
     lt le eq ne               -> bool; comparisons with NaN are false, but ne is true
     neg abs not               sqrt floor ceil round (half to even) trunc
-    exp log log1p expm1 sin cos tanh erf sigmoid pow              see codegen/vecmath for the error bounds
+    exp log log1p expm1 sin cos tanh erf sigmoid pow              see codegen/vecmath for the error bounds; attr of an exp may be
+                              "nonpositive": its argument is known not to be positive
     fma                       a * b + c, rounded once
     select                    b where a else c (both sides are evaluated: an index must be in range on both)
     cast                      to `dtype`; float to int saturates and NaN gives 0; int to narrower int wraps
     bitcast                   same bits, other dtype of the same size
     ramp                      a, a + 1, ... a + lanes - 1           broadcast   a in every lane
-    reduce_add reduce_mul reduce_max reduce_min                   vector -> scalar, in a fixed halving tree
+    shuffle                   lanes of two vectors, of as many lanes as one of them; attr: which (`picks`)
+    reduce_add reduce_mul reduce_max reduce_min                   vector -> scalar, in a fixed halving tree; attr of the latter two may
+                              be "forgets": if a lane is NaN, any of the others may come out
 
 A load whose mask is false yields zero and does not touch memory.
 """
@@ -31,6 +34,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from .dims import Dim, DimExpr, Symbol
 from .dtypes import DType, as_dtype, bool_, f32, i64
 from .errors import DTypeError
 
@@ -39,7 +43,12 @@ COMPARE: Final = frozenset({"lt", "le", "eq", "ne"})
 MATH: Final = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "erf", "sigmoid"})
 UNARY: Final = frozenset({"neg", "abs", "not", "sqrt", "floor", "ceil", "round", "trunc"}) | MATH
 REDUCE: Final = frozenset({"reduce_add", "reduce_mul", "reduce_max", "reduce_min"})
-OPS: Final = BINARY | COMPARE | UNARY | REDUCE | {"const", "var", "load", "fma", "select", "cast", "bitcast", "ramp", "broadcast"}
+SIZE: Final = "size."  # what the variable of a named size is called by: 'size.N'
+BYTE_FACTORS: Final = ("u8i8", "i8u8", "i8i8", "u8u8")
+INTEGER_FACTORS: Final = (*BYTE_FACTORS, "i16")
+SHUFFLES: Final = ("low", "high", "even", "odd")
+MOVES: Final = frozenset({"cast", "bitcast", "ramp", "broadcast", "shuffle"})
+OPS: Final = BINARY | COMPARE | UNARY | REDUCE | MOVES | {"const", "var", "load", "fma", "select"}
 
 _interned: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
 _known: Final[Callable[[tuple[object, ...]], Callable[[], Expr | None] | None]] = vars(_interned)["data"].get
@@ -191,13 +200,35 @@ def var(name: str, dtype: DType = i64) -> Expr:
     return Expr("var", (), dtype, 1, name)
 
 
-def lift(value: ExprLike, like: Expr | None = None) -> Expr:
-    """A Python number as a constant of `like`'s dtype and lanes (i64 or f32 without); an Expr as it is."""
+def lift(value: ExprLike | DimExpr, like: Expr | None = None) -> Expr:
+    """A Python number as a constant of `like`'s dtype and lanes (i64 or f32 without); an Expr as it is; a symbolic dimension
+    as the i64 that it is when the sizes are known."""
     if isinstance(value, Expr):
         return value
+    if isinstance(value, DimExpr):
+        return _dimension(value)
     if like is not None:
         return const(value, like.dtype, like.lanes)
     return const(value, bool_ if isinstance(value, bool) else i64 if isinstance(value, int) else f32)
+
+
+def _dimension(value: Dim) -> Expr:
+    """A dimension over the variables of its named sizes."""
+    if isinstance(value, int):
+        return const(value)
+    total: Expr | None = None
+    for monomial, coefficient in value.terms:
+        part: Expr = const(coefficient)
+        for atom in monomial:
+            if isinstance(atom, Symbol):
+                factor = var(SIZE + atom.name)
+            else:
+                op = "floordiv" if atom.op == "//" else "mod"
+                factor = binary(op, _dimension(atom.numerator), _dimension(atom.denominator))
+            part = binary("mul", part, factor)
+        total = part if total is None else binary("add", total, part)
+    assert total is not None
+    return total
 
 
 def _pair(a: ExprLike, b: ExprLike) -> tuple[Expr, Expr]:
@@ -328,6 +359,15 @@ def fma_bf16(a: Expr, b: Expr, c: Expr) -> Expr:
     return Expr("fma", tuple(broadcast(x, lanes) for x in (a, b, c)), c.dtype, lanes, "bf16")
 
 
+def fma_integers(a: Expr, b: Expr, c: Expr, factors: str) -> Expr:
+    """c + a0 * b0 + a1 * b1 + ... modulo 2^32, where each i32 lane of a and b holds four bytes or two i16 (a0 the lowest).
+
+    It is `fma` with the attribute `factors`, one of INTEGER_FACTORS: i16, or which of the two operands' bytes are signed.
+    """
+    lanes = max(a.lanes, b.lanes, c.lanes)
+    return Expr("fma", tuple(broadcast(x, lanes) for x in (a, b, c)), c.dtype, lanes, factors)
+
+
 def cast(a: Expr, dtype: object) -> Expr:
     """a converted to dtype; saturates from float to integer, with NaN becoming 0."""
     d = as_dtype(dtype)
@@ -367,6 +407,32 @@ def broadcast(a: Expr, lanes: int) -> Expr:
     if a.is_const:
         return const(a.attr, a.dtype, lanes)
     return Expr("broadcast", (a,), a.dtype, lanes)
+
+
+def picks(pattern: str, lanes: int) -> tuple[int, ...]:
+    """Which lanes of a, followed by those of b, a shuffle takes: `pattern` is one of SHUFFLES and the lanes w of a block.
+
+    low: of blocks of w lanes, each by itself: the lower halves of a and b in turn, a0 b0 a1 b1 ...; high: the upper halves.
+    even: whole blocks, those of a with even numbers and then those of b; odd: those with odd numbers.
+    Raises DTypeError for another pattern, or blocks that do not fill the lanes.
+    """
+    kind = pattern.rstrip("0123456789")
+    w = int(pattern[len(kind) :] or 0)
+    if kind not in SHUFFLES or w < 1 or lanes % (w if kind in ("low", "high") else 2 * w) or (w % 2 and kind in ("low", "high")):
+        raise DTypeError(f"shuffle {pattern} of {lanes} lanes: expected one of {', '.join(SHUFFLES)} and the lanes of a block")
+    if kind in ("low", "high"):
+        first = 0 if kind == "low" else w // 2
+        return tuple(k + first + j + n for k in range(0, lanes, w) for j in range(w // 2) for n in (0, lanes))
+    start = 0 if kind == "even" else w
+    return tuple(n + k + j for n in (0, lanes) for k in range(start, lanes, 2 * w) for j in range(w))
+
+
+def shuffle(a: Expr, b: Expr, pattern: str) -> Expr:
+    """Lanes of a and b by `picks`. Raises DTypeError where they differ in type, or the pattern does not fit."""
+    if a.dtype is not b.dtype or a.lanes != b.lanes:
+        raise DTypeError(f"shuffle of {a.dtype} with {a.lanes} lanes and {b.dtype} with {b.lanes}")
+    picks(pattern, a.lanes)
+    return Expr("shuffle", (a, b), a.dtype, a.lanes, pattern)
 
 
 def reduce_lanes(op: str, a: Expr) -> Expr:

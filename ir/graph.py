@@ -11,6 +11,7 @@ such, a `Literal` (an array by content), a `Contraction`, or a Graph (the body o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 import weakref
@@ -134,9 +135,10 @@ class Node:
     @property
     def tensor(self) -> TensorType:
         """The type of a single-output node. Raises VerifyError for a node with several outputs."""
-        if isinstance(self.type, TupleType):
+        found = self.type
+        if found.__class__ is TupleType:
             raise VerifyError(f"{self.op.name} has {len(self.type.items)} outputs; take one with a get node")
-        return self.type
+        return found  # type: ignore[return-value]
 
     @property
     def shape(self) -> tuple[Dim, ...]:
@@ -216,11 +218,20 @@ class Graph:
 
     def nodes(self) -> list[Node]:
         """All nodes in a fixed topological order: the inputs first, then what the outputs need."""
-        return list(postorder((*self.inputs, *self.outputs)))
+        return list(self._order)
+
+    @functools.cached_property
+    def _order(self) -> tuple[Node, ...]:
+        return tuple(postorder((*self.inputs, *self.outputs)))
+
+    @functools.cached_property
+    def ops(self) -> frozenset[Op]:
+        """The records of its nodes."""
+        return frozenset(n.op for n in self._order)
 
     def users(self) -> dict[Node, list[Node]]:
         """For each node, the nodes that take it as an input (outputs of the graph are not counted)."""
-        table: dict[Node, list[Node]] = {n: [] for n in self.nodes()}
+        table: dict[Node, list[Node]] = {n: [] for n in self._order}
         for n in table:
             for i in dict.fromkeys(n.inputs):
                 table[i].append(n)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .collector import no_collection
 from .contraction import Axis, Contraction
 from .dims import Dim, DimExpr, Symbol, evaluate, symbols
 from .errors import InputError, ShapeError
@@ -130,6 +131,11 @@ def specialize(graph: Graph, sizes: Mapping[str, Dim]) -> Graph:
 
     Raises ShapeError if an op refuses the sizes. The graph itself if it mentions none of the names.
     """
+    with no_collection():
+        return _specialized(graph, sizes)
+
+
+def _specialized(graph: Graph, sizes: Mapping[str, Dim]) -> Graph:
     done: dict[Node, Node] = {}
     labels: dict[Node, Label] = {}
     for node in postorder((*graph.inputs, *graph.outputs)):

@@ -134,10 +134,10 @@ def register(op: Op) -> Op:
 
 def lookup(name: str) -> Op:
     """The record called `name`. Raises AttributeValueError, with the nearest names, when there is none."""
-    import difflib
-
     found = REGISTRY.get(name)
     if found is None:
+        import difflib
+
         near = ", ".join(difflib.get_close_matches(name, REGISTRY)) or "see tensorwright.ir.op.REGISTRY"
         raise AttributeValueError(f"there is no op {name!r}; did you mean: {near}?")
     return found

@@ -57,6 +57,7 @@ class Program:
 
     `aliases` are (output, input) pairs that share a buffer: the runtime passes the input's address for the output.
     `output_align` are (output, bytes): what the address of an output must be a multiple of (an element's size, for others).
+    `places` are offsets in the arena whose addresses follow the arena's own in `buffers` (a program for every size has them).
     `arena_bytes` is all the memory a run needs besides arguments and constants; `align` its alignment; `use` says what fills it.
     """
 
@@ -72,6 +73,7 @@ class Program:
     align: int = 64
     output_align: tuple[tuple[int, int], ...] = ()
     use: ArenaUse = field(default_factory=ArenaUse)
+    places: tuple[int, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
 
     @property

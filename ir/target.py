@@ -15,6 +15,7 @@ class Target:
     vector_bits    widest vector register used          registers     how many of them
     fma            whether a fused multiply-add is one instruction (else it is emulated: slow but to the bit)
     bf16           whether two products of bf16 are added to an f32 in one instruction (AVX512_BF16)
+    vnni           whether four products of u8 and i8 are added to an i32 in one instruction (AVX512_VNNI, or AVX-VNNI)
     l1, l2, l3     data cache a core can use            l1_ways       associativity of L1
     """
 
@@ -31,6 +32,7 @@ class Target:
     l3: int = 32 * 1024 * 1024
     line: int = 64
     bf16: bool = False
+    vnni: bool = False
 
     def lanes(self, bits: int) -> int:
         """Elements of `bits` bits in one register."""
@@ -59,6 +61,12 @@ def row(name: str) -> Target:
 def with_bf16(target: Target) -> Target:
     """The row x86-64-v4 of a machine that has AVX512_BF16 besides."""
     return replace(target, features=f"{target.features},+avx512bf16", bf16=True)
+
+
+def with_vnni(target: Target) -> Target:
+    """The row x86-64-v4 of a machine that has AVX512_VNNI besides, or x86-64-v3 of one that has AVX-VNNI."""
+    more = "+avx512vnni" if target.vector_bits == 512 else "+avxvnni"
+    return replace(target, features=",".join(filter(None, (target.features, more))), vnni=True)
 
 
 def with_caches(target: Target, *, l1: int, l2: int, l3: int) -> Target:

@@ -165,7 +165,7 @@ def _contraction(spec: Contraction) -> str:
     axes = ", ".join(f"{_name(x.name)}={x.extent}:{x.kind}" for x in spec.axes)
     maps = ", ".join(f"{n}[{', '.join(map(_affine, m))}]" for n, m in (("A", spec.a), ("B", spec.b), ("C", spec.c)))
     tail = f"; panel={spec.panel}" if spec.panel else ""
-    tail += "; pairs=1" if spec.pairs else ""
+    tail += f"; pairs={spec.pairs}" if spec.pairs else ""
     tail += f"; groups={spec.groups}" if spec.groups else ""
     if spec.b_shape:
         tail += f"; b_shape={format_attribute(spec.b_shape)}"

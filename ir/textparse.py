@@ -532,7 +532,7 @@ class _Parser:
             if key == "panel":
                 panel = self.integer("a panel width", 1 << 20)
             elif key == "pairs":
-                pairs = self.integer("0 or 1", 1)
+                pairs = self.integer("0, 2 or 4", 4)
             elif key == "groups":
                 groups = self.integer("a number of groups", 1 << 20)
             elif key == "b_shape":
@@ -542,7 +542,7 @@ class _Parser:
         self.expect(")")
         if panel < 0 or groups < 0 or not isinstance(b_shape, tuple) or not all(isinstance(d, int | DimExpr) for d in b_shape):
             self.fail("panel is a positive integer, b_shape a tuple of dimensions", at)
-        return Contraction(tuple(axes), maps[0], maps[1], maps[2], panel, b_shape, bool(pairs), groups)
+        return Contraction(tuple(axes), maps[0], maps[1], maps[2], panel, b_shape, pairs, groups)
 
     def affine(self, names: set[str]) -> Affine:
         terms: list[tuple[str, int]] = []

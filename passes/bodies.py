@@ -14,7 +14,7 @@ BodyRule = Callable[[Graph, frozenset[Node]], Graph]
 
 def has_control(graph: Graph) -> bool:
     """Whether the graph has loops or branches."""
-    return any(n.op.has(Trait.CONTROL) for n in postorder(graph.outputs))
+    return any(op.has(Trait.CONTROL) for op in graph.ops)
 
 
 def bodies(node: Node) -> dict[str, Graph]:
@@ -75,4 +75,5 @@ def all_graphs(graph: Graph) -> Iterator[Graph]:
     while pending:
         current = pending.pop()
         yield current
-        pending += [body for n in postorder(current.outputs) for body in bodies(n).values()]
+        if has_control(current):
+            pending += [body for n in postorder(current.outputs) for body in bodies(n).values()]

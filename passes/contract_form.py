@@ -23,8 +23,9 @@ from ..ir.lowering import Contract
 from ..ir.op import Trait, make
 from .contract import Context, Pass
 from .facts import Facts, Read, derived
-from .rewrite import Miss, Outcome, Rule, apply_rules, rule, use_counts
+from .rewrite import Miss, Outcome, Rule, apply_rules, rule, rule_on, use_counts
 
+MOST_STEPS: Final = 16  # elementwise ops between a product and what is asked about it
 SHORT: Final = 16  # elements: a last dimension of fewer, such as the taps of a kernel, gives vectors no place
 
 
@@ -77,7 +78,7 @@ def _innermost(spec: Contraction) -> int:
     return next((n if isinstance(n, int) else SHORT for n in reversed(extents) if n != 1), SHORT)
 
 
-@rule
+@rule_on("contract")
 def to_contract(node: Node, facts: Facts) -> Outcome:
     """op(a, b) -> contract(a, b; spec), spec from the record's lowering, the kinds of its axes normalised."""
     spec = spec_of(node, facts)
@@ -143,13 +144,13 @@ def _fold_operand(node: Node, facts: Facts, which: int) -> Outcome:
     return generic(node, a, b, normalised(new))
 
 
-@rule
+@rule_on("contract")
 def move_a(node: Node, facts: Facts) -> Outcome:
     """contract(move(a), b) -> contract(a, b) with A's index map composed with the movement (transpose, slice, broadcast)."""
     return _fold_operand(node, facts, 0)
 
 
-@rule
+@rule_on("contract")
 def move_b(node: Node, facts: Facts) -> Outcome:
     """contract(a, move(b)) -> contract(a, b) with B's index map composed with the movement."""
     return _fold_operand(node, facts, 1)
@@ -267,13 +268,13 @@ def _through_reshape(node: Node, facts: Facts, which: int) -> Outcome:
     return generic(node, a, b, normalised(new))
 
 
-@rule
+@rule_on("contract")
 def split_a(node: Node, facts: Facts) -> Outcome:
     """contract(reshape(move(a)), b) -> contract(move(a), b), move a transpose or slice, with A's index under the other shape."""
     return _through_reshape(node, facts, 0)
 
 
-@rule
+@rule_on("contract")
 def split_b(node: Node, facts: Facts) -> Outcome:
     """contract(a, reshape(move(b))) -> contract(a, move(b)), move a transpose or slice, with B's index under the other shape."""
     return _through_reshape(node, facts, 1)
@@ -282,7 +283,7 @@ def split_b(node: Node, facts: Facts) -> Outcome:
 def _about_weights(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, Rule]:
     """The rules that ask what comes from weights (`fixed`: such a B stays B, to be packed) and who uses a product."""
 
-    @rule
+    @rule_on("contract")
     def vectors_along_n(node: Node, facts: Facts) -> Outcome:
         """contract(a, b) -> contract(b, a) where the last dimension of C runs along an m axis alone (a * b = b * a)."""
         spec = spec_of(node, facts)
@@ -294,7 +295,7 @@ def _about_weights(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rul
             return Miss("B comes from weights and will be packed", node.inputs[1])
         return generic(node, node.inputs[1], node.inputs[0], normalised(swapped(spec)))
 
-    @rule
+    @rule_on("movement")
     def move_c(node: Node, facts: Facts) -> Outcome:
         """transpose(contract(a, b)) -> contract(a, b) with C permuted, also with a reshape between; if nothing else uses it."""
         perm = permutation(node, facts) if node.inputs and facts.kind(node) != "view" else None
@@ -323,8 +324,67 @@ def _about_weights(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rul
     return vectors_along_n, move_c
 
 
+def _grouped(node: Node, facts: Facts) -> bool:
+    """Whether a node is a product whose last dimensions are its groups and the columns of one, or elementwise work on such."""
+    for _ in range(MOST_STEPS):
+        spec = spec_of(node, facts)
+        if spec is not None:
+            kinds = [spec.axis(m.terms[0][0]).kind for m in spec.c[-2:] if m.terms]
+            return kinds == ["batch", "n"]
+        if not node.inputs or not facts.elementwise(node):
+            return False
+        deeper = (i for i in node.inputs if i.inputs and (spec_of(i, facts) is not None or facts.elementwise(i)))
+        node = next(deeper, node.inputs[0])
+    return False
+
+
+def _merges(node: Node, facts: Facts) -> bool:
+    """Whether it is a reshape that makes one dimension of the last two."""
+    if not node.inputs or facts.kind(node) != "view" or node.op.has(Trait.BARRIER):
+        return False
+    old, new = node.inputs[0].shape, node.shape
+    return len(old) == len(new) + 1 > 2 and old[:-2] == new[:-1] and old[-2] != 1 != old[-1]
+
+
+def _apart(node: Node, shape: tuple[Dim, ...], facts: Facts) -> Node | None:
+    """An operand of elementwise work whose last dimension becomes two; None where it is broadcast in another way."""
+    scalar = facts.uniform(node)
+    if scalar is not None:
+        return make("broadcast_to", scalar, shape=shape)
+    if _merges(node, facts) and node.inputs[0].shape == shape:
+        return node.inputs[0]
+    if not facts.replicates(node):
+        return make("reshape", node, shape=shape)
+    read = facts.read(node)
+    x = node.inputs[read.operand] if read is not None else node
+    if read is None or x.tensor.size != node.shape[-1]:
+        return None
+    last = len(node.shape) - 1
+    if any(n != 1 and (t.axis, t.coefficient, t.constant) != (last, 1, 0) for n, t in zip(x.shape, read.index, strict=True)):
+        return None
+    return make("broadcast_to", make("reshape", x, shape=shape[-2:]), shape=shape)
+
+
+@rule
+def groups_apart(node: Node, facts: Facts) -> Outcome:
+    """f(merge(contract(a, b)), y) -> merge(f(contract(a, b), split(y))) for an elementwise f, where the result of a product in
+    groups has its groups merged with the columns of one: the work on it may join the product's kernel."""
+    if not node.inputs or not facts.elementwise(node) or len(node.shape) < 2:
+        return Miss("not elementwise", node)
+    merged = next((i for i in node.inputs if _merges(i, facts) and _grouped(i.inputs[0], facts)), None)
+    if merged is None:
+        return Miss("no operand is a product whose groups are merged", node)
+    shape = merged.inputs[0].shape
+    operands = [_apart(i, shape, facts) for i in node.inputs]
+    apart = [i for i in operands if i is not None]
+    if len(apart) != len(operands):
+        return Miss("an operand is broadcast in a way that does not split", node)
+    return make("reshape", node.replace(tuple(apart)), shape=node.shape)
+
+
 class _Progress:
-    """The order: fewer non-generic contractions, then fewer movements next to contractions, then vectors along n."""
+    """The order: fewer non-generic contractions, then fewer movements next to contractions, then vectors along n; reshapes
+    nearer to the outputs."""
 
     def __call__(self, before: Node, after: Node, facts: Facts) -> bool:
         def measure(node: Node) -> tuple[int, int, int]:
@@ -340,6 +400,8 @@ class _Progress:
                     depth, i = depth + 1, i.inputs[0]
             return (0, depth, kinds + _lanes_along_m(spec))
 
+        if facts.elementwise(before):
+            return _merges(after, facts) and after.inputs[0].op is before.op
         return measure(after) < measure(before)
 
 
@@ -358,4 +420,6 @@ class ContractForm(Pass):
         graph = apply_rules(graph, operands, ctx, _Progress())
         uses = use_counts(graph)
         products = _about_weights(fixed, uses)
-        return apply_rules(graph, (*products, *operands), ctx, _Progress(), uses)
+        graph = apply_rules(graph, (*products, *operands), ctx, _Progress(), uses)
+        groups = any(len(n.shape) > 2 and _grouped(n, ctx.facts) for n in graph.nodes() if spec_of(n, ctx.facts) is not None)
+        return apply_rules(graph, (groups_apart,), ctx, _Progress()) if groups else graph

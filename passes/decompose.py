@@ -17,12 +17,12 @@ from ..ir.ops.structural import GET
 from ..ir.types import TupleType
 from .contract import Context, Pass
 from .facts import Facts
-from .rewrite import Miss, Outcome, apply_rules, rule
+from .rewrite import Miss, Outcome, apply_rules, rule_on
 
 MAX_DEPTH: Final = 16
 
 
-@rule
+@rule_on("decompose", "get")
 def build(node: Node, facts: Facts) -> Outcome:
     """op(x...) -> what its record says that it stands for; get(op(x...), i) -> part i of that."""
     if node.op is GET:

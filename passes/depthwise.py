@@ -23,7 +23,7 @@ from .contract import Context, Pass
 from .contract_form import spec_of
 from .facts import Facts
 from .pack_weights import matrix
-from .rewrite import Miss, Outcome, apply_rules, rule
+from .rewrite import Miss, Outcome, apply_rules, rule_on
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _transposed(x: Node, order: Sequence[int]) -> Node:
     return x if list(order) == list(range(len(order))) else make("transpose", x, perm=tuple(order))
 
 
-@rule
+@rule_on("contract")
 def to_depthwise(node: Node, facts: Facts) -> Outcome:
     """contract(pad(x), k) -> depthwise(x, k') where it is one (see the module)."""
     spec = spec_of(node, facts)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.graph import Graph, Node
+from ..ir.op import Trait
 from .contract import Context, Pass
 from .facts import Facts
 from .rewrite import Miss, Outcome, apply_rules, rule
@@ -32,4 +33,6 @@ class DropMarks(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph without marks."""
+        if not any(op.has(Trait.BARRIER) for op in graph.ops):
+            return graph
         return apply_rules(graph, [drop_mark], ctx)

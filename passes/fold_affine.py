@@ -23,7 +23,7 @@ from ..ir.op import make
 from .contract import Context, Pass
 from .contract_form import generic, spec_of
 from .facts import Facts, IndexMap, compose, derived, weights
-from .rewrite import Miss, Outcome, Rule, apply_rules, rule, use_counts
+from .rewrite import Miss, Outcome, Rule, apply_rules, rule_on, use_counts
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _shifted(u: Node, fixed: Mapping[Node, bool], facts: Facts) -> tuple[Node, _
 def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
     """The rules, for a graph whose weights and constants are `fixed` and whose nodes are used `uses` times."""
 
-    @rule
+    @rule_on("mul", "div")
     def fold_scale(node: Node, facts: Facts) -> Outcome:
         """(contract(A, B) + T) * S -> contract(A, B * S) + T * S; likewise without T, with a minus, and divided by S."""
         kind = facts.form(node)
@@ -142,7 +142,7 @@ def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
             else make("add", new, _spread(total, node))
         )
 
-    @rule
+    @rule_on("add", "sub")
     def fold_shift(node: Node, facts: Facts) -> Outcome:
         """(contract(A, B) + T) + U -> contract(A, B) + (T + U); likewise with minus."""
         kind = facts.form(node)

@@ -5,6 +5,7 @@
     f(T'(x), broadcast(v))  -> T'(f(x, broadcast'(v)))      a broadcast, a constant or a weight is moved for nothing
     sum(T'(x), axes)        -> sum(x, axes')                no order of the kept dimensions is lost
     T(T'(x))                -> x
+    shuffle(T'(x))          -> T'(shuffle'(x))          channels split, exchanged and merged again
 
 Transposes so sink towards the outputs until they meet their inverse; those at the inputs and outputs of the graph stay,
 and with them its signature. Types carry no layout: a permuted tensor is a tensor of another shape.
@@ -16,13 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from ..ir.dims import product
 from ..ir.graph import Graph, Node
 from ..ir.op import Trait, make
 from . import movement
 from .contract import Context, Pass
 from .contract_form import permutation
 from .facts import Facts, derived, weights
-from .rewrite import Miss, Outcome, Rule, apply_rules, rule, smaller
+from .rewrite import Miss, Outcome, Rule, apply_rules, rule, rule_on, smaller
 
 TO_NHWC: Final = (0, 2, 3, 1)
 TO_NCHW: Final = (0, 3, 1, 2)
@@ -91,6 +93,31 @@ def reduce_transposed(node: Node, facts: Facts) -> Outcome:
     return node.replace((x,), axes=moved)
 
 
+def _reshapes(node: Node, facts: Facts) -> bool:
+    return bool(node.inputs) and facts.kind(node) == "view" and not node.op.has(Trait.BARRIER)
+
+
+@rule_on("movement")
+def shuffle_channels(node: Node, facts: Facts) -> Outcome:
+    """merge(P(split(T'(x)))) -> T'(merge'(P'(split'(x)))) where only channels split, change places among themselves and merge."""
+    if not _reshapes(node, facts) or len(node.shape) != 4:
+        return Miss("not a reshape to an image", node)
+    inner = node.inputs[0]
+    split = inner.inputs[0] if inner.inputs else inner
+    order = perm_of(inner, facts)
+    if order is None or not _reshapes(split, facts) or perm_of(split.inputs[0], facts) != TO_NCHW:
+        return Miss("not a reshape of a transpose of a reshape of what is transposed from channels last", node)
+    x, rank = split.inputs[0].inputs[0], len(split.shape)
+    parts = split.shape[1 : rank - 2]
+    if x.shape[0] != split.shape[0] or x.shape[1:3] != split.shape[rank - 2 :] or product(parts) != x.shape[3]:
+        return Miss("more than channels is split", split)
+    if order[0] != 0 or order[rank - 2 :] != (rank - 2, rank - 1) or node.shape[2:] != x.shape[1:3]:
+        return Miss("more than channels changes places", inner)
+    apart = make("reshape", x, shape=(*x.shape[:3], *parts))
+    moved = make("transpose", apart, perm=(0, 1, 2, *(k + 2 for k in order[1 : rank - 2])))
+    return make("transpose", make("reshape", moved, shape=x.shape), perm=TO_NCHW)
+
+
 def _progress(before: Node, after: Node, facts: Facts) -> bool:
     """The order: fewer ops with channels first; then transposes nearer to the outputs; then Knuth-Bendix."""
     if before.op.to_layout is not None:
@@ -119,5 +146,5 @@ class Layout(Pass):
         if not any(n.op.to_layout is not None for n in graph.nodes()):
             return graph
         fixed = derived(graph.nodes(), weights(graph))
-        rules = (*movement.RULES, channels_last, _sink(fixed), reduce_transposed)
+        rules = (*movement.RULES, channels_last, _sink(fixed), reduce_transposed, shuffle_channels)
         return apply_rules(graph, rules, ctx, _progress)

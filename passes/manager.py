@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..ir.collector import no_collection
 from ..ir.errors import TensorwrightError, VerifyError
 from ..ir.graph import Graph
 from ..ir.verify import verify
@@ -43,7 +44,11 @@ def run_pipeline(graph: Graph, passes: Sequence[Pass], ctx: Context | None = Non
     An error inside a pass is raised again as the same exception with a note that names the pass and those that ran before.
     Raises VerifyError if a pass needs a property that no earlier pass ensures, or leaves a graph that does not verify.
     """
-    ctx, hooks = ctx or Context(), hooks or Hooks()
+    with no_collection():
+        return _run(graph, passes, ctx or Context(), hooks or Hooks())
+
+
+def _run(graph: Graph, passes: Sequence[Pass], ctx: Context, hooks: Hooks) -> Graph:
     check_order(graph, passes, ctx.facts)
     if hooks.dump is not None:
         hooks.dump.mkdir(parents=True, exist_ok=True)

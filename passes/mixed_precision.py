@@ -186,16 +186,17 @@ def tiled(spec: Contraction, target: Target | None, fixed: bool) -> bool:
     return choice is not None and choice.gain >= (PAIRED if target.bf16 else GAIN)
 
 
-def evened(spec: Contraction, a: Node, b: Node) -> tuple[Contraction, Node, Node]:
-    """The contraction with an axis of even extent, by a step of zeros if need be."""
-    inner = next((x for x in spec.of_kind("k") if spec.a[-1].terms == ((x.name, 1),)), None)
+def evened(spec: Contraction, a: Node, b: Node, ways: int = 2) -> tuple[Contraction, Node, Node]:
+    """The contraction with an axis of even extent, by a step of zeros if need be; or of one that is a multiple of `ways`."""
+    inner = next((x for x in spec.of_kind("k") if spec.a and spec.a[-1].terms == ((x.name, 1),)), None)
     if inner is not None:  # the last one is that whose pairs stand in panels: the one along which A lies
         spec = replace(spec, axes=(*(x for x in spec.axes if x is not inner), inner))
-    axis = _odd(spec)
+    axis = _odd(spec, ways)
     if axis is None:
         return spec, a, b
-    axes = tuple(replace(x, extent=x.extent + 1) if x == axis else x for x in spec.axes)
-    a, b = _longer(a, spec.a, axis), _longer(b, spec.b, axis)
+    more = -as_int(axis.extent) % ways
+    axes = tuple(replace(x, extent=x.extent + more) if x == axis else x for x in spec.axes)
+    a, b = _longer(a, spec.a, axis, more), _longer(b, spec.b, axis, more)
     place = spec.a.index(Affine(((axis.name, 1),)))
     if len(spec.a[-1].terms) > 1 and place != len(spec.a) - 1:
         # the columns of a window: its elements are read more than once, so that pairs are best brought together before
@@ -203,22 +204,22 @@ def evened(spec: Contraction, a: Node, b: Node) -> tuple[Contraction, Node, Node
         a = make("transpose", a, perm=perm)
         spec = replace(spec, a=tuple(spec.a[d] for d in perm))
     if inner is None:
-        axes = (*(x for x in axes if x.name != axis.name), replace(axis, extent=axis.extent + 1))
+        axes = (*(x for x in axes if x.name != axis.name), replace(axis, extent=axis.extent + more))
     return replace(spec, axes=axes), a, b
 
 
-def _longer(x: Node, index: tuple[Affine, ...], axis: Axis) -> Node:
-    """x with one more element along an axis, zero."""
+def _longer(x: Node, index: tuple[Affine, ...], axis: Axis, more: int) -> Node:
+    """x with some more elements along an axis, zero."""
     place = index.index(Affine(((axis.name, 1),)))
     zeros = (0,) * len(x.shape)
     if x.shape[place] != axis.extent:
         stops = tuple(axis.extent if d == place else n for d, n in enumerate(x.shape))
         x = make("slice", x, starts=zeros, stops=stops, steps=(1,) * len(zeros))
-    high = tuple(int(d == place) for d in range(len(zeros)))
+    high = tuple(more * (d == place) for d in range(len(zeros)))
     return make("pad", x, low=zeros, high=high, interior=zeros, value=0.0)
 
 
-def _odd(spec: Contraction) -> Axis | None:
+def _odd(spec: Contraction, ways: int = 2) -> Axis | None:
     """The k axis that a step of zeros makes even, so that pairs lie side by side in A; None if there is nothing to do, or nothing
     that can be done: only an axis that has a dimension of A and one of B to itself is made longer."""
 
@@ -229,12 +230,12 @@ def _odd(spec: Contraction) -> Axis | None:
     inner = spec.a[-1].terms if spec.a else ()
     pairs = [x for x in spec.of_kind("k") if as_int(x.extent) > 1]
     side = next((x for x in pairs if inner == ((x.name, 1),)), None)
-    if side is not None and as_int(side.extent) % 2 == 0:
+    if side is not None and as_int(side.extent) % ways == 0:
         return None
-    longer = [x for x in pairs if as_int(x.extent) >= PAD_FROM and as_int(x.extent) % 2]
+    longer = [x for x in pairs if as_int(x.extent) >= PAD_FROM and as_int(x.extent) % ways]
     longer = [x for x in longer if alone(spec.a, x) and alone(spec.b, x)]
     if side in longer:
         return side
-    if any(as_int(x.extent) % 2 == 0 for x in pairs):
+    if any(as_int(x.extent) % ways == 0 for x in pairs):
         return None
     return max(longer, key=lambda x: as_int(x.extent), default=None)

@@ -2,7 +2,8 @@
 
     B -> [batch..., N, K] -> padded with zeros to whole panels -> [batch..., N / width, K, width]
 
-Panels of bf16 hold pairs of steps, as the instruction that multiplies pairs reads them: [batch..., N / width, K / 2, width, 2].
+Panels of bf16 hold pairs of steps, as the instruction that multiplies pairs reads them: [batch..., N / width, K / 2, width, 2];
+those of bytes hold four.
 
 N and K are the products of the n and k axes in the order of the spec. The movement is made of ordinary nodes that depend on
 weights alone, so the prepare graph does it once. How wide (or whether at all) is for the code generator to say.
@@ -22,7 +23,7 @@ from .column_groups import grouped, whole_groups
 from .contract import Context, Pass, PreferredPanel
 from .contract_form import spec_of
 from .facts import Facts, derived
-from .rewrite import Miss, Outcome, Rule, apply_rules, rule
+from .rewrite import Miss, Outcome, Rule, apply_rules, rule_on
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def matrix(b: Node, spec: Contraction) -> Node | None:
     return _reshape(x, [*batch, spec.size("n"), spec.size("k")])
 
 
-def pack(b: Node, spec: Contraction, width: int, pairs: bool = False) -> Node | None:
-    """B in panels of `width` columns, of pairs if wanted; None where its index maps are not plain."""
+def pack(b: Node, spec: Contraction, width: int, pairs: int = 0) -> Node | None:
+    """B in panels of `width` columns, of `pairs` steps side by side if wanted; None where its index maps are not plain."""
     x = matrix(b, spec)
     if x is None or not isinstance(x.shape[-2], int):
         return None
@@ -109,7 +110,7 @@ def pack(b: Node, spec: Contraction, width: int, pairs: bool = False) -> Node | 
     if missing:
         high = (0,) * (rank - 2) + (missing, 0)
         x = make("pad", x, low=zeros, high=high, interior=zeros, value=0.0)
-    steps: tuple[Dim, ...] = (x.shape[-1] // 2, 2) if pairs else (x.shape[-1],)
+    steps: tuple[Dim, ...] = (x.shape[-1] // pairs, pairs) if pairs else (x.shape[-1],)
     x = _reshape(x, [*x.shape[:-2], (n + missing) // width, width, *steps])
     if pairs:
         return make("transpose", x, perm=(*range(rank - 1), rank, rank - 1, rank + 1))
@@ -123,7 +124,7 @@ def _reshape(x: Node, shape: Sequence[object]) -> Node:
 def _rule(fixed: Mapping[Node, bool], ctx: Context, preferred: PreferredPanel) -> Rule:
     """The rule for a graph whose weights are `fixed`."""
 
-    @rule
+    @rule_on("contract")
     def pack_operand(node: Node, facts: Facts) -> Outcome:
         """contract(a, b) -> contract(a, panels(b)) where b comes from weights alone and the target wants panels."""
         spec = spec_of(node, facts)
@@ -134,7 +135,7 @@ def _rule(fixed: Mapping[Node, bool], ctx: Context, preferred: PreferredPanel) -
             return Miss("B does not come from weights alone", b)
         if ctx.target is None:
             return Miss("no target is given", node)
-        width, pairs = preferred(spec, ctx.target, b.dtype), b.dtype.bits < 32
+        width, pairs = preferred(spec, ctx.target, b.dtype), 32 // b.dtype.bits if b.dtype.bits < 32 else 0
         if width <= 0:
             return Miss("the code generator reads B as it is", b)
         if spec.groups and not whole_groups(spec, width, ctx.target):

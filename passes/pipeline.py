@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ..ir.errors import AttributeValueError
 from ..ir.target import Target
+from .bytes_by_four import BytesByFour
 from .contract import Pass
 from .contract_form import ContractForm
 from .control import Control
@@ -57,6 +58,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
         FoldAffine(),  # scales by weights into weights: batch norm and its shift are gone where a convolution is before them
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
         Sink(),  # products are in their one form, and packing, which follows, sees the longer ones
+        BytesByFour(),  # when contractions have their one form, as the next one
         *half,  # when contractions have their one form, and folding was done in f32
         Slices(),  # when layers are what they will be; before passes that suit them to their sizes
         *tiled,  # when folding has changed weights for the last time; after it, nothing looks for convolutions
@@ -89,6 +91,7 @@ def within(memory_budget: int) -> tuple[Pass, ...]:
 PASSES: Final[dict[str, type[Pass]]] = {
     p().name: p
     for p in (
+        BytesByFour,
         Gradient,
         Control,
         DropMarks,

@@ -188,6 +188,8 @@ class Rewriter:
 
     def run(self, graph: Graph) -> Graph:
         """The graph in normal form; the graph itself if no rule applied."""
+        if not self._may_apply(graph):
+            return graph
         for i in graph.inputs:
             self.normal[i] = i
         for o in graph.outputs:
@@ -197,6 +199,12 @@ class Rewriter:
             if new not in labels and (label := self._label(old, labels)) is not None:
                 labels[new] = label
         return finish(graph, [self.normal[o] for o in graph.outputs], labels)
+
+    def _may_apply(self, graph: Graph) -> bool:
+        """Whether some node has a form that some rule is tried on."""
+        forms: set[str] = set().union(*(r.forms for r in self.rules))
+        form = self.facts.form
+        return not all(r.forms for r in self.rules) or any(n.inputs and form(n) in forms for n in graph.nodes())
 
     def _label(self, node: Node, labels: dict[Node, Label]) -> Label | None:
         seen = 0
@@ -215,21 +223,26 @@ class Rewriter:
             if node in normal:
                 stack.pop()
                 continue
-            if node in forward:
-                target = forward[node]
+            target = forward.get(node)
+            if target is not None:
                 if target in normal:
                     normal[node] = normal[target]
                     stack.pop()
                 else:
                     stack.append(target)
                 continue
-            missing = [i for i in node.inputs if i not in normal]
+            operands = node.inputs
+            if not operands:
+                normal[node] = node
+                stack.pop()
+                continue
+            missing = [i for i in operands if i not in normal]
             if missing:
                 stack += missing
                 continue
-            inputs = tuple(normal[i] for i in node.inputs)
+            inputs = tuple([normal[i] for i in operands])
             new: Node | None
-            if inputs != node.inputs:
+            if inputs != operands:
                 new = node.replace(inputs)
                 self._check_type(node, new, "replacing operands")
             else:

@@ -226,6 +226,15 @@ def _moved(graph: Graph, after: Mapping[Node, Node]) -> dict[Node, Label]:
     return labels
 
 
+def _has_pixels(graph: Graph, facts: Facts) -> bool:
+    """Whether some product has more rows than the batch of its images, which `choose` asks for."""
+    for n in graph.nodes():
+        spec = spec_of(n, facts)
+        if spec is not None and n.shape and spec.size("m") != n.shape[0]:
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class Slices(Pass):
     """Slices where the model expects `gain`; or of `images` for the first `last` nodes. Nothing without a target."""
@@ -239,6 +248,8 @@ class Slices(Pass):
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with its first layers in a loop over slices of the batch."""
         if ctx.target is None or has_control(graph) or ctx.invariants or graph.aliases:
+            return graph
+        if not self.images and not _has_pixels(graph, ctx.facts):
             return graph
         prefix = prefix_of(graph, ctx.facts)
         if prefix is None:

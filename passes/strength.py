@@ -17,10 +17,10 @@ from ..ir.graph import Graph, Node
 from ..ir.op import make
 from .contract import Context, Pass
 from .facts import Facts
-from .rewrite import Miss, Outcome, apply_rules, rule
+from .rewrite import Miss, Outcome, apply_rules, rule_on
 
 
-@rule
+@rule_on("pow")
 def small_power(node: Node, facts: Facts) -> Outcome:
     """x ** 2 -> x * x    x ** 3 -> (x * x) * x    x ** 4 -> (x * x) * (x * x)    x ** -1 -> 1 / x."""
     if facts.form(node) != "pow" or not node.dtype.is_float:
@@ -34,7 +34,7 @@ def small_power(node: Node, facts: Facts) -> Outcome:
     return square if n == 2 else make("mul", square, x if n == 3 else square)
 
 
-@rule
+@rule_on("div")
 def divide_by_constant(node: Node, facts: Facts) -> Outcome:
     """x / c -> x * (1 / c) where both c and 1 / c are far from overflow and underflow."""
     if facts.form(node) != "div" or node.dtype not in (f32, f64):

@@ -29,7 +29,7 @@ from ..ir.types import TensorType
 from .contract import Context, Pass
 from .contract_form import spec_of
 from .facts import Facts, derived
-from .rewrite import Miss, Outcome, Rule, apply_rules, rule
+from .rewrite import Miss, Outcome, Rule, apply_rules, rule_on
 from .whole_numbers import whole
 from .winograd_gradient import choose_gradient, gradient_of, rewrite_gradient
 from .winograd_parts import (
@@ -197,7 +197,7 @@ def rewrite(node: Node, conv: Convolution, choice: Choice, ctx: Context, fixed: 
 
 
 def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:
-    @rule
+    @rule_on("contract")
     def winograd(node: Node, facts: Facts) -> Outcome:
         """contract(x, k; a 3x3 convolution) -> A'(contract(B' x B, G k G'))A: the same sum over the reals."""
         spec = spec_of(node, facts)

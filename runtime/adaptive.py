@@ -8,6 +8,9 @@ The estimate for each way is the smaller of its last two calls, so that one hicc
 use is tried again for two calls once the other has run 20 times as long as that is expected to lose: at most 5% is spent on
 finding out, and less and less while trying one thread keeps being slower. Where both take about the same, a try loses
 nothing and is made often: what a neighbour does to two threads is over as soon as it stops.
+
+Most disturbances are short, and one thread costs half the speed for as long as it is kept. So after the first one in a while
+all threads are tried again soon, after twice the time that a try may lose, and then after twice as long each time.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import math
 from typing import Final
 
 _PATIENCE: Final = 40.0  # in what one call of the other way loses; a try makes two
+_HASTE: Final = 2.0  # the patience after the first disturbance in a while
+_PEACE: Final = 64  # calls on all threads that make a while
 _LEAST_LOSS: Final = 0.1  # of a call: a difference below it is noise
 _MOST_PATIENCE: Final = 1000.0
 
@@ -23,7 +28,7 @@ _MOST_PATIENCE: Final = 1000.0
 class ThreadChoice:
     """`index` is the way of the next call: 1 for all threads, 0 for one. Racing callers may lose an observation; no harm."""
 
-    __slots__ = ("_calls", "_estimates", "_last", "_patience", "_since", "_trying", "index")
+    __slots__ = ("_calls", "_estimates", "_last", "_patience", "_since", "_trying", "_waiting", "index")
 
     def __init__(self) -> None:
         self.index = 1
@@ -31,7 +36,8 @@ class ThreadChoice:
         self._estimates = [math.inf, math.inf]
         self._calls = 0  # in this way, since the last change
         self._since = 0.0  # seconds in this way, since the other was tried
-        self._patience = _PATIENCE
+        self._patience = _PATIENCE  # on all threads, before one is tried
+        self._waiting = _PATIENCE  # on one thread, before all are tried
         self._trying = True
 
     def record(self, seconds: float) -> None:
@@ -51,13 +57,15 @@ class ThreadChoice:
                 self._patience = min(2 * self._patience, _MOST_PATIENCE)
             else:
                 self._patience = _PATIENCE
+                if other == 0:
+                    self._waiting = _HASTE if self._calls >= _PEACE else min(2 * self._waiting, _PATIENCE)
             self._change(other, trying=False)
         elif self._trying:
             self._trying = False  # what was tried is better, and stays
             self._patience = _PATIENCE
         else:
             loss = max(self._estimates[other] - estimate, _LEAST_LOSS * estimate)
-            if self._since > (self._patience if now == 1 else _PATIENCE) * loss:
+            if self._since > (self._patience if now == 1 else self._waiting) * loss:
                 self._change(other, trying=True)
 
     def _change(self, to: int, *, trying: bool) -> None:

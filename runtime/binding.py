@@ -22,7 +22,7 @@ from . import threads as threading_limits
 from .adaptive import ThreadChoice
 from .buffers import Array, address_of, aligned_copy, block, empty
 from .direct import Direct, supported
-from .native import NativeProgram
+from .native import loaded
 from .pages import Settling
 
 _DIRECT_BYTES: Final = 1024 * 1024  # of outputs or arena: a run that writes more does not notice the way it is called
@@ -74,7 +74,7 @@ class Binding:
 
     def __init__(self, program: Program, fixed: Mapping[str, Array], threads: int, lock: threading.Lock | None = None) -> None:
         self.program = program
-        self._native = NativeProgram(program.object_code, program.entry)
+        self._native = loaded(program.object_code, program.entry)
         self._constants = tuple(aligned_copy(c) for c in program.constants)
         self._lock = lock
         self._parallel = any(k.parallel for k in program.kernels)
@@ -129,7 +129,7 @@ class Binding:
     def _frame(self) -> Frame:
         table, held = self._bound
         arena, address = block(self.program.arena_bytes, self.program.align)
-        values = [*table, *map(address_of, self._constants), address]
+        values = [*table, *map(address_of, self._constants), address, *(address + p for p in self.program.places)]
         # the frame keeps alive what its pointers point to
         return Frame((ctypes.c_void_p * len(values))(*values), arena, (held, self._constants, self._native))
 

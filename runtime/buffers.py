@@ -64,11 +64,8 @@ def empty(shape: Sequence[int], dtype: DType, align: int = ALIGN) -> Array:
 
 
 def empties(types: Sequence[TensorType], align: int = ALIGN) -> list[Array]:
-    """As `empty` for each type, in one block of ordinary pages (`pages.Settling` once they are filled).
-
-    One block is not zeroed twice, as many small ones are. Huge pages at once may have to be found first: 340 MB of them
-    took between 30 and 860 ms on a virtual machine, ordinary pages 110.
-    """
+    """As `empty` for each type, in one block, which is not zeroed twice as many small ones are; on ordinary pages, unless
+    `pages.make_present` finds huge ones."""
     sizes = [-(-t.nbytes // align) * align for t in types]
     owner, address = block(sum(sizes), align, huge=False)
     at = address - ctypes.addressof(ctypes.c_char.from_buffer(owner))

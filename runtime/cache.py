@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -52,12 +52,33 @@ def default_folder() -> Path:
 def source_digest(root: Path, places: Iterable[str]) -> str:
     """A hash over every Python file in these places, files or folders (names and contents): another compiler, another key."""
     total = hashlib.sha256()
-    for place in places:
-        found = root / place
-        for path in [found] if found.is_file() else sorted(found.rglob("*.py")):
-            data = path.read_bytes()
-            total.update(f"{path.relative_to(root)}:{len(data)}\n".encode() + data)
+    for path in sorted(_sources(root, places)):
+        data = Path(path).read_bytes()
+        total.update(f"{os.path.relpath(path, root)}:{len(data)}\n".encode() + data)
     return total.hexdigest()
+
+
+def source_stamp(root: Path, places: Iterable[str]) -> str:
+    """A hash over where these files are, their sizes and when they were written: as long as it stays, so does the digest."""
+    found = sorted((path, status.st_size, status.st_mtime_ns, status.st_ino) for path, status in _sources(root, places).items())
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _sources(root: Path, places: Iterable[str]) -> dict[str, os.stat_result]:
+    found: dict[str, os.stat_result] = {}
+    pending = [str(root / place) for place in places]
+    while pending:
+        place = pending.pop()
+        if place.endswith(".py"):
+            found[place] = os.stat(place)
+            continue
+        with os.scandir(place) as entries:
+            for e in entries:
+                if e.name.endswith(".py"):
+                    found[e.path] = e.stat()
+                elif e.is_dir() and e.name != "__pycache__":
+                    pending.append(e.path)
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,19 @@ class DiskCache:
             return bytes(parts["data"]) if meta["name"] == name else None
         except (OSError, DamagedError, KeyError, TypeError):
             return None
+
+    def source(self, stamp: str, digest: Callable[[], str]) -> str:
+        """The digest of sources with this `source_stamp`, which is remembered from one process to the next."""
+        path = self.folder / "source"
+        with contextlib.suppress(OSError, DamagedError, KeyError, TypeError):
+            meta, _ = unpack(MAGIC, path.read_bytes() if self._trusted() else b"")
+            if meta["stamp"] == stamp:
+                return str(meta["digest"])
+        found = digest()
+        with contextlib.suppress(OSError):
+            if self._trusted():
+                write_atomically(path, pack(MAGIC, {"stamp": stamp, "digest": found}, {}))
+        return found
 
     def _named(self, name: str) -> Path:
         digest = hashlib.sha256(f"named {name}".encode()).hexdigest()

@@ -20,6 +20,7 @@ from .compiled import Compiled, PassRecord
 from .direct import MARK
 from .direct import direct as load_direct
 from .mapped import mapping_of, release
+from .pages import make_present
 from .profile import Peak, Profile, measure
 
 _LARGE: Final = 1024 * 1024  # bytes of a weight from which on it is not copied without need
@@ -65,13 +66,15 @@ class Executable:
         not_runnable: str = "",
         shares: Executable | None = None,
         call_path: Callable[[], tuple[bytes, str]] | None = None,
+        keep_bytes: int = 0,
     ) -> None:
         """`build` compiles the graph for given sizes. Inputs named in `parameters` are bound; the others are arguments.
 
         `flatten` takes a call's arguments to arrays in the order of the inputs, `unflatten` a tuple of all outputs to what
         the call returns; None where both are plain. With `not_runnable` (why), there is text to read and nothing to call. With
         `shares`, weights and state are those of another Executable, by name: what one updates, the other sees.
-        `call_path` gives object code and name of the function of the direct call path (runtime/direct.py).
+        `keep_bytes` is how much memory of programs for other sizes than the latest is kept (0: that of any number), where
+        they are quickly made again. `call_path` gives object code and name of the function of the direct call path (runtime/direct.py).
         """
         self.graph = graph
         self.threads = threads
@@ -110,6 +113,7 @@ class Executable:
         self._direct: Callable[..., Any] | None = None
         self._look_for_direct = False
         self._call_path = call_path
+        self._keep_bytes = keep_bytes
         if shares is None:
             self._take(given)
         self.symbols: tuple[str, ...] = tuple(sorted(frozenset().union(*(t.symbols for t in self._types.values()))))
@@ -265,10 +269,14 @@ class Executable:
                 found = _Specialisation(self._build(sizes), sizes)
                 if not self._not_runnable:
                     self._bound(found)
-                while len(self._specialisations) >= _SPECIALISATIONS:
+                while len(self._specialisations) >= _SPECIALISATIONS or self._too_much():
                     self._specialisations.pop(next(iter(self._specialisations)))
                 self._specialisations[shapes] = found
             return found
+
+    def _too_much(self) -> bool:
+        kept = sum(s.compiled.run.arena_bytes for s in self._specialisations.values()) if self._keep_bytes else 0
+        return kept > self._keep_bytes
 
     def _bound(self, specialisation: _Specialisation) -> Binding:
         if specialisation.binding is None:
@@ -319,6 +327,7 @@ class Executable:
             values = [self._parameters[a.name] for a in program.inputs]
             values = [v if v.flags.c_contiguous and v.flags.aligned else aligned_copy(v) for v in values]
             outputs = empties([a.type for a in program.outputs])
+            make_present(outputs, binding.threads)
             addresses = [address_of(v) for v in values]
             mapped = {id(m): m for v in values if v.nbytes >= _LARGE and (m := mapping_of(v)) is not None}
             if mapped:  # while one weight is prepared, the pages of those before it are given back

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from ..ir.errors import CompileError
-from ..ir.target import ROWS, Target, row, with_bf16, with_caches
+from ..ir.target import ROWS, Target, row, with_bf16, with_caches, with_vnni
 
 # LLVM feature names that a row's code may use; the x86-64 levels as the System V ABI defines them.
 _V2: Final = ("cx16", "sahf", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2")
 _V3: Final = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 _V4: Final = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 BF16: Final = "avx512bf16"
+VNNI: Final = {"x86-64-v4": "avx512vnni", "x86-64-v3": "avxvnni"}
 NEEDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "x86-64-v2": ("x86_64", _V2),
     "x86-64-v3": ("x86_64", _V3),
@@ -77,7 +78,7 @@ def caches() -> dict[str, int]:
 
 @functools.cache
 def host() -> Target:
-    """The best row this machine runs, with its cache sizes and AVX512_BF16 if it has that.
+    """The best row this machine runs, with its cache sizes, and AVX512_BF16 and VNNI if it has them.
 
     Raises CompileError on a machine that no row fits.
     """
@@ -87,6 +88,8 @@ def host() -> Target:
     best, sizes = row(rows[-1]), caches()
     if best.name == "x86-64-v4" and BF16 in _features()[1]:
         best = with_bf16(best)
+    if VNNI.get(best.name) in _features()[1]:
+        best = with_vnni(best)
     return with_caches(best, l1=sizes.get("l1", best.l1), l2=sizes.get("l2", best.l2), l3=sizes.get("l3", best.l3))
 
 
@@ -107,6 +110,8 @@ def check_runnable(target: Target) -> None:
     missing = missing_features(target.name) if target.name in NEEDS else ("an unknown row",)
     if target.bf16 and not missing and BF16 not in _features()[1]:
         missing = (BF16,)
+    if target.vnni and not missing and VNNI[target.name] not in _features()[1]:
+        missing = (VNNI[target.name],)
     if missing:
         raise CompileError(
             f"code for {target.name} cannot run on this machine ({machine()}, {cpu_name()}): it lacks {', '.join(missing)}; "

@@ -14,6 +14,7 @@ import mmap
 import platform
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ _ENTRY: Final = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_
 
 _LIBM: Final = "libSystem.dylib" if platform.system() == "Darwin" else "libm.so.6"
 
-_lock = threading.Lock()
+_lock, _once = threading.Lock(), threading.Lock()
 _numbers = itertools.count()
 _imports: dict[str, int] = {}
 
@@ -43,6 +44,18 @@ def _compiler() -> Any:
         _imports[name] = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
     machine = llvm.Target.from_default_triple().create_target_machine(cpu=llvm.get_host_cpu_name(), opt=2)
     return llvm.create_lljit_compiler(machine, suppress_errors=True)
+
+
+_loaded: weakref.WeakValueDictionary[tuple[bytes, str], NativeProgram] = weakref.WeakValueDictionary()
+
+
+def loaded(object_code: bytes, entry: str) -> NativeProgram:
+    """The program, loaded once for as long as someone holds it: one that serves every size is bound for many."""
+    with _once:
+        found = _loaded.get((object_code, entry))
+        if found is None:
+            found = _loaded[object_code, entry] = NativeProgram(object_code, entry)
+        return found
 
 
 class NativeProgram:

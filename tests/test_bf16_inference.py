@@ -156,7 +156,7 @@ def test_rounding_by_the_instruction_is_rounding_to_the_bit() -> None:
 
 
 def test_panels_of_pairs_are_text_and_are_checked() -> None:
-    spec = product_spec(4, 20, 6).packed(16, (6, 20), True)
+    spec = product_spec(4, 20, 6).packed(16, (6, 20), 2)
     assert spec.packed_shape(16) == (2, 3, 16, 2)
     from tensorwright.ir.build import input_node
     from tensorwright.ir.types import TensorType
@@ -164,9 +164,9 @@ def test_panels_of_pairs_are_text_and_are_checked() -> None:
     a, b = input_node("a", TensorType(bf16, (4, 6))), input_node("b", TensorType(bf16, (2, 3, 16, 2)))
     graph = Graph((a, b), (make("contract_f32", a, b, spec=spec),))
     text = print_graph(graph)
-    assert "panel=16; pairs=1" in text and print_graph(parse_graph(text)) == text
+    assert "panel=16; pairs=2" in text and print_graph(parse_graph(text)) == text
     wide = input_node("b", TensorType(f32, (2, 3, 16, 2)))
-    with pytest.raises(AttributeValueError, match="pairs are of 16-bit floats in panels"):
+    with pytest.raises(AttributeValueError, match="pairs are two of 16 bits or four bytes, in panels"):
         make("contract", input_node("a", TensorType(f32, (4, 6))), wide, spec=spec)
-    with pytest.raises(AttributeValueError, match="last k axis is of even extent"):
-        make("contract_f32", a, b, spec=product_spec(4, 20, 5).packed(16, (5, 20), True))
+    with pytest.raises(AttributeValueError, match="last k axis is a multiple of them"):
+        make("contract_f32", a, b, spec=product_spec(4, 20, 5).packed(16, (5, 20), 2))

@@ -68,13 +68,15 @@ class Nest:
     read_spans: tuple[int, ...]  # elements of each epilogue operand
     panel: int
     panel_k: int
-    panel_pairs: bool  # B is packed in panels of pairs: its strides count halves of a pair until `paired`
+    panel_pairs: int  # B is packed in panels of pairs, of so many: its strides count parts of a pair until `paired`; or 0
     group: Loop | None
     joined: bool
     more: tuple[tuple[int, Expr], ...]
     pairs: tuple[int, int] | None  # elements of A and B are pairs along a reduction loop: how far apart (see `paired`)
     dtype: DType  # the sum's, as the epilogue sees it
     out: DType
+    ways: int = 1  # elements of A and of B in what is multiplied at once: 2 of bf16, 4 bytes
+    factors: str = ""  # of bytes: which of them are signed (`fma_integers`)
 
     @property
     def steps(self) -> int:
@@ -299,23 +301,24 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
     )
 
 
-def paired(nest: Nest) -> Nest | None:
-    """The form of a contraction of bf16 whose steps are pairs of steps, each pair one f32's worth of bits.
+def paired(nest: Nest, ways: int = 2, factors: str = "") -> Nest | None:
+    """The form of a contraction of bf16 whose steps are pairs of steps, each pair one f32's worth of bits; or of
+    bytes, four in the bits of an i32.
 
-    One reduction loop of even extent becomes half as long. Where an operand's pairs lie side by side, and all its strides are
-    even, it is read as it lies, as an array of half as many f32 (`pairs` is 0 for it, all strides are halved); otherwise they
-    are brought together when it is packed (`pairs` is the stride from one to the other). None if no extent is even. Of a B in
-    panels of pairs the loop is the one whose pairs those are.
+    One reduction loop of even extent becomes half as long (for bytes all this with `ways` 4 in place of 2). Where an operand's
+    pairs lie side by side, and all its strides are even, it is read as it lies, as an array of half as many f32 (`pairs` is 0
+    for it, all strides are halved); otherwise they are brought together when it is packed (`pairs` is the stride from one to
+    the other). None if no extent is even. Of a B in panels of pairs the loop is the one whose pairs those are.
     """
-    even = [x for x in nest.reduce if x.extent % 2 == 0 and (not nest.panel_pairs or x.strides[B] == nest.panel)]
+    even = [x for x in nest.reduce if x.extent % ways == 0 and (not nest.panel_pairs or x.strides[B] == nest.panel)]
     if not even:
         return None
 
     def direct(loop: Loop, stream: int) -> bool:
         if stream == B and nest.panel:
-            return nest.panel_pairs
+            return nest.panel_pairs == ways
         strides = [x.strides[stream] for x in (*nest.free, *nest.reduce) if x is not loop]
-        whole = all(s % 2 == 0 for s in (*strides, nest.base[stream], nest.spans[stream]))
+        whole = all(s % ways == 0 for s in (*strides, nest.base[stream], nest.spans[stream]))
         return loop.strides[stream] == 1 and whole
 
     chosen = max(even, key=lambda x: (direct(x, A) + direct(x, B), x.extent))
@@ -325,32 +328,34 @@ def paired(nest: Nest) -> Nest | None:
         strides = list(x.strides)
         for s in (A, B):
             if x is chosen:
-                strides[s] *= 2
+                strides[s] *= ways
             if halves[s]:
-                strides[s] //= 2
-        return Loop(x.extent // 2 if x is chosen else x.extent, tuple(strides))
+                strides[s] //= ways
+        return Loop(x.extent // ways if x is chosen else x.extent, tuple(strides))
 
     return replace(
         nest,
         free=tuple(map(changed, nest.free)),
         reduce=tuple(map(changed, nest.reduce)),
         group=None if nest.group is None else changed(nest.group),
-        base=tuple(b // 2 if s < C and halves[s] else b for s, b in enumerate(nest.base)),
-        spans=tuple(n // 2 if s < C and halves[s] else n for s, n in enumerate(nest.spans)),
-        panel_k=nest.panel_k // 2 if nest.panel_pairs else nest.panel_k,
+        base=tuple(b // ways if s < C and halves[s] else b for s, b in enumerate(nest.base)),
+        spans=tuple(n // ways if s < C and halves[s] else n for s, n in enumerate(nest.spans)),
+        panel_k=nest.panel_k // ways if nest.panel_pairs else nest.panel_k,
         pairs=(0 if halves[A] else chosen.strides[A], 0 if halves[B] else chosen.strides[B]),
+        ways=ways,
+        factors=factors,
     )
 
 
 def _packed_terms(spec: Contraction, extents: dict[str, int]) -> tuple[dict[str, int], int]:
     """B in panels: offsets of batch and k axes; an n axis counts columns (the generator turns them into panels).
 
-    In panels of pairs a step of the reduction is half a step on, so that a column counts for two.
+    In panels of pairs a step of the reduction is half a step on, so that a column counts for two (in those of four bytes, four).
     """
     terms: dict[str, int] = {}
     columns = 1
     for x in reversed(spec.of_kind("n")):
-        terms[x.name] = columns * (2 if spec.pairs else 1)
+        terms[x.name] = columns * (spec.pairs or 1)
         columns *= extents[x.name]
     step = spec.panel
     for x in reversed(spec.of_kind("k")):

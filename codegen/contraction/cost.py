@@ -20,7 +20,11 @@ from .plan import Plan, pieces
 LATENCY: Final = 4.4  # cycles (and some slack) from one multiply-add to the next on the same accumulator
 PAIRS_FROM_MEMORY: Final = 1.33  # what a product of pairs takes longer whose operand is broadcast from memory
 CALL: Final = 24.0  # cycles to enter and leave a tile
-L2_BYTES: Final = 14.0  # bytes a cycle that a column panel streams at from L2 without being felt
+ROW_LINE: Final = 1.2  # cycles for a line of the row operand that a tile finds in L2: short streams, one for each row
+COL_LINE: Final = 0.1  # ... of the column operand: one long stream
+CROWDED: Final = 0.005  # of a step's time, where accumulators and columns leave fewer than FREE of 32 registers
+FREE: Final = 6
+L2_BYTES: Final = 26.0  # bytes a cycle that a column panel streams at from L2
 L3_BYTES: Final = 20.0  # bytes a cycle from beyond L2
 FAR_BYTES: Final = 12.0  # ... where it is not known from where: one core has 8 from memory and 25 from L3
 
@@ -28,13 +32,14 @@ FAR_BYTES: Final = 12.0  # ... where it is not known from where: one core has 8 
 class Model:
     """Costs on one target for one element type."""
 
-    def __init__(self, target: Target, dtype: DType, pairs: bool = False) -> None:
+    def __init__(self, target: Target, dtype: DType, pairs: bool = False, emulated: bool = False) -> None:
         self.target = target
         self.from_memory = PAIRS_FROM_MEMORY if pairs else 1.0
         self.size = dtype.itemsize
         self.lanes = target.lanes(dtype.bits)
         self.wide = target.vector_bits >= 512
-        self.rate = 1.0 if self.wide else 2.0  # multiply-adds per cycle
+        self.rate = (1.0 if self.wide else 2.0) / (1 + emulated)  # multiply-adds per cycle
+        self.emulated = emulated  # bytes are multiplied as words: two products, and the halves of each operand in registers
         self.spare = 1 if target.fma else 2  # registers besides accumulators and columns
         self.sets = target.l1 // (target.line * target.l1_ways)
 
@@ -42,7 +47,7 @@ class Model:
         """Rows that registers hold beside `vectors` columns."""
         if vectors == 1 and self.wide and not along_k:
             return self.target.registers - 2  # broadcasts are memory operands
-        return (self.target.registers - vectors - self.spare) // vectors
+        return (self.target.registers - vectors * (1 + self.emulated) - self.spare - self.emulated) // vectors
 
     def parts(self, rows: int, vectors: int) -> int:
         """Independent accumulators per cell that a small tile needs to hide latency, as far as registers go."""
@@ -91,20 +96,25 @@ class Model:
             if (rows + p.columns) * inside * self.size <= 0.5 * l1:
                 return 0.0, False, []
             moved = rows + (p.columns if col_bytes * inside > 0.5 * l1 else 0)
-            late = moved * self.lanes * self.size / (2 * L2_BYTES) - self.step(rows, p.columns, p.parts, 1)
+            late = moved * self.lanes * self.size / L2_BYTES - self.step(rows, p.columns, p.parts, 1)
             return max(0.0, late) + 0.5 * max(0, rows + p.columns - 8), False, []
         stall = 0.0
         why: list[str] = []
         busy = self.step(rows, p.vectors, p.parts, 0)
-        far = self._footprint(p) * self.size > 0.5 * l1
+        reach = self._footprint(p) * self.size
+        far = reach > 0.5 * l1
+        if p.row_tiles > 1 or far:
+            stall += ROW_LINE * reach / line / inside
+        if self.wide and self.target.registers - (rows + 1) * p.vectors < FREE:
+            stall += CROWDED * busy
         if inside * col_bytes > 0.5 * l1 and p.row_tiles > 1:
             # the panel leaves L1 between two row tiles: its lines are felt where few multiply-adds hide them
             fetched = col_bytes + (self._new_lines(p) * line if far else 0)
-            stall = max(0.0, fetched / L2_BYTES - busy)
-            if stall > 0.05 * busy:
+            late = max(0.0, fetched / L2_BYTES - busy)
+            stall += late + COL_LINE * col_bytes / line
+            if late > 0.05 * busy:
                 why.append("column panel beyond L1")
-        if far:
-            stall += 0.5 * max(0, rows - 12)  # more streams than are prefetched
+        stall += (0.5 if far else 0.3) * max(0, rows - 12)  # more streams than are prefetched
         row_step, col_step = (abs(s) for s in p.reduce[-1].strides) if p.reduce else (0, 0)
         if not nest.panel and not p.pack_col and col_step * self.size > col_bytes and inside > 16:
             if col_step * self.size >= 4096 or col_step * self.size % 2048 == 0:
@@ -167,7 +177,7 @@ class Model:
                 work = blocks * k_steps * (self.step(r, v, p.parts, row_vectors) + stall)
                 ends = blocks * (CALL + r * v * (1.5 if blocks == 1 else 3.0)) + r * v * (3.5 if p.along_k else 2.0)
                 total += across * times * (work + ends + r * width * scatter + turns)
-        return total * (1 + 0.01 * (len(widths) * len(heights) - 1))  # code is not free either
+        return total * (1 + 0.004 * (len(widths) * len(heights) - 1))  # code is not free either
 
     def _packing(self, nest: Nest, p: Plan) -> float:
         rows, columns = p.copied(nest.steps)

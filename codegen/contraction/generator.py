@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from ...ir.contraction import Affine, Contraction
 from ...ir.dims import as_int
-from ...ir.dtypes import DType, bf16, f32
+from ...ir.dtypes import DType, bf16, f32, i8, i16, i32, u8
 from ...ir.errors import CompileError
 from ...ir.expr import Expr, cast, const, load, substitute, var
 from ...ir.target import Target
@@ -87,16 +87,22 @@ def _narrowed(target: Target, panel: int, sums: DType) -> Target:
 
 
 def _in_pairs(nest: Nest, target: Target, a: DType, b: DType) -> Nest:
-    """The form in pairs, of bf16 operands on a target that multiplies them so."""
+    """The form in pairs, of bf16 operands on a target that multiplies them so, or of bytes and i16."""
+    if a in (i8, u8) and b in (i8, u8) and nest.dtype is i32 and nest.pairs is None:
+        return paired(nest, 4, f"{a}{b}") or nest
+    if a is i16 and b is i16 and nest.dtype is i32 and nest.pairs is None:
+        return paired(nest, 2, "i16") or nest
     if not target.bf16 or a is not bf16 or b is not bf16 or nest.dtype is not f32 or nest.pairs is not None:
         return nest
     return paired(nest) or nest
 
 
-def panel_pairs(spec: Contraction, target: Target, dtype: DType) -> bool:
-    """Whether panels of B hold pairs of steps: of bf16, on a target that multiplies pairs, where the last k axis has them."""
+def panel_pairs(spec: Contraction, target: Target, dtype: DType) -> int:
+    """How many steps panels of B hold side by side, or 0: two of i16, of bf16 on a target that multiplies such, four of bytes,
+    where the extent of the last k axis is a multiple."""
     k = spec.of_kind("k")
-    return target.bf16 and dtype is bf16 and bool(k) and as_int(k[-1].extent) % 2 == 0
+    ways = 4 if dtype in (i8, u8) else 2 if dtype is i16 or (target.bf16 and dtype is bf16) else 0
+    return ways if ways and k and as_int(k[-1].extent) % ways == 0 else 0
 
 
 @lru_cache(maxsize=1024)
@@ -105,21 +111,22 @@ def preferred_panel(spec: Contraction, target: Target, dtype: DType = f32) -> in
 
     B must have every batch axis, and the columns of C, as far as they do not follow each other, be whole panels. Dense
     operands are assumed (the layout that follows from the index maps); the width is a multiple of the target's vector. Panels
-    of 16-bit floats are those of `panel_pairs`, or none.
+    of 16 bits and of bytes are those of `panel_pairs`, or none.
     """
     pairs = panel_pairs(spec, target, dtype)
-    if dtype.bits == 16 and not pairs:
+    if dtype.bits < 32 and not pairs:
         return 0
     if spec.panel or any(not _moves(spec.b, x.name) for x in spec.of_kind("batch")):
         return 0
     if 0 in (as_int(spec.size(kind)) for kind in ("m", "n", "k")) or as_int(spec.size("n")) == 1:
         return 0
     sums = accumulator(dtype)
+    other = {i8: u8, u8: i8}.get(dtype, dtype)  # the passes see to it that one is signed and one is not
     lanes = target.lanes(sums.bits)
 
     def form(panel: int) -> Nest:
         asked = spec.packed(panel, (), pairs) if panel else spec
-        return _in_pairs(replace(canonical(asked, a, b, c, None), dtype=sums), target, dtype, dtype)
+        return _in_pairs(replace(canonical(asked, a, b, c, None), dtype=sums), target, other, dtype)
 
     def dense(maps: Sequence[Affine]) -> Operand:
         strides: list[int] = []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...ir.dtypes import DType, f32, u16
+from ...ir.dtypes import DType, u8, u16
 from ...ir.expr import Expr, binary, const, minimum, select, var
 from ...ir.target import Target
 from ..loop_ir import Buffer, Let, Stmt
@@ -20,11 +20,12 @@ ALIGN = 16  # elements to which regions of the workspace are rounded
 def parameters(nest: Nest, abc: Sequence[Operand], extra: Sequence[Operand]) -> tuple[Buffer, ...]:
     """The buffers of a root kernel: A, B, C, then what the epilogue reads, then further outputs (`abc` from 3 on).
 
-    bf16 whose pairs are read is bits (see `paired`).
+    bf16 whose pairs are read is bits (see `paired`), and so are bytes.
     """
     dtypes = [x.dtype for x in abc]
     if nest.pairs is not None:
-        dtypes[:2] = (u16 if apart else f32 for apart in nest.pairs)
+        element, whole = u16 if nest.ways == 2 else u8, nest.dtype
+        dtypes[:2] = (element if apart else whole for apart in nest.pairs)
     out = [
         Buffer(n, d, (span,), align=max(x.align, x.dtype.itemsize), writable=n == "C")
         for n, x, d, span in zip("ABC", abc[:3], dtypes[:3], nest.spans, strict=True)

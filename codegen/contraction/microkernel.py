@@ -27,6 +27,7 @@ from ...ir.expr import (
     eq,
     fma,
     fma_bf16,
+    fma_integers,
     load,
     postorder,
     ramp,
@@ -59,10 +60,12 @@ class Tile:
     parts, unroll  independent accumulators per cell; steps of the innermost loop per iteration
     fused          multiply-adds are fused (the target has the instruction)
     aligns         bytes to which elements of the row and of the column operand are aligned: of bf16 pairs in place 2
-    pairs          an element of both operands is two bf16, their products and the sum one instruction
+    pairs          an element of both operands is two bf16, or four bytes, their products and the sum one instruction
+    factors        of bytes: which are signed, of the row and of the column operand (`fma_integers`)
     padded         the column operand may be read up to whole vectors (it is packed)
     ahead          lines of the column operand's next panel that an iteration of the innermost loop asks for (`Plan.ahead`)
     line           elements of a line of cache
+    page           if not 0: elements of a page, of which one line is asked for, in place of `ahead` lines of each iteration
     """
 
     row: int
@@ -83,10 +86,12 @@ class Tile:
     padded: bool
     ahead: int
     line: int
+    page: int
     dtype: DType
     row_dtype: DType
     col_dtype: DType
     pairs: bool
+    factors: str
     aligns: tuple[int, int]
 
     @property
@@ -242,7 +247,7 @@ class _Builder:
 
     def _multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
         if self.t.pairs:
-            return fma_bf16(a, b, c)
+            return fma_integers(a, b, c, self.t.factors) if self.t.factors else fma_bf16(a, b, c)
         return fma(a, b, c) if self.t.fused and self.t.dtype.is_float else c + a * b
 
     def _cell(self, u: int, i: int, j: int) -> tuple[Expr, ...]:
@@ -344,6 +349,9 @@ class _Builder:
                     rows = row_offset + start * x.strides[0] + u * x.strides[0]
                     cols = col_offset + start * x.strides[1] + u * x.strides[1]
                 out += self._step(rows, cols, u % t.parts, f"{tag}{u}")
+                if t.page:
+                    out += self._page(done) if u == 0 and start is k and tag == "s" else []
+                    continue
                 for n in range(u * t.ahead // count, (u + 1) * t.ahead // count if tag == "s" else 0):
                     at = done * (t.ahead * t.line // t.unroll) + n * t.line
                     out.append(Prefetch(self.ahead, (at,), 2))
@@ -365,6 +373,15 @@ class _Builder:
         whole_count = x.extent - x.extent % t.unroll
         out: list[Stmt] = [For(k, const(0), const(whole_count), tuple(steps(k, t.unroll, "s")), step=t.unroll)]
         return out + steps(const(whole_count), x.extent % t.unroll, "r")
+
+    def _page(self, done: Expr) -> list[Stmt]:
+        """Asks for the first line of the page that an iteration is in, once it has come that far."""
+        t = self.t
+        width = t.vectors * t.lanes
+        at = done * width
+        if t.unroll * width % t.page:
+            at = at // t.page * t.page  # several iterations in a page: the line is there after the first
+        return [Prefetch(self.ahead, (at,), 1)]
 
     def _dot(self, x: Loop, k: Expr, row_offset: Expr, col_offset: Expr) -> list[Stmt]:
         t = self.t

@@ -40,13 +40,16 @@ class _Copy:
         self.last = minimum(self.first + self.block, const(outer)) if self.shares > 1 else const(outer)
 
     def element(self, at: Expr, lanes: int = 1, mask: Expr | None = None) -> Expr:
-        """Of the operand, in the accumulator's dtype; or a pair of them, as its bits."""
+        """Of the operand, in the accumulator's dtype; or a pair of them, or four bytes, as their bits."""
         first = load(self.source, (at,), self.source.dtype, mask, lanes)
         apart = None if self.layout.nest.pairs is None else self.layout.nest.pairs[self.stream]
         if not apart:
             return cast(first, self.layout.dtype)
-        second = load(self.source, (at + apart,), self.source.dtype, mask, lanes)
-        return bitcast(binary("or", cast(first, i32), binary("shl", cast(second, i32), const(16, i32, lanes))), self.layout.dtype)
+        whole, ways = cast(first, i32), self.layout.nest.ways
+        for k in range(1, ways):
+            part = cast(load(self.source, (at + k * apart,), self.source.dtype, mask, lanes), i32)
+            whole = binary("or", whole, binary("shl", part, const(32 // ways * k, i32, lanes)))
+        return bitcast(whole, self.layout.dtype)
 
     def places(self, src: Expr, dst: Expr, depth: int) -> tuple[Expr, Expr]:
         """Both offsets moved by the first `depth` reduction loops."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from ...ir.dtypes import DType, bf16, f16, f32
+from ...ir.dtypes import DType, bf16, f16, f32, i8, i16, i32, u8
 from ...ir.errors import CompileError
 from .canonical import Loop
 
@@ -141,9 +141,11 @@ def accumulator(dtype: DType) -> DType:
     """What sums of products of a dtype are held in. Raises CompileError for what cannot be multiplied."""
     if dtype in (f16, bf16):
         return f32
+    if dtype in (i8, u8, i16):
+        return i32
     if dtype.name in ("f32", "f64", "i32", "i64", "u32", "u64"):
         return dtype
-    raise CompileError(f"a contraction of {dtype} is not supported; expected f32, f64, f16, bf16, i32, i64, u32 or u64")
+    raise CompileError(f"a contraction of {dtype} is not supported; expected f32, f64, f16, bf16, i8, u8, i16, i32, i64, u32 or u64")
 
 
 def pieces(extent: int, size: int) -> tuple[int, int, int]:

@@ -28,6 +28,10 @@ from .types import Operand, Scheduled
 
 FEW_ROW_TILES = 16  # of a chunk, up to which its panels are prefetched
 STREAM_AHEAD = 16 << 10  # bytes that the only tile of a panel asks ahead of itself
+FEW_ROWS = 4  # of the only tile of a panel, up to which memory is all it waits for
+PAGE = 4096
+PAGES_AHEAD = 64 * PAGE  # bytes that such a tile asks for pages ahead of itself
+PAGE_STEPS = 128  # multiply-adds in an iteration that has a page's steps
 
 
 class Root:
@@ -43,6 +47,7 @@ class Root:
         self.row_block, self.col_block = self._chunks()
         self.line = target.line // dtype.itemsize
         self.ahead = self._ahead()
+        self.page = PAGE // dtype.itemsize if self.ahead and self.row_block == 1 and plan.tile_rows <= FEW_ROWS else 0
 
     def _ukernel(self, sizes: tuple[int, ...], columns: int, block: int) -> Ukernel:
         found = self.ukernels.get((sizes, columns, block))
@@ -77,15 +82,17 @@ class Root:
                 variable=p.split,
                 partial=p.cut >= 0,
                 parts=p.parts,
-                unroll=p.unroll,
+                unroll=self._unroll(),
                 fused=self.target.fma,
                 padded=p.pack_col or nest.panel > 0,
                 ahead=self.ahead,
                 line=self.line,
+                page=self.page,
                 dtype=self.dtype,
                 row_dtype=self.dtype if p.pack_row else self.at.parameters[p.row].dtype,
                 col_dtype=self.dtype if p.pack_col else self.at.parameters[p.col].dtype,
                 pairs=nest.pairs is not None,
+                factors=nest.factors if p.row == A or nest.ways != 4 else nest.factors[2:] + nest.factors[:2],
                 aligns=(
                     self.dtype.itemsize if p.pack_row else self.abc[p.row].dtype.itemsize,
                     self.dtype.itemsize if p.pack_col else self.abc[p.col].dtype.itemsize,
@@ -126,15 +133,22 @@ class Root:
         """Lines of the panel to come that an iteration of the innermost loop asks for, so that a chunk's tiles share its reading.
 
         A panel that comes from beyond L2 is otherwise waited for by the first tile alone. With many tiles that is nothing;
-        a single tile asks for its own panel a little ahead, unless it has so few rows that memory is all it waits for.
+        a single tile asks for its own panel a little ahead. With so few rows that memory is all it waits for, it asks for one
+        line of each page, early: the hardware, which fetches the lines, does not look for the addresses of pages to come.
         """
         p, size = self.plan, self.dtype.itemsize
         streamed = self.at.both * p.panels * p.breadth * self.at.steps * size > self.target.l2
         whole = p.pack_col or self.nest.panel == p.breadth
-        few = self.row_block <= FEW_ROW_TILES and (self.row_block > 1 or p.tile_rows > 4)
+        few = self.row_block <= FEW_ROW_TILES
         if not (streamed and whole and p.reduce and few) or p.split or p.along_k:
             return 0
         return -(-p.unroll * self.at.width * size // (self.target.line * self.row_block))
+
+    def _unroll(self) -> int:
+        """Steps of an iteration: a page's, where one line of each is asked for."""
+        p = self.plan
+        steps = self.page // self.at.width
+        return steps if p.unroll < steps <= PAGE_STEPS // (p.tile_rows * p.vectors) else p.unroll
 
     def build(self) -> Scheduled:
         """The root kernel and what it calls."""
@@ -282,6 +296,8 @@ class Root:
         """From a panel to the one that is read next: its neighbour; after the last one, in a cut reduction, the next block,
         or where other rows follow (`again`) the first one. Only a guess at the end of a chunk."""
         step = self.at.steps * self.at.width
+        if self.page:
+            return const(PAGES_AHEAD // self.dtype.itemsize)
         if self.row_block == 1:
             return const(min(step, STREAM_AHEAD // self.dtype.itemsize))
         back = (first - panel) * step

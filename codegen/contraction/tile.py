@@ -151,13 +151,18 @@ def _cut(loops: Sequence[Loop], limit: int) -> tuple[int, int]:
     return -1, 0
 
 
+def emulated(nest: Nest, target: Target) -> bool:
+    """Whether products of bytes take several instructions: VNNI has one for those of unsigned and signed ones."""
+    return nest.ways == 4 and not (target.vnni and nest.factors[:2] != nest.factors[2:])
+
+
 def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, whole: bool = False) -> Iterator[Plan]:
     """Every plan the model considers. `row_dtype`, `col_dtype` here are those of A and B.
 
     With `whole`, of a packed B, only plans whose tiles are as wide as a panel.
     """
     dtype = accumulator(nest.dtype)
-    model = Model(target, dtype, nest.pairs is not None)
+    model = Model(target, dtype, nest.pairs is not None, emulated(nest, target))
     widen = {A: row_dtype is not dtype, B: col_dtype is not dtype}
     if nest.pairs is not None:
         widen = {A: nest.pairs[A] != 0, B: nest.pairs[B] != 0}

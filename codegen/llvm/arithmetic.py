@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...ir.dtypes import DType, bool_, f16, f32, f64
+from ...ir.dtypes import DType, bool_, f16, f32, f64, i32
 from ...ir.errors import CompileError
 from .builder import FunctionText
 from .types import NARROW, element, literal, suffix, vector
 
 _FLOAT = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _INTEGER = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor"}
+_MADD = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}  # by lanes of the result
 _ROUNDING = {"floor": "floor", "ceil": "ceil", "round": "roundeven", "trunc": "trunc"}
 
 
@@ -204,6 +205,56 @@ class Arithmetic(FunctionText):
         x, y = (self.t(f"bitcast {v} {q} to {w}") for q in (a, b))
         return self.call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * n}", v, [(v, c), (w, x), (w, y)])
 
+    def fma_integers(self, factors: str, n: int, a: str, b: str, c: str) -> str:
+        """c + a0 * b0 + a1 * b1 + ... modulo 2^32, where a lane of a and b holds two i16 or four bytes, signed as `factors` says.
+
+        x86 without VNNI multiplies them as words, the even ones and the odd ones apart, whose products added in twos are exact
+        (vpmaddubsw, which takes bytes, saturates). What is made of an operand alone LLVM makes once for all its products.
+        """
+        left, right = factors[:2], factors[2:]
+        x86 = self.module.is_x86 and n in (4, 8, 16) and 32 * n <= self.module.target.vector_bits
+        v = vector("i32", n)
+        if x86 and self.module.target.vnni and left != right:
+            octets = f"<{4 * n} x i8>"
+            x, y = (self.t(f"bitcast {v} {q} to {octets}") for q in ((a, b) if left == "u8" else (b, a)))
+            return self.call(f"llvm.x86.avx512.vpdpbusd.{32 * n}", v, [(v, c), (octets, x), (octets, y)])
+        words = f"<{2 * n} x i16>"
+        if x86 and factors == "i16":
+            x, y = (self.t(f"bitcast {v} {q} to {words}") for q in (a, b))
+            if self.module.target.vnni:
+                return self.call(f"llvm.x86.avx512.vpdpwssd.{32 * n}", v, [(v, c), (words, x), (words, y)])
+            return self.t(f"add {v} {c}, {self.call(f'llvm.x86.{_MADD[n]}', v, [(words, x), (words, y)])}")
+        if factors == "i16":
+            for k in range(2):
+                x, y = self._part(a, n, k, 16, "i16"), self._part(b, n, k, 16, "i16")
+                c = self.t(f"add {v} {c}, {self.t(f'mul {v} {x}, {y}')}")
+            return c
+        if not x86:
+            for k in range(4):
+                x, y = self._part(a, n, k, 8, left), self._part(b, n, k, 8, right)
+                c = self.t(f"add {v} {c}, {self.t(f'mul {v} {x}, {y}')}")
+            return c
+        x, y = (self.t(f"bitcast {v} {q} to {words}") for q in (a, b))
+        for odd in (False, True):
+            parts = [(words, self._half_words(q, n, odd, kind)) for q, kind in ((x, left), (y, right))]
+            c = self.t(f"add {v} {c}, {self.call(f'llvm.x86.{_MADD[n]}', v, parts)}")
+        return c
+
+    def _part(self, x: str, n: int, k: int, bits: int, kind: str) -> str:
+        """Part k, of so many bits, of each i32, as an i32."""
+        v, c = vector("i32", n), self._words(n)
+        above = 32 - bits * (k + 1)
+        top = self.t(f"shl {v} {x}, {c(above)}") if above else x
+        return self.t(f"{'lshr' if kind == 'u8' else 'ashr'} {v} {top}, {c(32 - bits)}")
+
+    def _half_words(self, x: str, n: int, odd: bool, kind: str) -> str:
+        """The odd or the even bytes of words, as words."""
+        v = f"<{2 * n} x i16>"
+        if not odd and kind == "u8":
+            return self.t(f"and {v} {x}, splat (i16 255)")
+        top = x if odd else self.t(f"shl {v} {x}, splat (i16 8)")
+        return self.t(f"{'ashr' if kind == 'i8' else 'lshr'} {v} {top}, splat (i16 8)")
+
     # -- the operations -----------------------------------------------------------------------------------------------
 
     def binary(
@@ -340,6 +391,8 @@ class Arithmetic(FunctionText):
             if there == here:
                 return a
             return self.t(f"{'fpext' if to is f64 else 'fptrunc'} {v} {a} to {w}")
+        if source.is_float and to.bits < 32 and n > 1 and source not in NARROW:
+            return self._narrow_integer(source, to, n, a)
         if source.is_float:
             name = f"llvm.fpto{'s' if to.kind == 'int' else 'u'}i.sat.{suffix(there, n)}.{suffix(here, n)}"
             return self.call(name, w, [(v, a)])
@@ -357,6 +410,19 @@ class Arithmetic(FunctionText):
         word = "trunc" if to.bits < source.bits else "sext" if source.kind == "int" else "zext"
         return self.t(f"{word} {v} {a} to {w}")
 
+    def _narrow_integer(self, source: DType, to: DType, n: int, a: str) -> str:
+        """f32 or f64 to an integer of 8 or 16 bits, by way of i32: LLVM would take the saturating conversion lane by lane."""
+        here = element(source)
+        v, w = vector(here, n), vector("i32", n)
+        low, high = (-(1 << (to.bits - 1)), (1 << (to.bits - 1)) - 1) if to.kind == "int" else (0, (1 << to.bits) - 1)
+        least, most = (literal(float(x), source, n) for x in (low, high))
+        x = self.choose(self.compare("fcmp ogt", here, n, a, least), here, n, a, least)  # a NaN becomes the least
+        x = self.choose(self.compare("fcmp olt", here, n, x, most), here, n, x, most)
+        whole = self.t(f"fptosi {v} {x} to {w}")
+        if low:
+            whole = self.choose(self.compare("fcmp uno", here, n, a, a), "i32", n, literal(0, i32, n), whole)
+        return self.t(f"trunc {w} {whole} to {vector(element(to), n)}")
+
     def bitcast(self, source: DType, to: DType, n: int, a: str) -> str:
         bits = self.held_bits(source, a, n) if source in NARROW else a
         here = "i16" if source in NARROW else element(source)
@@ -373,8 +439,8 @@ class Arithmetic(FunctionText):
         word = "fadd" if d.is_float else "add"
         return self.t(f"{word} {vector(kind, n)} {self.splat(base, kind, n)}, <{steps}>")
 
-    def reduce(self, op: str, d: DType, n: int, a: str) -> str:
-        """Lane i with lane i + n/2, until one is left."""
+    def reduce(self, op: str, d: DType, n: int, a: str, *, forgets: bool = False) -> str:
+        """Lane i with lane i + n/2, until one is left. `forgets`: a maximum or minimum of which any number may come if one is NaN."""
         kind = element(d)
         if n & (n - 1):
             raise CompileError(f"reduce_{op} of {n} lanes: the number of lanes must be a power of two")
@@ -387,7 +453,7 @@ class Arithmetic(FunctionText):
                     parts.append(self.t(f"extractelement {v} {a}, i64 {first}"))
                 else:
                     parts.append(self.t(f"shufflevector {v} {a}, {v} poison, <{half} x i32> <{picks}>"))
-            a = self.binary(op, d, half, parts[0], parts[1])
+            a = self.binary(op, d, half, parts[0], parts[1], first_const=forgets)
             n = half
         return a
 

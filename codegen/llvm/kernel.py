@@ -77,6 +77,9 @@ class KernelText(Values):
                     self.bind(
                         s.var, x, known=self.known(s.value), divisor=self.divides(s.value), natural=self.is_natural(s.value)
                     )
+                    if s.value.op == "to_line":
+                        self.line_starts[s.var] = s.value.attr
+                        self._log.append((self.line_starts, s.var))
                 else:
                     self.bind(s.var, x)
             case If():
@@ -145,6 +148,9 @@ class KernelText(Values):
             self.line(f"store {kind} {x}, ptr {p}, align {align}")
             self.line(f"br label %{join}")
             self.label(join)
+        elif s.mask is not None and b.dtype.bits < 32 and not self.module.checked and _first_alone(s.mask):
+            # LLVM 22 makes of such a store, of lanes that were truncated, one of the lane before it was: four bytes
+            self.line(f"store {kind} {self.t(f'extractelement {v} {x}, i64 0')}, ptr {p}, align {align}")
         else:
             name = f"llvm.masked.store.{suffix(kind, n)}.p0"
             self.module.declare(name, "void", f"{v}, ptr, {flag}")
@@ -466,3 +472,12 @@ def written_buffers(kernel: Kernel, callees: dict[str, Kernel]) -> set[str]:
             inner = written_buffers(callee, callees)
             names |= {b.name for (b, _), p in zip(s.views, callee.buffers, strict=True) if p.name in inner}
     return names
+
+
+def _first_alone(mask: Expr) -> bool:
+    """Whether a mask is that of the first lane, whatever happens."""
+    if mask.op != "lt" or mask.args[0].op != "ramp":
+        return False
+    start, stop = mask.args[0].args[0], mask.args[1]
+    stop = stop.args[0] if stop.op == "broadcast" else stop
+    return start.is_const and stop.is_const and stop.attr - start.attr == 1

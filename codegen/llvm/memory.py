@@ -7,9 +7,9 @@ from typing import Any
 
 from ...ir.dtypes import DType, bool_, f32, f64, i64
 from ...ir.errors import CompileError
-from ...ir.expr import COMPARE, REDUCE, UNARY, Expr
+from ...ir.expr import COMPARE, INTEGER_FACTORS, REDUCE, UNARY, Expr, picks
 from ..linear import Linear, free_variables, linear
-from ..loop_ir import Buffer
+from ..loop_ir import LINE, Buffer
 from ..vecmath import expand
 from ..vecmath_parts import scale_steps
 from .arithmetic import Arithmetic
@@ -31,6 +31,7 @@ class Values(Arithmetic):
         self.depth: dict[Expr, int] = {}  # of the loop that binds a variable
         self.divisor: dict[Expr, int] = {}  # what divides a variable
         self.natural: set[Expr] = set()  # variables that are never negative
+        self.line_starts: dict[Expr, Buffer] = {}  # variables that lead from a buffer's start to its first whole line
         self.level = 0
         self._log: list[tuple[dict[Any, Any] | set[Any], Any]] = []
         self._volatile: list[Any] = []
@@ -165,7 +166,7 @@ class Values(Arithmetic):
         k = self.known(e)
         if k is not None:
             return k >= 0
-        if e in self.natural:
+        if e in self.natural or e.op == "to_line":
             return True
         if e.op in ("add", "mul", "floordiv", "min") and e.lanes == 1:
             return all(self.is_natural(a) for a in e.args)
@@ -217,6 +218,8 @@ class Values(Arithmetic):
             return literal(k, d)
         if op == "select" and e.attr == "rare":
             return self._rare(e)
+        if op == "to_line":
+            return self._to_line(e.attr)
         if op == "scale":
             return self._scale(e)
         if op == "table":
@@ -228,6 +231,8 @@ class Values(Arithmetic):
         if op in UNARY:
             return self.unary(op, d, n, *args)
         if op == "fma":
+            if e.attr in INTEGER_FACTORS:
+                return self.fma_integers(e.attr, n, *args)
             return self.fma_bf16(n, *args) if e.attr == "bf16" else self.fma(d, n, *args)
         if op == "select":
             return self.choose(args[0], element(d), n, args[1], args[2])
@@ -237,10 +242,13 @@ class Values(Arithmetic):
             return self.bitcast(first.dtype, d, n, args[0])
         if op == "ramp":
             return self.ramp(d, n, args[0])
+        if op == "shuffle":
+            v, lanes = vector(element(d), n), ", ".join(f"i32 {k}" for k in picks(e.attr, n))
+            return self.t(f"shufflevector {v} {args[0]}, {v} {args[1]}, <{n} x i32> <{lanes}>")
         if op == "broadcast":
             return self.splat(args[0], element(d), n)
         if op in REDUCE:
-            return self.reduce(op.removeprefix("reduce_"), d, first.lanes, args[0])
+            return self.reduce(op.removeprefix("reduce_"), d, first.lanes, args[0], forgets=e.attr == "forgets")
         second = e.args[1]
         fixed = int(second.attr) if second.is_const and not second.dtype.is_float else None
         if fixed is None and n == 1 and d is i64:
@@ -248,6 +256,12 @@ class Values(Arithmetic):
         if op in ("floordiv", "mod") and n == 1 and d is i64 and fixed is not None and fixed > 0 and self.is_natural(first):
             return self.t(f"{'udiv' if op == 'floordiv' else 'urem'} i64 {args[0]}, {fixed}")
         return self.binary(op, d, n, *args, first_const=first.is_const, second_const=fixed)
+
+    def _to_line(self, b: Buffer) -> str:
+        """How many elements lie before the first one whose address is a multiple of a line."""
+        at = self.t(f"ptrtoint ptr {self.address(b, Linear(0))} to i64")
+        before = self.t(f"and i64 {self.t(f'sub i64 0, {at}')}, {LINE - 1}")
+        return self.t(f"lshr i64 {before}, {b.dtype.itemsize.bit_length() - 1}")
 
     def _scale(self, e: Expr) -> str:
         """x * 2^n: one instruction with AVX-512, else integer steps that give the same bits."""
@@ -392,8 +406,12 @@ class Values(Arithmetic):
     def alignment(self, b: Buffer, offset: Linear) -> int:
         """Bytes, a power of two."""
         size = b.dtype.itemsize
-        total = gcd(max(b.align, size), abs(offset.constant) * size)
+        from_line = any(c == 1 and self.line_starts.get(atom) == b for atom, c in offset.terms)
+        total = gcd(LINE if from_line else max(b.align, size), abs(offset.constant) * size)
         for atom, c in offset.terms:
+            if from_line and c == 1 and self.line_starts.get(atom) == b:
+                from_line = False
+                continue
             total = gcd(total, abs(c) * size * max(self.divides(atom), 1))
         return max(total & -total, size)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...ir.collector import no_collection
 from ...ir.errors import OnnxError
 from ...ir.graph import Graph
 from .call import SIZE
@@ -60,7 +61,8 @@ class Model:
 
     def stage(self, known: Mapping[str, Array], shapes: Mapping[str, Sequence[int | str]] | None = None) -> Imported:
         """The graph, or the one that computes what must be known next. `known` holds numbers of earlier stages by key."""
-        return Importer(self.description, known=known, shapes={**self.shapes, **(shapes or {})}, sizes=self.sizes).run()
+        with no_collection():
+            return Importer(self.description, known=known, shapes={**self.shapes, **(shapes or {})}, sizes=self.sizes).run()
 
     def unshaped(self) -> tuple[str, ...]:
         """The arguments whose number of dimensions the file does not tell."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..contraction import KINDS, Affine, Axis, Contraction, affine, strided_view
 from ..dims import Dim, Shape, as_int
-from ..dtypes import DType, bf16, f16, f32
+from ..dtypes import DType, bf16, f16, f32, i8, i16, i32, u8
 from ..errors import AttributeValueError, DTypeError, GradientError, ShapeError
 from ..graph import Attrs, Node
 from ..lowering import Contract, Lowering
@@ -18,6 +18,9 @@ from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
 
+BYTES: Final = (i8, u8)
+_NARROW: Final = (np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int16))
+_RANGE: Final = {i8: (-128, 128), u8: (0, 256), i16: (-(1 << 15), 1 << 15)}
 _BLOCK_BYTES: Final = 1 << 26  # of an operand copied into matrix form at a time
 REASON: Final = "the order of a sum is free: rounding grows with its length"
 
@@ -62,17 +65,50 @@ def _check_groups(spec: Contraction) -> None:
         )
 
 
+def sum_dtype(a: DType, b: DType) -> DType:
+    """The dtype of sums of products: i32 of bytes, signed or not, each for itself, and of i16; of all others their own."""
+    return i32 if (a in BYTES and b in BYTES) or (a is i16 and b is i16) else a
+
+
+def check_factors(op: str, types: Sequence[TensorType], allowed: Callable[[DType], bool]) -> DType:
+    """The dtype of sums of the operands' products. Raises DTypeError for operands of a dtype that is not `allowed`, or of two."""
+    if sum_dtype(types[0].dtype, types[1].dtype) is types[0].dtype:
+        c.check_dtype(op, types, 0, allowed)
+        c.check_same(op, [TensorType(t.dtype, ()) for t in types])
+    return sum_dtype(types[0].dtype, types[1].dtype)
+
+
+def exactly(a: Array, b: Array, terms: int) -> tuple[Array, Array]:
+    """Bytes and i16 as numbers in which sums of so many of their products are exact; other arrays as they are."""
+    if a.dtype not in _NARROW or b.dtype not in _NARROW:
+        return a, b
+    few = a.dtype.itemsize == 1 and terms < 250  # 255 * 255 * 250 < 2^24
+    wide = np.dtype(np.float32 if few else np.float64 if terms < 1 << 22 else np.int64)
+    return a.astype(wide), b.astype(wide)
+
+
+def wrapped(total: Array, a: Array, b: Array) -> Array:
+    """Exact sums of products of bytes or i16 modulo 2^32, as i32; others as they are."""
+    return total.astype(np.int64).astype(np.int32) if a.dtype in _NARROW and b.dtype in _NARROW else total
+
+
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     spec = attrs["spec"]
     if not isinstance(spec, Contraction):
         raise AttributeValueError(f"spec of contract is a Contraction, not {type(spec).__name__}")
-    c.check_dtype("contract", types, 0, c.is_arithmetic)
-    c.check_same("contract", [TensorType(t.dtype, ()) for t in types])
+    sums = check_factors("contract", types, c.is_arithmetic)
     names = [x.name for x in spec.axes]
     if len(set(names)) != len(names) or any(x.kind not in KINDS for x in spec.axes):
         raise AttributeValueError(f"axes of contract need distinct names and a kind of {', '.join(KINDS)}: {spec.axes}")
-    if spec.pairs and (not spec.panel or types[1].dtype.bits != 16 or not spec.of_kind("k") or spec.of_kind("k")[-1].extent % 2):
-        raise AttributeValueError("contract: pairs are of 16-bit floats in panels, and the last k axis is of even extent")
+    if spec.pairs and (
+        not spec.panel
+        or spec.pairs * types[1].dtype.bits != 32
+        or not spec.of_kind("k")
+        or spec.of_kind("k")[-1].extent % spec.pairs
+    ):
+        raise AttributeValueError(
+            "contract: pairs are two of 16 bits or four bytes, in panels, and the last k axis is a multiple of them"
+        )
     if spec.groups:
         _check_groups(spec)
     if spec.panel:
@@ -93,7 +129,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
         raise AttributeValueError(
             f"contract: the result has axes {kept}, but each batch, m and n axis must be there exactly once"
         )
-    return TensorType(types[0].dtype, tuple(shape))
+    return TensorType(sums, tuple(shape))
 
 
 # --- value ----------------------------------------------------------------------------------------------------------
@@ -116,8 +152,8 @@ def unpack(panels: Array, spec: Contraction) -> Array:
     return b
 
 
-def pack(b: Array, spec: Contraction, panel: int, pairs: bool = False) -> Array:
-    """B in panels: (*batch, ceil(N / panel), K, panel), or (*batch, ceil(N / panel), K / 2, panel, 2), zero beyond N."""
+def pack(b: Array, spec: Contraction, panel: int, pairs: int = 0) -> Array:
+    """B in panels: (*batch, ceil(N / panel), K, panel), or (*batch, ceil(N / panel), K / pairs, panel, pairs), zero beyond N."""
     batch, n, k = spec.of_kind("batch"), spec.of_kind("n"), spec.of_kind("k")
     lead = [as_int(x.extent) for x in batch]
     rows, columns = as_int(spec.size("k")), as_int(spec.size("n"))
@@ -129,7 +165,7 @@ def pack(b: Array, spec: Contraction, panel: int, pairs: bool = False) -> Array:
     padded[..., :columns] = matrix
     panels = np.swapaxes(padded.reshape(*lead, rows, count, panel), -3, -2)
     if pairs:
-        panels = np.swapaxes(panels.reshape(*lead, count, rows // 2, 2, panel), -2, -1)
+        panels = np.swapaxes(panels.reshape(*lead, count, rows // pairs, pairs, panel), -2, -1)
     return np.ascontiguousarray(panels)
 
 
@@ -150,6 +186,8 @@ def value(a: Array, b: Array, spec: Contraction) -> Array:
         b = unpack(b, spec)
     batch, m, n, k = (spec.of_kind(kind) for kind in KINDS)
     lead, rows, columns, depth = ([as_int(x.extent) for x in axes] for axes in (batch, m, n, k))
+    factors = a, b
+    a, b = exactly(a, b, int(np.prod(depth, dtype=object)))
     dtype = np.result_type(a, b)
     if 0 in (*lead, *rows, *columns) or 0 in depth:
         flat = np.zeros((*lead, *rows, *columns), dtype)
@@ -167,6 +205,7 @@ def value(a: Array, b: Array, spec: Contraction) -> Array:
             product = np.matmul(block.reshape(*lead, -1, width), right)
             parts.append(product.reshape(*lead, *block.shape[cut : cut + len(rows)], *columns))
         flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=cut)
+    flat = wrapped(flat, *factors)
     order = [x.name for x in (*batch, *m, *n)]
     return np.ascontiguousarray(flat.transpose([order.index(x.terms[0][0]) for x in spec.c])).reshape(
         [as_int(spec.axis(x.terms[0][0]).extent) for x in spec.c]
@@ -193,6 +232,8 @@ def _plain(index: tuple[Affine, ...]) -> list[str] | None:
 def _grad(node: Node, dy: Node) -> Sequence[Node]:
     spec: Contraction = node.attrs["spec"]
     a, b = node.inputs
+    if a.dtype.is_integer:
+        raise GradientError("contract of integers has no gradient: they are no numbers that can be a little larger")
     if spec.panel or _plain(spec.a) is None or _plain(spec.b) is None:
         raise GradientError(
             "contract with a strided, offset or packed operand has no gradient rule: take the gradient before the pass that "
@@ -252,6 +293,10 @@ def _samples() -> list[Sample]:
         a, b = c.uniform((7, 9), (9, 20))(rng)
         return [a, pack(b, product_spec(7, 20, 9), 16)]
 
+    def of_bytes(spec: Contraction, left: DType, right: DType, a: tuple[int, ...], b: tuple[int, ...]) -> Sample:
+        draw = c.together(*(c.integers(s, low=_RANGE[d][0], high=_RANGE[d][1], dtype=d) for s, d in ((a, left), (b, right))))
+        return Sample(draw, {"spec": spec}, gradient=False, label=f"{left} {right}")
+
     return [
         sample(product_spec(17, 33, 8), (17, 8), (8, 33)), sample(product_spec(4, 16, 31, b="nk"), (4, 31), (16, 31)),
         sample(product_spec(9, 7, 5, a="km"), (5, 9), (5, 7)), sample(product_spec(1, 1, 1), (1, 1), (1, 1)),
@@ -259,6 +304,9 @@ def _samples() -> list[Sample]:
         sample(batched, (4, 3, 5), (3, 9, 5)),
         sample(conv, (11, 10, 4), (17, 4, 3, 3), gradient=False, label="strided"),
         Sample(panels, {"spec": packed}, budget=5e-6, reason=REASON, gradient=False, label="panels"),
+        of_bytes(product_spec(9, 33, 8), u8, i8, (9, 8), (8, 33)), of_bytes(product_spec(5, 17, 7), i8, i8, (5, 7), (7, 17)),
+        of_bytes(product_spec(5, 15, 12, b="nk"), u8, u8, (5, 12), (15, 12)), of_bytes(conv, i8, u8, (11, 10, 4), (17, 4, 3, 3)),
+        of_bytes(product_spec(7, 16, 9), i16, i16, (7, 9), (9, 16)),
     ]  # fmt: skip
 
 
@@ -269,7 +317,8 @@ contract = register(
         reference=_reference,
         lower=_lower,
         grad=c.rule(_grad),
-        doc="C[c] = the sum over the k axes of A[a] * B[b], each dimension of A and B indexed by an affine function of the axes.",
+        doc="C[c] = the sum over the k axes of A[a] * B[b], each dimension of A and B indexed by an affine function of the axes. "
+        "Of i8 and u8, also one of each, and of i16, the sum is an i32, modulo 2^32.",
         arity=2,
         traits=frozenset({Trait.CONTRACTION, Trait.QUANTISABLE}),
         attrs={"spec": REQUIRED},
@@ -304,7 +353,7 @@ def _samples_f32() -> list[Sample]:
 
         return Sample(draw, s.attrs, budget=s.budget, reason=s.reason, gradient=False, label=f"{s.label} {dtype}".strip())
 
-    return [narrow(s, dtype) for dtype in (bf16, f16) for s in _samples() if s.label != "panels"]
+    return [narrow(s, dtype) for dtype in (bf16, f16) for s in _samples() if not s.label or s.label == "strided"]
 
 
 contract_f32 = register(

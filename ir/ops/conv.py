@@ -16,13 +16,13 @@ import numpy as np
 
 from ..contraction import Affine, Axis, Contraction, affine
 from ..dims import Shape, as_int
-from ..dtypes import as_dtype, f64
+from ..dtypes import as_dtype, f64, i8, u8
 from ..graph import Attrs, Node
 from ..lowering import Contract, Decompose, Lowering
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
-from .contract import REASON
+from .contract import REASON, check_factors, exactly, wrapped
 from .conv_geometry import (
     LAYOUTS,
     TO_NCHW,
@@ -164,12 +164,14 @@ def _types(arrays: Sequence[Array]) -> list[TensorType]:
 
 def _conv_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
     g = of_conv(_types(arrays), attrs)
-    x, k = _pad_array(_grouped(arrays[0], g.layout, g.groups), g), _kernel_matrices(arrays[1], g.groups)
+    image, weights = exactly(arrays[0], arrays[1], as_int(g.c) * as_int(g.kernel[0]) * as_int(g.kernel[1]))
+    x, k = _pad_array(_grouped(image, g.layout, g.groups), g), _kernel_matrices(weights, g.groups)
     n, o = as_int(g.n), as_int(g.o)
     total = np.zeros((g.groups, n * as_int(g.out[0]) * as_int(g.out[1]), o), x.dtype)
     with np.errstate(all="ignore"):
         for h, w, pixels in _tap_slices(g):
             total += _rows(x[pixels]) @ k[h, w]
+    total = wrapped(total, arrays[0], arrays[1])
     return _ungrouped(np.moveaxis(total.reshape(g.groups, n, *c.static(g.out), o), 0, 3), g.layout)
 
 
@@ -265,7 +267,13 @@ def _sample(draw: c.Draw, attrs: dict[str, Any], **more: Any) -> Sample:
 
 def _conv_samples() -> list[Sample]:
     made = [_sample(c.uniform(x, k), a) for x, k, _, a in _cases()]
-    return [*made, _sample(c.uniform((1, 2, 5, 5), (3, 2, 3, 3), dtype=f64), _attrs(padding=_pads(1, 1, 1, 1)), label="f64")]
+    image, kernel = ((1, 4, 6, 5), 0, u8), ((9, 4, 3, 3), -128, i8)
+    octets = c.together(*(c.integers(s, low=low, high=low + 256, dtype=t) for s, low, t in (image, kernel)))
+    return [
+        *made,
+        _sample(c.uniform((1, 2, 5, 5), (3, 2, 3, 3), dtype=f64), _attrs(padding=_pads(1, 1, 1, 1)), label="f64"),
+        Sample(octets, _attrs(padding=_pads(1, 0, 1, 1), groups=1, stride=(2, 1)), gradient=False, label="bytes"),
+    ]
 
 
 def _input_grad_samples() -> list[Sample]:
@@ -278,9 +286,8 @@ def _weight_grad_samples() -> list[Sample]:
 
 def _infer(op: str, geometry: Callable[[Sequence[TensorType], Attrs], Geometry], result: Callable[[Geometry], Shape]) -> c.Infer:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
-        c.check_dtype(op, types, 0, c.is_float)
-        c.check_same(op, [TensorType(t.dtype, ()) for t in types])
-        return TensorType(types[0].dtype, result(geometry(types, attrs)))
+        sums = check_factors(op, types, c.is_float)
+        return TensorType(sums, result(geometry(types, attrs)))
 
     return infer
 
@@ -294,7 +301,7 @@ conv2d = register(
         reference=_conv_value,
         lower=_lower_conv,
         grad=c.rule(_conv_grad),
-        doc="2-D cross-correlation of x with weights [O, I / groups, KH, KW].",
+        doc="2-D cross-correlation of x with weights [O, I / groups, KH, KW]. Of i8 and u8, also one of each, the sums are i32.",
         arity=2,
         traits=_TRAITS | {Trait.QUANTISABLE},
         attrs=_COMMON,

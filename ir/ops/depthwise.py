@@ -61,7 +61,7 @@ def _value(arrays: Sequence[Array], attrs: Attrs) -> Array:
 
 def _lower(node: Node) -> Reduce:
     x, k = (i.tensor for i in node.inputs)
-    image, taps = c.static(x.shape[1:3]), c.static(k.shape[:2])
+    image, taps = x.shape[1:3], k.shape[:2]
     size, stride, dilation, origin = (node.attrs[n] for n in ("size", "stride", "dilation", "origin"))
 
     def value(idx: tuple[Expr, ...], r: tuple[Expr, ...], load: Load) -> Expr:
@@ -72,7 +72,8 @@ def _lower(node: Node) -> Reduce:
             pixel = i * stride[d] + t * dilation[d] + origin[d]
             if origin[d] < 0:
                 inside.append(const(0) <= pixel)
-            if (size[d] - 1) * stride[d] + (taps[d] - 1) * dilation[d] + origin[d] >= image[d]:
+            room = image[d] - 1 - ((size[d] - 1) * stride[d] + (taps[d] - 1) * dilation[d] + origin[d])
+            if not isinstance(room, int) or room < 0:
                 inside.append(pixel < image[d])
             at.append(pixel)
         return c.at(load, 0, (n, *at, channel), c.all_of(inside)) * load(1, (*r, channel))

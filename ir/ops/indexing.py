@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..dims import Shape, as_int
+from ..dims import Shape
 from ..dtypes import DType, f32, f64, i32, i64, u8, u64
 from ..errors import AttributeValueError, DTypeError, ShapeError
-from ..expr import Expr, cast, eq, maximum, minimum
+from ..expr import Expr, cast, eq, lift, maximum, minimum
 from ..graph import Attrs, Node
 from ..lowering import Load, Map
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
@@ -52,9 +52,9 @@ def _lower_gather(node: Node) -> Map:
     axis, count = node.attrs["axis"], len(node.inputs[1].shape)
 
     def value(idx: tuple[Expr, ...], load: Load) -> Expr:
-        n = as_int(node.inputs[0].shape[axis])
+        n = node.inputs[0].shape[axis]
         position = cast(load(1, idx[axis : axis + count]), i64)
-        position = minimum(maximum(position, 0), max(0, n - 1))
+        position = minimum(maximum(position, 0), max(0, n - 1) if isinstance(n, int) else maximum(lift(n - 1), 0))
         return load(0, (*idx[:axis], position, *idx[axis + count :]))
 
     return Map(value)

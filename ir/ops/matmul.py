@@ -9,14 +9,14 @@ import numpy as np
 
 from ..contraction import Affine, Axis, Contraction, affine
 from ..dims import Dim, Shape
-from ..dtypes import f64
+from ..dtypes import DType, f64, i8, u8
 from ..errors import ShapeError
 from ..graph import Attrs, Node
 from ..lowering import Contract
-from ..op import Op, Sample, Trait, make, register
+from ..op import Array, Op, Sample, Trait, make, register
 from ..types import TensorType, Type
 from . import common as c
-from .contract import REASON
+from .contract import REASON, check_factors, exactly, wrapped
 
 
 def _batch_shape(a: Shape, b: Shape) -> Shape | None:
@@ -33,13 +33,12 @@ def _batch_shape(a: Shape, b: Shape) -> Shape | None:
 
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     a, b = types
-    c.check_dtype("matmul", types, 0, c.is_float)
+    sums = check_factors("matmul", types, c.is_float)
     for k, t in enumerate(types):
         if t.rank < 2:
             raise ShapeError(
                 f"operand {k} of matmul has shape {c.show(t.shape)}, expected at least 2 dimensions; reshape it to a matrix"
             )
-    c.check_same("matmul", [TensorType(t.dtype, ()) for t in types])
     if a.shape[-1] != b.shape[-2]:
         raise ShapeError(
             f"operand 1 of matmul has shape {c.show(b.shape)}, expected {a.shape[-1]} rows (dimension {b.rank - 2}) as operand 0 "
@@ -51,7 +50,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
             f"operand 1 of matmul has batch dimensions {c.show(b.shape[:-2])}, which do not broadcast with "
             f"{c.show(a.shape[:-2])} of operand 0: aligned at the right, each must be equal or 1"
         )
-    return TensorType(a.dtype, (*batch, a.shape[-2], b.shape[-1]))
+    return TensorType(sums, (*batch, a.shape[-2], b.shape[-1]))
 
 
 def spec_of(a: Shape, b: Shape) -> Contraction:
@@ -78,6 +77,12 @@ def spec_of(a: Shape, b: Shape) -> Contraction:
         (*maps[1], affine("k"), affine("n")),
         tuple(map(affine, (*names, "m", "n"))),
     )
+
+
+def _reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
+    a, b = arrays
+    with np.errstate(all="ignore"):
+        return wrapped(np.matmul(*exactly(a, b, a.shape[-1])), a, b)
 
 
 def _swapped(x: Node) -> Node:
@@ -122,6 +127,11 @@ _CASES: Final[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = (
 )
 
 
+def _bytes(a: Shape, b: Shape, left: DType, right: DType) -> c.Draw:
+    given = ((c.static(s), -128 if d is i8 else 0, d) for s, d in ((a, left), (b, right)))
+    return c.together(*(c.integers(s, low=low, high=low + 256, dtype=d) for s, low, d in given))
+
+
 def _samples() -> list[Sample]:
     made = [Sample(c.uniform(a, b), budget=5e-6, reason=REASON) for a, b in _CASES]
     special = np.array([[1, np.inf, 2], [0, 1, np.nan], [1, 2, 3]], np.float32)
@@ -129,6 +139,8 @@ def _samples() -> list[Sample]:
         *made,
         Sample(c.uniform((5, 9), (9, 8), dtype=f64), label="f64"),
         Sample(c.fixed(special, special[:, ::-1].copy()), gradient=False, label="special"),
+        Sample(_bytes((9, 33), (33, 17), u8, i8), gradient=False, label="u8 i8"),
+        Sample(_bytes((2, 7, 15), (15, 8), i8, i8), gradient=False, label="i8"),
     ]
 
 
@@ -136,10 +148,11 @@ matmul = register(
     Op(
         name="matmul",
         infer=_infer,
-        reference=c.total(np.matmul),
+        reference=_reference,
         lower=lambda node: Contract(spec_of(node.inputs[0].shape, node.inputs[1].shape)),
         grad=c.rule(_grad),
-        doc="Matrix products of the last two dimensions, (..., M, K) x (..., K, N); the leading ones broadcast as in numpy.",
+        doc="Matrix products of the last two dimensions, (..., M, K) x (..., K, N); the leading ones broadcast as in numpy. "
+        "Of i8 and u8, also one of each, the sums are i32, modulo 2^32.",
         arity=2,
         traits=frozenset({Trait.CONTRACTION, Trait.QUANTISABLE}),
         onnx=("MatMul", 13),

@@ -11,7 +11,7 @@ import numpy as np
 from ..dims import Dim, Shape, as_int, has_division, product
 from ..dtypes import f64, i32
 from ..errors import AttributeValueError, ShapeError
-from ..expr import Expr, const, eq, select
+from ..expr import Expr, const, eq, lift, select
 from ..graph import Attrs, Node
 from ..lowering import Load, Map, View
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
@@ -213,7 +213,7 @@ def _slice_reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
 
 def _lower_slice(node: Node) -> Map:
     def value(idx: tuple[Expr, ...], load: Load) -> Expr:
-        return load(0, [i * s + as_int(a) for i, a, s in zip(idx, node.attrs["starts"], node.attrs["steps"], strict=True)])
+        return load(0, [i * s + a for i, a, s in zip(idx, node.attrs["starts"], node.attrs["steps"], strict=True)])
 
     return Map(value)
 
@@ -315,12 +315,12 @@ def _lower_pad(node: Node) -> Map:
     def element(idx: tuple[Expr, ...], load: Load) -> Expr:
         index: list[Expr] = []
         inside: list[Expr] = []
-        for i, n, a, b, g in zip(idx, c.static(node.inputs[0].shape), c.static(low), c.static(high), interior, strict=True):
+        for i, n, a, b, g in zip(idx, node.inputs[0].shape, low, high, interior, strict=True):
             at = i - a
             if a:
                 inside.append(const(0) <= at)
             if b:
-                inside.append(at < as_int(_spread(n, g)))
+                inside.append(at < _spread(n, g))
             if g:
                 inside.append(eq(at % (g + 1), 0))
             index.append(at // (g + 1))
@@ -416,14 +416,14 @@ def _lower_concat(node: Node) -> Map:
     axis = node.attrs["axis"]
 
     def value(idx: tuple[Expr, ...], load: Load) -> Expr:
-        offsets = c.static(_offsets(node))
+        offsets = _offsets(node)
         result: Expr | None = None
         for k in reversed(range(len(node.inputs))):
             low, high = offsets[k], offsets[k + 1]
             if low == high:
                 continue
             i = idx[axis]
-            conditions = ([const(low) <= i] if low else []) + ([i < high] if high < offsets[-1] else [])
+            conditions = ([lift(low) <= i] if low != 0 else []) + ([i < high] if high != offsets[-1] else [])
             part = c.at(load, k, (*idx[:axis], i - low, *idx[axis + 1 :]), c.all_of(conditions))
             result = part if result is None else select(i < high, part, result)
         return const(0, node.dtype) if result is None else result
@@ -498,8 +498,7 @@ def _lower_reverse(node: Node) -> Map:
     axes = node.attrs["axes"]
 
     def value(idx: tuple[Expr, ...], load: Load) -> Expr:
-        shape = c.static(node.shape)
-        return load(0, [const(n - 1) - i if d in axes else i for d, (i, n) in enumerate(zip(idx, shape, strict=True))])
+        return load(0, [lift(n - 1) - i if d in axes else i for d, (i, n) in enumerate(zip(idx, node.shape, strict=True))])
 
     return Map(value)
 

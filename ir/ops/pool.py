@@ -16,7 +16,7 @@ import numpy as np
 from ..dims import Dim, Shape, as_int
 from ..dtypes import DType, f64, i32
 from ..errors import AttributeValueError, DTypeError, ShapeError
-from ..expr import Expr, cast, const, eq, maximum, minimum, select
+from ..expr import Expr, cast, const, eq, lift, maximum, minimum, select
 from ..graph import Attrs, Node
 from ..lowering import Load, Reduce
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
@@ -99,10 +99,11 @@ def _pixel(w: _Windows, idx: tuple[Expr, ...], r: tuple[Expr, ...]) -> tuple[tup
     inside: list[Expr] = []
     for d, i in enumerate((y, x)):
         pixel = i * w.stride[d] + r[d] * w.dilation[d] - w.padding[d][0]
-        size, last = as_int(w.size[d]), (as_int(w.out[d]) - 1) * w.stride[d] + w.extent[d] - 1 - w.padding[d][0]
+        size, last = w.size[d], (w.out[d] - 1) * w.stride[d] + w.extent[d] - 1 - w.padding[d][0]
         if w.padding[d][0]:
             inside.append(const(0) <= pixel)
-        if last >= size:
+        room = size - 1 - last
+        if not isinstance(room, int) or room < 0:
             inside.append(pixel < size)
         at.append(pixel)
     return join(n, channel, at[0], at[1], w.layout), c.all_of(inside)
@@ -118,7 +119,7 @@ def _window(w: _Windows, idx: tuple[Expr, ...], r: tuple[Expr, ...]) -> tuple[tu
         p = i + w.padding[d][0]
         window = p // w.stride[d] - r[d]
         offset = p - window * w.stride[d]
-        inside += [const(0) <= window, window < as_int(w.out[d])]
+        inside += [const(0) <= window, window < w.out[d]]
         if w.extent[d] % w.stride[d]:
             inside.append(offset < w.extent[d])
         if w.dilation[d] > 1:
@@ -165,7 +166,7 @@ def _count_expr(w: _Windows, y: Expr, x: Expr, pad: bool, dtype: DType) -> Expr:
     count: Expr = const(1)
     for d, i in enumerate((y, x)):
         start = i * w.stride[d] - w.padding[d][0]
-        count = count * (minimum(start + w.kernel[d], as_int(w.size[d])) - maximum(start, 0))
+        count = count * (minimum(start + w.kernel[d], lift(w.size[d])) - maximum(start, 0))
     return const(1.0, dtype) / cast(maximum(count, 1), dtype)
 
 

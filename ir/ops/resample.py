@@ -17,7 +17,7 @@ from ..build import constant
 from ..dims import as_int
 from ..dtypes import i32, i64
 from ..errors import DTypeError, GradientError, ShapeError
-from ..expr import Expr, cast, const, eq, maximum, minimum, select
+from ..expr import Expr, cast, const, eq, lift, maximum, minimum, select
 from ..graph import Attrs, Literal, Node
 from ..lowering import Load, Reduce
 from ..op import REQUIRED, Array, Op, Sample, Trait, make, register
@@ -54,15 +54,16 @@ def _value(arrays: Sequence[Array], attrs: Attrs) -> Array:
 
 def _lower(node: Node) -> Reduce:
     axis = node.attrs["axis"]
-    n = as_int(node.inputs[0].shape[axis])
+    n = node.inputs[0].shape[axis]
+    last = const(max(0, n - 1), i32) if isinstance(n, int) else cast(lift(n - 1), i32)
 
     def value(idx: tuple[Expr, ...], r: tuple[Expr, ...], load: Load) -> Expr:
-        place = cast(maximum(minimum(load(1, (*r, idx[axis])), const(max(0, n - 1), i32)), const(0, i32)), i64)
+        place = cast(maximum(minimum(load(1, (*r, idx[axis])), last), const(0, i32)), i64)
         w = load(2, (*r, idx[axis]))
         zero = const(0.0, node.dtype)
         return select(eq(w, zero), zero, load(0, (*idx[:axis], place, *idx[axis + 1 :])) * w)
 
-    return Reduce("sum", (node.inputs[1].shape[0],) if n else (0,), value)
+    return Reduce("sum", (node.inputs[1].shape[0],) if n != 0 else (0,), value)
 
 
 def _table(node: Node) -> Array:

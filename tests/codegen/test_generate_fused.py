@@ -266,6 +266,21 @@ def test_movement_stays_in_contiguous_vectors() -> None:
     assert "//" not in text and "%" not in text.replace("%0", "")
 
 
+@pytest.mark.parametrize("target", ROWS)
+@pytest.mark.parametrize(("shape", "perm"), [((2, 20, 33), (0, 2, 1)), ((48, 40), (1, 0)), ((16, 3, 17), (2, 1, 0))])
+def test_transposes_are_shuffled_in_registers(target: str, shape: tuple[int, ...], perm: tuple[int, ...]) -> None:
+    """Blocks as wide as a register and what is left along both axes; a bias along each, which is read where the blocks lie."""
+    turned = tuple(shape[p] for p in perm)
+
+    def build(x: Node, r: Node, row: Node, column: Node) -> Node:
+        y = make("add", make("mul", make("transpose", x, perm=perm), r), wide(row, r))
+        return make("add", y, make("transpose", wide(column, x), perm=perm))
+
+    graph = region("map", build, shape, turned, turned[-1:], shape[-1:])
+    text = agree(graph, draw(graph), target).program.texts["loops"]
+    assert "shuffle.low4" in text
+
+
 def test_pad_between_elements_has_no_remainder_in_its_loops() -> None:
     def build(x: Node) -> Node:
         return make("pad", x, low=(0, 1, 2, 0), high=(0, 2, 1, 0), interior=(0, 1, 2, 0), value=0.0)

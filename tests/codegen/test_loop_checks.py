@@ -47,6 +47,8 @@ PARALLEL = "kernel f(a: f32[16]) {\n for i in 0 .. 16 parallel {\n store a[i] = 
         ("call f(r @ 0; 1)", CALLEE, "r spans 4 elements, a of f needs 16"),
         ("call f(x @ 0)", PARALLEL, "has a parallel loop"),
         ("store y[0, 0] = reduce_add(x[0, 0]:3)", "", "2^k lanes"),
+        ("store y[0, 0] = shuffle.low3(x[0, 0]:4, x[1, 0]:4)", "", "shuffle.low3"),
+        ("store y[0, 0] = shuffle.even2(x[0, 0]:2, x[1, 0]:2)", "", "shuffle.even2"),
         ("if x[0, 0]:2 < x[0, 0]:2 {\n barrier\n }", "", "an if needs one bool"),
         ("alloc t: f32[4] global", "", "scope 'global'"),
         ("alloc t: f32[4] local align 3", "", "aligned to 3 bytes"),

@@ -23,6 +23,7 @@ from tensorwright.ir.expr import (
     ramp,
     reduce_lanes,
     select,
+    shuffle,
     unary,
     var,
 )  # fmt: skip
@@ -99,6 +100,7 @@ def grow(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
         inner.map(lambda e: bitcast((bitcast(e, i32) << const(3, i32)) % const(7, i32), f32)),
         inner.map(lambda e: cast(cast(e, bf16), f32)),
         inner.map(lambda e: reduce_lanes("max", broadcast(e, 8))),
+        st.tuples(inner, inner).map(lambda t: reduce_lanes("add", shuffle(broadcast(t[0], 8), ramp(t[1], 8), "odd2"))),
         inner.map(lambda e: reduce_lanes("add", cast(ramp(cast(e, i64), 4), f32))),
     )
 

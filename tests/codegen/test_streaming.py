@@ -14,6 +14,7 @@ from tensorwright.ir.dtypes import f32
 from tensorwright.ir.graph import Graph
 from tensorwright.ir.op import make
 from tensorwright.ir.target import Target, with_caches
+from tensorwright.ir.target import row as named_row
 from tensorwright.ir.types import tensor
 
 from .helpers import emit_kernel, host, host_rows, run_kernel
@@ -123,3 +124,21 @@ def test_a_maximum_is_one_compare_beside_its_instruction(name: str) -> None:
           store y[0] = max(y[0]:{lanes}, a[0]:{lanes})
         }}"""), "main", name).asm  # fmt: skip
     assert "maxps" in asm and len(re.findall("cmp\\w*ps", asm)) == 1
+
+
+@pytest.mark.unvalidated("two arrays of a third of a million elements, for a kernel that is the same with validation")
+@pytest.mark.parametrize("row", X86 or ["x86-64-v2"])
+@needs_x86
+def test_streaming_vectors_begin_where_lines_do(row: str) -> None:
+    """Wherever the output begins, down to one element: whole lines are streamed, and nothing beside the output is touched."""
+    exe = tw.compile(lambda x: tw.gelu(x), tw.spec(333_337), target=small_caches(named_row(row)), cache=False)
+    if row != "x86-64-v2":
+        assert "to_line" in exe.text("loops") and "vmovntps\t%xmm" not in exe.text("asm")
+    x = np.random.default_rng(1).standard_normal(333_337).astype(np.float32)
+    want = exe(x).copy()
+    for first in range(20):
+        memory = np.full(x.size + 40, 7, np.float32)
+        out = memory[first : first + x.size]
+        assert exe(x, out=out) is out
+        np.testing.assert_array_equal(out, want)
+        assert (memory[:first] == 7).all() and (memory[first + x.size :] == 7).all()

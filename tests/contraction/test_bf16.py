@@ -33,7 +33,7 @@ class Case:
     """A contraction of bf16 with an f32 result, scheduled for a target. `panel` below 0: panels of pairs, of that width."""
 
     def __init__(self, spec: Contraction, target: Target, panel: int = 0, seed: int = 0) -> None:
-        panel, pairs = abs(panel), panel < 0
+        panel, pairs = abs(panel), 2 * (panel < 0)
         rng = np.random.default_rng(seed)
         self.spec, self.target = spec, target
         self.a, self.b = (
@@ -126,7 +126,7 @@ def test_panels_of_pairs() -> None:
         got = case.run(threads=1 + k % 2, checked=k % 3 == 0)
         assert error(got, case.expected()) <= 1e-5, case.scheduled.note
         assert "B packed" not in case.scheduled.note
-        assert unpack(case.operand_b, spec.packed(-panel, case.b.shape, True)).tobytes() == case.b.tobytes()
+        assert unpack(case.operand_b, spec.packed(-panel, case.b.shape, 2)).tobytes() == case.b.tobytes()
 
 
 def test_panels_of_pairs_are_for_targets_that_multiply_pairs() -> None:

@@ -210,7 +210,9 @@ def lowered(node: Node, operands: Sequence[Array]) -> Array:
 
 
 def contracted(spec: Contraction, a: Array, b: Array) -> Array:
-    """The definition, as one einsum over all axes."""
+    """The definition, as one einsum over all axes; of bytes and i16 in i32."""
+    if all(x.dtype in (np.int8, np.uint8, np.int16) for x in (a, b)):
+        a, b = a.astype(np.int32), b.astype(np.int32)
     if spec.panel:
         b = unpacked(spec, b)
     names = [x.name for x in spec.axes]

@@ -18,10 +18,11 @@ from tensorwright.ir.errors import ValidationError
 from tensorwright.ir.graph import Graph, Label, Location
 from tensorwright.ir.lowering import Decompose as Decomposition
 from tensorwright.ir.op import lookup, make
-from tensorwright.ir.target import Target, row, with_bf16
+from tensorwright.ir.target import Target, row, with_bf16, with_vnni
 from tensorwright.ir.types import tensor
 from tensorwright.passes import (
     algebra,
+    bytes_by_four,
     contract_form,
     control,
     depthwise,
@@ -441,6 +442,17 @@ def sums_rounded_to_bf16(plant):
     plant.record("contract_f32", reference=reference)
 
 
+def bytes_product():
+    """Bytes that are both signed, of an odd number of steps."""
+    x, y = input_node("x", t(3, 7, dtype="i8")), input_node("y", t(7, 5, dtype="i8"))
+    return Graph((x, y), (make("neg", make("matmul", x, y)), make("abs", x)))
+
+
+def column_sums_negated(plant):
+    right = bytes_by_four.sums
+    plant.function(bytes_by_four, "sums", lambda b, spec: make("neg", right(b, spec)))
+
+
 BUGS = {
     "x + 0.0 -> x": Bug(plus_zero, signed_zero, "simplify", "add_zero"),
     "x * 0 -> 0": Bug(
@@ -561,6 +573,9 @@ BUGS = {
         lambda: inference(None, "bf16"),
         with_bf16(row("x86-64-v4")),
     ),
+    "columns are summed with the wrong sign": Bug(
+        column_sums_negated, bytes_product, "bytes_by_four", "by_four", target=with_vnni(row("x86-64-v4"))
+    ),
     "cotangents overwrite each other": Bug(cotangents_overwrite, lambda: gradient_of(mlp, (3, 4), (4, 2)), "gradient", ""),
 }
 
@@ -627,6 +642,6 @@ def test_dropping_more_than_marks_is_caught(plant, tmp_path):
 
     plant.function(drop_marks, "drop_mark", drop_mark)
     x = input_node("x", t(3))
-    graph = Graph((x,), (make("exp", make("neg", x)),))
+    graph = Graph((x,), (make("exp", make("neg", make("stop_gradient", x))),))
     with pytest.raises(ValidationError, match="guilty rewrite: drop_mark"):
         run_pipeline(graph, (DropMarks(),), Context(), Hooks(validate=Validator(folder=tmp_path)))

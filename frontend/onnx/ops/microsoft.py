@@ -23,7 +23,7 @@ from ..registry import op
 from .attention import causal, heads_apart, heads_joined, rotated, rows_of
 from .convolution import convolve, kernel_of, windows
 from .elementwise import numeric
-from .quantized import integer_matmul
+from .integer_products import integer_matmul
 
 MICROSOFT: Final = "com.microsoft"
 Activation = Callable[[Tensor], Tensor]
@@ -373,7 +373,7 @@ def attention(n: Call) -> tuple[Tensor, ...]:
 @op("QAttention", 1, domain=MICROSOFT)
 def quantised_attention(n: Call) -> tuple[Tensor, ...]:
     """Attention whose projection is a product of 8-bit integers."""
-    sums = integer_matmul(n.tensor(0), n.tensor(1), n.optional(6), n.optional(7))
+    sums = integer_matmul(n, n.tensor(0), n.tensor(1), n.optional(6), n.optional(7))
     qkv = sums.astype(f32) * (n.tensor(3) * n.tensor(4)) + n.tensor(2)
     return _self_attention(n, qkv, 5, 8, None)
 

@@ -1,7 +1,6 @@
 """Quantised ops of ai.onnx and of com.microsoft.
 
-Sums of products of 8-bit integers are computed in floats that hold every partial sum exactly: f32 while all of them stay below
-2^24, f64 beyond (below 2^53). The results are those of 32-bit integers, bit for bit, where these do not overflow.
+Sums of products of 8-bit integers are those of 32-bit integers, bit for bit (integer_products.py).
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from ....ir.dims import Dim, product
 from ....ir.dtypes import DType, f32, f64, i32, u8
 from ... import activations as act
 from ... import elementwise as ew
 from ...core import apply, as_tensor, broadcast_to, normalize_axis
-from ...linalg import matmul
 from ...movement import concatenate, repeat, reshape, slice_axis
 from ...pooling import avg_pool2d
 from ...reductions import max as largest
@@ -26,11 +23,11 @@ from ...tensor import Tensor
 from ..call import Call
 from ..registry import op
 from .casts import narrowed
-from .convolution import convolve, kernel_of, windows
+from .convolution import kernel_of, windows
+from .integer_products import integer_conv, integer_matmul, rows_of
 from .rnn import lstm_with
 
 _MICROSOFT: Final = "com.microsoft"
-_EXACT: Final = 1 << 24  # integers below it are all numbers of f32
 
 
 def aligned(n: Call, t: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
@@ -58,7 +55,7 @@ def rounded(x: Tensor, zero: Tensor | None, dtype: DType) -> Tensor:
     whole = whole if whole.dtype is f64 else whole.astype(f32)
     if zero is not None:
         whole = whole + zero.astype(whole.dtype)
-    return ew.clip(whole, *limits(dtype)).astype(dtype)
+    return whole.astype(dtype) if dtype.bits >= 8 else ew.clip(whole, *limits(dtype)).astype(dtype)  # a cast saturates to bytes
 
 
 def _thin(t: Tensor, x: Tensor, axis: int) -> int | None:
@@ -134,60 +131,31 @@ def dynamic_quantize(n: Call) -> tuple[Tensor, ...]:
 # --- products -------------------------------------------------------------------------------------------------------
 
 
-def _wide(terms: Dim, *operands: tuple[Tensor, Tensor | None]) -> DType:
-    """The float in which sums of so many products of centred operands (with their zero points) are exact."""
-    most = 1.0
-    for t, zero in operands:
-        # of 8 bits: below 256 when centred, and at most 128 of signed ones whose zero point is 0
-        literal = None if zero is None else zero.node.attrs.get("value")
-        as_it_is = zero is None or (literal is not None and not literal.array.any())
-        most *= 2.0 ** (t.dtype.bits - (as_it_is and t.dtype.kind == "int"))
-    return f32 if isinstance(terms, int) and most * terms <= _EXACT else f64
-
-
-def centred(x: Tensor, zero: Tensor | None, dtype: DType) -> Tensor:
-    """x - zero in a float; `zero` is broadcast as it is."""
-    return x.astype(dtype) if zero is None else x.astype(dtype) - zero.astype(dtype)
-
-
-def _rows(t: Tensor | None, a: Tensor) -> Tensor | None:
-    """A zero point or scale of the rows of a: a number, or one for each row."""
-    return t if t is None or t.ndim != 1 or t.shape[0] == 1 or a.ndim < 2 else reshape(t, (-1, 1))
-
-
-def integer_matmul(a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero: Tensor | None) -> Tensor:
-    """(a - a_zero) @ (b - b_zero) exactly, in f32 or f64."""
-    wide = _wide(a.shape[-1], (a, a_zero), (b, b_zero))
-    return matmul(centred(a, _rows(a_zero, a), wide), centred(b, b_zero, wide))
-
-
 @op("MatMulInteger", 10)
 def matmul_integer(n: Call) -> Tensor:
-    return integer_matmul(n.tensor(0), n.tensor(1), n.optional(2), n.optional(3)).astype(i32)
+    return integer_matmul(n, n.tensor(0), n.tensor(1), n.optional(2), n.optional(3), wrap=True).astype(i32)
 
 
 @op("QLinearMatMul", 10)
 def qlinear_matmul(n: Call) -> Tensor:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (n.tensor(k) for k in range(8))
-    sums = integer_matmul(a, b, a_zero, b_zero)
-    scale = _rows(a_scale, a).astype(f32) * b_scale.astype(f32) / y_scale.astype(f32)  # type: ignore[union-attr]
+    sums = integer_matmul(n, a, b, a_zero, b_zero)
+    scale = rows_of(a_scale, a).astype(f32) * b_scale.astype(f32) / y_scale.astype(f32)  # type: ignore[union-attr]
     return rounded(sums.astype(f32) * scale, y_zero, y_zero.dtype)
 
 
-def _integer_conv(n: Call, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None, bias: Tensor | None) -> Tensor:
-    kernel = kernel_of(n, w)
-    strides, dilations, pads = windows(n, x, kernel)
-    wide = _wide(product(w.shape[1:]), (x, x_zero), (w, w_zero))
-    if w_zero is not None and w_zero.ndim == 1 and w_zero.shape[0] != 1:
-        w_zero = reshape(w_zero, (-1, *(1,) * (w.ndim - 1)))
-    groups = n.integer("group", 1)
-    y = convolve(n, centred(x, x_zero, wide), centred(w, w_zero, wide), None, strides, dilations, pads, groups)
-    return y if bias is None else y.astype(f64) + reshape(bias, (1, -1, *(1,) * (x.ndim - 2))).astype(f64)
+def _integer_conv(
+    n: Call, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None, bias: Tensor | None, wrap: bool = False
+) -> Tensor:
+    """The sums of a node, an i32 bias added as the accumulator of ONNX adds it: modulo 2^32."""
+    strides, dilations, pads = windows(n, x, kernel_of(n, w))
+    y = integer_conv(n, x, w, x_zero, w_zero, strides, dilations, pads, n.integer("group", 1), wrap)
+    return y if bias is None else y + reshape(bias, (1, -1, *(1,) * (x.ndim - 2))).astype(f64 if y.dtype.is_float else i32)
 
 
 @op("ConvInteger", 10)
 def conv_integer(n: Call) -> Tensor:
-    return _integer_conv(n, n.tensor(0), n.tensor(1), n.optional(2), n.optional(3), None).astype(i32)
+    return _integer_conv(n, n.tensor(0), n.tensor(1), n.optional(2), n.optional(3), None, wrap=True).astype(i32)
 
 
 @op("QLinearConv", 10)
@@ -289,7 +257,7 @@ def _two(values: Sequence[int]) -> tuple[int, int]:
 @op("MatMulIntegerToFloat", 1, domain=_MICROSOFT)
 def matmul_integer_to_float(n: Call) -> Tensor:
     a, b, a_scale, b_scale = (n.tensor(k) for k in range(4))
-    sums = integer_matmul(a, b, n.optional(4), n.optional(5))
+    sums = integer_matmul(n, a, b, n.optional(4), n.optional(5))
     y = sums.astype(f32) * (a_scale * b_scale)
     bias = n.optional(6)
     return y if bias is None else y + bias
@@ -298,7 +266,7 @@ def matmul_integer_to_float(n: Call) -> Tensor:
 @op("DynamicQuantizeMatMul", 1, domain=_MICROSOFT)
 def dynamic_quantize_matmul(n: Call) -> Tensor:
     a, a_scale, a_zero = dynamic(n.tensor(0))
-    sums = integer_matmul(a, n.tensor(1), a_zero, n.optional(3))
+    sums = integer_matmul(n, a, n.tensor(1), a_zero, n.optional(3))
     y = sums.astype(f32) * (a_scale * n.tensor(2))
     bias = n.optional(4)
     return y if bias is None else y + bias
@@ -309,9 +277,9 @@ def qgemm(n: Call) -> Tensor:
     a, b = n.tensor(0), n.tensor(3)
     a = a.transpose(1, 0) if n.flag("transA") else a
     b = b.transpose(1, 0) if n.flag("transB") else b
-    sums = integer_matmul(a, b, n.optional(2), n.optional(5))
+    sums = integer_matmul(n, a, b, n.optional(2), n.optional(5))
     bias = n.optional(6)
-    sums = sums if bias is None else sums.astype(f64) + bias.astype(f64)
+    sums = sums if bias is None else sums + bias.astype(f64 if sums.dtype.is_float else i32)
     y = sums.astype(f32) * (n.tensor(1) * n.tensor(4) * n.number("alpha", 1.0))
     return _requantised(n, y, 7, a.dtype) if n.has(7) else y
 
@@ -325,7 +293,7 @@ def dynamic_quantize_lstm(n: Call) -> Any:
 
         def times(d: int, x: Tensor) -> Tensor:
             q, x_scale, x_zero = dynamic(x)
-            sums = integer_matmul(q, weight[d], x_zero, zero[d])
+            sums = integer_matmul(n, q, weight[d], x_zero, zero[d])
             return sums.astype(f32) * (x_scale * scale[d])
 
         return times

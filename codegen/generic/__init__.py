@@ -1,0 +1,9 @@
+"""Programs for every size: kernels whose extents and strides are read from a table of sizes when they run.
+
+The path beside `codegen.generate`, which knows all sizes: the same graph of fused regions goes in, with symbolic dimensions
+left in it, and one object file comes out that serves them all. See docs/decisions.md.
+"""
+
+from .program import GenericProgram, check_forms, generate_generic, generic_panel
+
+__all__ = ["GenericProgram", "check_forms", "generate_generic", "generic_panel"]
