@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--peers", metavar="A,B", help="numpy, torch, jax, ... (default: what is installed)")
         kind.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
         kind.add_argument("--quick", action="store_true", help="fewer repetitions")
-        if name in ("inference", "compile"):
+        if name in ("inference", "compile", "onnx"):
             kind.add_argument("--markdown", metavar="FILE", help="write the tables here")
         if name == "inference":
             kind.add_argument("--precision", choices=("f32", "bf16"), help="bf16: ours and the peers that compute in it")

@@ -21,11 +21,16 @@ def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
         args.models, args.peers, args.precision = ",".join(ROWWISE), None, "f32"
         return inference_command(args)
     count = args.threads or available()
-    from .benchmarks import kernels
+    from .benchmarks import kernels, winograd_kernels
+    from .runtime.host import resolve
 
     found: list[dict[str, Any]] = kernels.run(sorted({1, count}), args.target or "host", seconds=0.1 if args.quick else 0.4)
     print(kernels.table(found))
-    return {"machine": kernels.machine(), "rows": found}
+    target = resolve(args.target or "host")
+    effective = winograd_kernels.run(sorted({1, count}), target, seconds=0.1 if args.quick else 0.4)
+    if effective:
+        print(f"\nWhole layers by Winograd's method, at the effective rate of the direct sum:\n{kernels.table(effective)}")
+    return {"machine": kernels.machine(), "rows": found, "winograd": effective}
 
 
 def training_command(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,12 +81,20 @@ def compile_command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def onnx_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Other people's ONNX models against ONNX Runtime; the figures. Raises BenchmarkError if one failed or was wrong."""
+    """Other people's ONNX models against ONNX Runtime; the figures. Files are written after every row. Raises BenchmarkError if
+    a model failed or was wrong."""
     _there("onnx_models")
     from .benchmarks import onnx_models
 
-    compared = onnx_models.comparison()
-    found = compared.run(args.models, args.peers, args.threads, args.quick)
+    compared, figures = onnx_models.comparison(), getattr(args, "json", None)
+
+    def keep(found: dict[str, Any]) -> None:
+        if figures and figures != "-":
+            Path(figures).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if args.markdown:
+            Path(args.markdown).write_text(onnx_models.markdown(found), encoding="utf-8")
+
+    found = compared.run(args.models, args.peers, args.threads, args.quick, keep)
     compared.judge(found)
     return found
 

@@ -37,12 +37,14 @@ from .runtime.native import llvm_version, release_compiler
 from .settings import Flags, flags
 
 if TYPE_CHECKING:
+    from .codegen.llvm import Workers
     from .frontend.onnx.model import Model
     from .generic import GenericCompiler
     from .passes.contract import PassResult
     from .staged import StagedExecutable
 
 _ROOT: Final = Path(__file__).resolve().parent
+_WORTH_WORKERS: Final = 300  # nodes of a graph from which on LLVM works in processes of its own
 _COMPILER: Final = ("ir", "passes", "codegen", "driver.py", "generic.py")
 _CODE_STAGES: Final = ("loops", "llvm", "asm")
 _WINOGRAD: Final = "winograd"  # the pass, and the choice to do without it
@@ -483,13 +485,7 @@ class _Compiler:
         return dict(tune(run, self.target, self.count, seconds, recall, record))
 
     def _compiled(self, sizes: Mapping[str, int], tuned: Mapping[str, int], search: float = 0.0) -> Compiled:
-        from .codegen.contraction import preferred_panel
-        from .codegen.footprint import Footprint
-        from .codegen.generate import begin, generate
-        from .passes import pipeline
-        from .passes.contract import Context
-        from .passes.manager import Hooks, run_pipeline
-        from .passes.prepare import split
+        from .codegen.llvm import Workers
 
         graph = specialize(self.graph, sizes)
         folder = self._dump_folder(sizes)
@@ -498,6 +494,27 @@ class _Compiler:
             from .passes.validate import Validator
 
             check = Validator()
+        nodes = sum(1 for n in graph.nodes() if n.inputs)
+        with Workers(2 if nodes >= _WORTH_WORKERS and not search else 0) as workers:
+            return self._lowered(graph, tuned, search, check, folder, workers)
+
+    def _lowered(
+        self,
+        graph: Graph,
+        tuned: Mapping[str, int],
+        search: float,
+        check: Callable[..., None] | None,
+        folder: Path | None,
+        workers: Workers,
+    ) -> Compiled:
+        from .codegen.contraction import preferred_panel
+        from .codegen.footprint import Footprint
+        from .codegen.generate import begin
+        from .passes import pipeline
+        from .passes.contract import Context
+        from .passes.manager import Hooks, run_pipeline
+        from .passes.prepare import split
+
         model = Footprint(self.target, self.count)
         ctx = Context(target=self.target, preferred_panel=preferred_panel, memory_model=model)
         winograd = self.now.winograd if tuned.get(_WINOGRAD, 1) else False
@@ -517,10 +534,11 @@ class _Compiler:
         options: dict[str, Any] = {"threads": self.count, "checked": self.now.checked, "verify": check_all}
         remat = ctx.notes.get("rematerialise")
         # LLVM makes the prepare program's machine code while the run program's loops are written
+        options["workers"] = workers if workers else None
         preparing = None if first is None else begin(first, self.target, name="prepare", **options)
         if search:
             tuned = {**tuned, **self._search(run, search)}
-        program = generate(run, self.target, name="main", choices=tuned, **options)
+        program = begin(run, self.target, name="main", choices=tuned, most=2, **options)()
         prepare = None if preparing is None else preparing()
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):

@@ -33,7 +33,7 @@ from .runtime.native import release_compiler
 from .settings import Flags
 
 _CODE: Final = ("loops", "llvm", "asm")
-_OF_SIZES: Final = frozenset({"slices", "winograd", "depthwise", "sink", "hoist"})  # passes that are about given sizes
+_OF_SIZES: Final = frozenset({"slices", "winograd", "depthwise", "sink"})  # passes that are about given sizes
 
 
 @dataclass(frozen=True, eq=False)

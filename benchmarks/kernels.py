@@ -12,7 +12,7 @@ import math
 import platform
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tensorwright.ir.target import Target
 from tensorwright.ir.types import TensorType
 from tensorwright.runtime.host import cpu_name, resolve
 
+from . import winograd_kernels
 from .harness import Array, Native, aligned, compiled, interleaved, median
 from .peak import bandwidth, peak
 from .priority import quiet
@@ -202,6 +203,7 @@ def run(
     for kernel in layers():
         if names and not any(n in kernel.name for n in names):
             continue
+        kernel = replace(kernel, weights=True) if dtype is i8 else kernel  # quantised layers have weights
         p = prepare(kernel, t, dtype=dtype)
         times = interleaved([lambda n=n, p=p: p.native(n) for n in threads], seconds)  # type: ignore[misc]
         row = {n: _row(p, n, median(x), min(x), t) for n, x in zip(threads, times, strict=True)}
@@ -315,13 +317,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the rows here")
     given = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
+    effective: list[dict[str, Any]] = []
     targets = given.target or (["host", "x86-64-v3"] if resolve("host").name == "x86-64-v4" else ["host"])
     for target in targets:
         t = resolve(target)
         dtype = i8 if given.precision == "int8" else f32
         print(f"{t.name}: peak of one core {peak(t, dtype) / 1e9:.1f} {'GOP' if dtype is i8 else 'GFLOP'}/s")
         rows += run(given.threads, t, seconds=given.seconds, names=given.only, dtype=dtype)
+        effective += [] if dtype is i8 else winograd_kernels.run(given.threads, t, seconds=given.seconds, names=given.only)
     print(table(rows))
+    if effective:
+        print(f"\nWhole layers by Winograd's method, at the effective rate of the direct sum:\n{table(effective)}")
     swept: list[dict[str, Any]] = []
     if given.sweep:
         swept = sweep(targets[0], count=given.sweep)
@@ -330,7 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for r in sorted(low, key=lambda r: r["of_neighbours"]):
             print(f"  {r['name']:28} {r['of_neighbours']:.2f} of its neighbours: {r['reason'] or 'no reason known'}")
     if given.json:
-        given.json.write_text(json.dumps({"machine": machine(), "rows": rows, "sweep": swept, "geomean_ratio": None}, indent=1))
+        found = {"machine": machine(), "rows": rows, "winograd": effective, "sweep": swept, "geomean_ratio": None}
+        given.json.write_text(json.dumps(found, indent=1))
     ones = [r for r in rows if r["threads"] == 1]
     return int(any(r["fraction_of_peak"] < GOAL.get(r["target"], 0.0) for r in ones))
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ import numpy as np
 from tensorwright.benchmarks import onnx_zoo as zoo
 from tensorwright.benchmarks.comparison import BenchmarkError, Comparison, Row, columns
 from tensorwright.benchmarks.contest import busy, contestants, take_turns
+from tensorwright.benchmarks.report import table
 
 OURS: Final = "tensorwright"
 PEER: Final = "onnxruntime"
@@ -96,6 +97,48 @@ def remark(row: Mapping[str, Any]) -> str:
     noisy = f"  {row['busy_elsewhere']:.2f} cores busy elsewhere" if row["busy_elsewhere"] > DISTURBED else ""
     times = ", ".join(f"{c} {t:.2f} s" for c, t in row["compile_seconds"].items())
     return f"{row['nodes']} nodes{staged}, {row['steps']} steps, to first result: {times}{noisy}"
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A table of the rows: ratio, times, error, seconds to the first result; where and when, and what failed."""
+    host = report["machine"]
+    versions = ", ".join(f"{k} {host['versions'][k]}" for k in (OURS, PEER, "numpy") if k in host["versions"])
+
+    def ratio(r: Mapping[str, Any]) -> str:
+        return f"**{r['ratio_to_best']:.2f}** ({r['ratio_undisturbed']:.2f})" if r["best_peer"] else "no peer"
+
+    def milliseconds(name: str) -> Callable[[Row], str]:
+        return lambda r: f"{r['ours_ms'] if name == OURS else r['peers_ms'][name]:.3f}" if name in (OURS, *r["peers_ms"]) else "–"
+
+    def first(name: str) -> Callable[[Row], str]:
+        return lambda r: f"{r['compile_seconds'][name]:.2f}" if name in r["compile_seconds"] else "–"
+
+    columns = {
+        "model": lambda r: r["name"],
+        "nodes": lambda r: str(r["nodes"]) + (", in stages" if r["form"] == "StagedExecutable" else ""),
+        "ratio": ratio,
+        "ours ms": milliseconds(OURS),
+        "ONNX Runtime ms": milliseconds(PEER),
+        "difference": lambda r: "–" if r["max_rel_error"] is None else f"{r['max_rel_error']:.0e}",
+        "first result s, ours": first(OURS),
+        "ONNX Runtime s": first(PEER),
+        "busy elsewhere": lambda r: f"{r['busy_elsewhere']:.2f}",
+    }
+    lines = [
+        f"{host['cpu']} ({host['target']}), {host['threads']} of {host['cores']} cores, {host['date']}, Python {host['python']}; "
+        f"{versions}.",
+        "",
+        "Milliseconds a call, median of interleaved rounds; the ratio is ONNX Runtime's by ours (of first deciles in brackets); "
+        "cores that others used meanwhile; the difference is the largest of any output, by that output's largest value, over all "
+        "steps.",
+        "",
+        *table(columns, report["rows"]),
+    ]
+    if report.get("geomean_ratio"):
+        lines += ["", f"Geometric mean: **{report['geomean_ratio']:.2f}x** of ONNX Runtime."]
+    failed = [f"- {name} failed ({why})." for name, why in report.get("failed", {}).items()]
+    failed += [f"- {r['name']}: {p} is out: {why}." for r in report["rows"] for p, why in r["out"].items()]
+    return "\n".join([*lines, *([""] if failed else []), *failed]) + "\n"
 
 
 def match(name: str) -> list[str]:

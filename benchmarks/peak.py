@@ -1,4 +1,4 @@
-"""The most multiply-adds a core of this machine does in a second, of floats or of bytes (u8 by i8, for i8): a loop over registers, built as loop IR like any kernel."""
+"""The most multiply-adds a core of this machine does in a second: a loop over registers, built as loop IR like any kernel."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def peak_kernel(target: Target, dtype: DType = f32) -> tuple[Module, int]:
     for _ in range(unroll):
         for i in range(count):
             # without fusing: an add and a multiply per accumulator, which is what such a kernel issues
-            value = fma_integers(x, y, get(i), "u8i8") if octets else fma(x, y, get(i)) if target.fma else binary("add", binary("mul", get(i), x), y)
+            separate = binary("add", binary("mul", get(i), x), y)
+            value = fma_integers(x, y, get(i), "u8i8") if octets else fma(x, y, get(i)) if target.fma else separate
             step.append(Store(acc, (const(i), const(0)), value))
     body.append(For(var("i"), const(0), const(STEPS), tuple(step)))
     total = get(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import gcd
 from typing import Final
 
@@ -19,21 +20,20 @@ from ..ir.program import KernelInfo
 from ..ir.target import Target
 from ..ir.types import TensorType, TupleType
 from .contractions import lower_contraction
-from .control import BYTES_PER_NS, FLOPS_PER_NS, Assembly, Control, join
+from .control import Assembly, Control
 from .control_branch import lower_branch, lower_while
-from .control_chain import KernelControl, Source, chain
 from .control_loop import lower_loop
 from .groups import Lowered, body_name, immediate, is_constant, share_buffers
 from .loop_ir import Kernel
 from .maps import lower_map
 from .memory_plan import Plan, PlannedStep, Problem, Task, plan_memory
-from .nests import PARALLEL_NS
 from .plan import Node as PlanNode
 from .plan import Step
 from .reduces import lower_reduce
 from .rows import lower_rows
 from .scans import lower_scan
 from .scatter import lower_scatter
+from .sections import sections
 from .sorts import lower_sort
 from .windows import lower_window
 
@@ -204,7 +204,7 @@ def groups_of(b: Builder) -> list[Group]:
             continue
         aligns = tuple(_align(b, v, outside) for v in (*operands, *results))
         groups.append(Group(node, body, operands, results, _lower(b, body, kind, aligns)))
-    return groups if b.serial else _sections(b, groups)
+    return groups if b.serial else sections(b, groups, partial(_bind, b))
 
 
 def _control(b: Builder, node: Node, operands: Sequence[Value], results: Sequence[Value], outside: set[Value]) -> Control:
@@ -224,117 +224,6 @@ def _control(b: Builder, node: Node, operands: Sequence[Value], results: Sequenc
                 raise CompileError(f"{node.op.name} {node.type} is no control flow")
         b.controls[key] = made
     return b.controls[key]
-
-
-def _sections(b: Builder, groups: list[Group]) -> list[Group]:
-    """Loops of like cost that do not depend on each other become one group, whose parts run at the same time."""
-
-    def loop_ns(g: Group) -> float:
-        return g.lowered.independent_ns if isinstance(g.lowered, Control) else 0.0
-
-    def long(g: Group) -> bool:
-        return loop_ns(g) > 0 and loop_ns(g) >= PARALLEL_NS
-
-    done = list(groups)
-    if sum(map(long, groups)) < 2:
-        return done
-    k = 0
-    while k < len(done):
-        first = done[k]
-        k += 1
-        if not long(first):
-            continue
-        writer = {r: g for g in done for r in g.results}
-        chosen, before = [first], {id(first): _before(b, writer, first)}
-        for g in done[k:]:
-            alike = long(g) and 0.5 * loop_ns(first) <= loop_ns(g) <= 2 * loop_ns(first)
-            if not alike or id(g) in before[id(first)]:
-                continue
-            mine = _before(b, writer, g)
-            if all(id(o) not in mine and id(g) not in before[id(o)] for o in chosen):
-                chosen.append(g)
-                before[id(g)] = mine
-        if len(chosen) > 1:
-            done, chosen = _chained(b, done, chosen) if b.threads <= len(chosen) else (done, chosen)
-            first = chosen[0]
-            before |= {id(g): set() for g in chosen}
-            k = next(n for n, g in enumerate(done) if g is first) + 1
-            parts = [g.lowered for g in chosen if isinstance(g.lowered, Control)]
-            operands, results = [g.operands for g in chosen], [g.results for g in chosen]
-            joined = join(parts, [len(o) for o in operands], [len(r) for r in results])
-            one = Group(first.node, first.body, sum(operands, ()), sum(results, ()), joined)
-            done = [one if g is first else g for g in done if id(g) not in before or g is first]
-    return done
-
-
-def _chained(b: Builder, groups: list[Group], loops: list[Group]) -> tuple[list[Group], list[Group]]:
-    """The groups with each of the loops made one with the kernels whose results it alone reads, if all have about as much of it."""
-    writer = {r: g for g in groups for r in g.results}
-    users: dict[int, set[int]] = {}
-    for g in groups:
-        for v in g.operands:
-            for needed in (b.root(v), *b.waits(v)):
-                if needed in writer:
-                    users.setdefault(id(writer[needed]), set()).add(id(g))
-    outside = {b.root((o, 0)) for o in b.graph.outputs}
-
-    def own(loop: Group) -> list[Group]:
-        found = {id(g): g for v in loop.operands if (g := writer.get(b.root(v))) is not None and users[id(g)] == {id(loop)}}
-        return [
-            g
-            for g in found.values()
-            if not isinstance(g.lowered, Control) and outside.isdisjoint(g.results) and not any(b.waits(v) for v in g.operands)
-        ]
-
-    chains = [(*own(loop), loop) for loop in loops]
-    costs = [sum(max(c.flops / FLOPS_PER_NS, c.bytes / BYTES_PER_NS) for c in (node_cost(g.node) for g in x[:-1])) for x in chains]
-    if min(costs) == 0 or max(costs) > 1.1 * min(costs):
-        return groups, loops
-    made = [_chain(b, x) for x in chains]
-    inside = {id(g): one for x, one in zip(chains, made, strict=True) for g in x}
-    last = {id(x[-1]) for x in chains}
-    return [inside.get(id(g), g) for g in groups if id(g) not in inside or id(g) in last], made
-
-
-def _chain(b: Builder, members: Sequence[Group]) -> Group:
-    """Kernels and the loop that they are computed for as one group."""
-    results = tuple(r for g in members for r in g.results)
-    operands = tuple(dict.fromkeys(v for g in members for v in g.operands if b.root(v) not in results))
-    sources: list[list[Source]] = []
-    for g in members:
-        roots = [b.root(v) for v in g.operands]
-        places = zip(g.operands, roots, strict=True)
-        sources.append([(True, results.index(r)) if r in results else (False, operands.index(v)) for v, r in places])
-    parts = [g.lowered if isinstance(g.lowered, Control) else _as_part(b, g, g.lowered) for g in members]
-    joined = chain(parts, sources, [len(g.results) for g in members], len(operands))
-    return Group(members[-1].node, members[-1].body, operands, results, joined)
-
-
-def _as_part(b: Builder, g: Group, low: Lowered) -> Control:
-    cost = node_cost(g.node)
-
-    def binder(step: PlannedStep) -> PlanNode:
-        kernel, views = _bind(b, g, low, step)
-        return Step(kernel.name, views)
-
-    return KernelControl(
-        low.root.name, low.constants, low.workspace, frozenset(), low.parallel, low.note, cost.flops, cost.bytes,
-        tuple(n.op.name for n in g.body.nodes() if n.inputs), binder,
-    )  # fmt: skip
-
-
-def _before(b: Builder, writer: Mapping[Value, Group], g: Group) -> set[int]:
-    """The groups (by id) that g needs, directly or not."""
-    seen: set[int] = set()
-    stack = [g]
-    while stack:
-        for v in stack.pop().operands:
-            for needed in (b.root(v), *b.waits(v)):
-                found = writer.get(needed)
-                if found is not None and id(found) not in seen:
-                    seen.add(id(found))
-                    stack.append(found)
-    return seen
 
 
 def needed_of(b: Builder) -> tuple[set[Node], dict[Node, set[int]]]:

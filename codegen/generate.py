@@ -11,7 +11,7 @@ from ..ir.program import Argument, KernelInfo, Program
 from ..ir.target import Target
 from .arena import arena_use
 from .assembly import Builder, Choices, check_static, groups_of, problem_of, promises_of, steps_of
-from .llvm import Emitted, begin_emit, emit
+from .llvm import Emitted, Workers, begin_emit, emit
 from .loop_ir import Call, Kernel, Module, statements
 from .loop_text import print_module
 from .loop_verify import verify as verify_loops
@@ -86,10 +86,13 @@ def begin(
     verify: bool = False,
     texts: bool = True,
     choices: Choices | None = None,
+    workers: Workers | None = None,
+    most: int = 1,
 ) -> Callable[[], Program]:
-    """As `generate`, but LLVM works in the background; what is returned waits for it and gives the program."""
+    """As `generate`, but LLVM works in the background, or in `workers` (the program in `most` pieces at most); what is returned
+    waits for it and gives the program."""
     made = _checked(assemble(graph, target, name=name, threads=threads, choices=choices), checked, verify)
-    emitted = begin_emit(made.module, made.entry, target, checked=checked)
+    emitted = begin_emit(made.module, made.entry, target, checked=checked, workers=workers, most=most)
     return lambda: _program(graph, target, name, made, emitted(), texts)
 
 

@@ -11,9 +11,10 @@
               | prefetch buffer[expr*] LEVEL              a hint: this element is wanted soon in L1 (1) or L2 (2)
               | barrier                                   all threads of a block (GPU)
 
-Expressions are those of `ir.expr`; `load` has a Buffer as its source, and `to_line(buffer)` is how many elements of a global buffer
-lie before the first whose address is a multiple of a line: known when the kernel runs, and what it stores must not depend on it. An index has one expression per dimension of the
-buffer; lanes run along the last dimension, so a vector access is contiguous where that stride is 1, else strided.
+Expressions are those of `ir.expr`; `load` has a Buffer as its source, and `to_line(buffer)` is how many elements of a global
+buffer lie before the first whose address is a multiple of a line: known when the kernel runs, and results must not depend on it.
+An index has one expression per dimension of the buffer; lanes run along the last dimension, so a vector access is contiguous
+where that stride is 1, else strided.
 
 Scopes: `global` memory a kernel gets as an argument; `local` an array on the thread's stack; `register` a small array
 whose indices are constants once unrolled loops are unrolled, kept in registers; `shared` (GPU) per block.

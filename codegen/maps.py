@@ -383,8 +383,8 @@ def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: b
     if min(axis.extent, partner.extent) <= TILE:
         return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
     piece = store_piece(box.stores, axis.var, strides, numbers, nontemporal=False)
-    copies, near = _staged(box, axis, partner, numbers)
-    staged = store_piece(near, axis.var, strides, numbers, nontemporal=False) if copies else piece
+    copies, beside = _staged(box, axis, partner, numbers)
+    staged = store_piece(beside, axis.var, strides, numbers, nontemporal=False) if copies else piece
     return _tiled(axis, partner, outer, loop, piece=piece, staged=staged, copies=copies, nanoseconds=nanoseconds)
 
 

@@ -248,8 +248,8 @@ def parallel_lines(
 ) -> list[Stmt] | None:
     """As `parallel_vector`, for one contiguous store of `stored` at the axis' own index: its vectors begin where lines do.
 
-    A streaming store of part of a line costs as much as one of the whole, and an array may begin anywhere in a line (numpy's large
-    ones begin 16 bytes into one). None where there is nothing to share, or the target has no masks.
+    A streaming store of part of a line costs as much as one of the whole, and an array may begin anywhere in a line (numpy's
+    large ones begin 16 bytes into one). None where there is nothing to share, or the target has no masks.
     """
     line = LINE // stored.dtype.itemsize
     step = loop.lanes * loop.unroll
@@ -276,9 +276,7 @@ def parallel_lines(
     done = chunks * block
     whole = (axis.extent - done - line) // lanes * lanes
     rest = For(axis.var, const(done), const(done + whole), tuple(shifted(Spot(axis.var, lanes))), "serial", lanes)
-    last = [
-        s for k in range(done + whole, axis.extent, lanes) for s in masked(binary("add", lead, k), const(axis.extent))
-    ]
+    last = [s for k in range(done + whole, axis.extent, lanes) for s in masked(binary("add", lead, k), const(axis.extent))]
     return [
         For(p, const(0), const(chunks), (first_line, *lets, body), "parallel"),
         first_line,

@@ -1,8 +1,8 @@
 """What follows from the maximum of a row in the passes after it: a softmax's exponents are not positive, and NaN needs no care.
 
 Let m be the maximum of v over a row. An exp of v - m then has no upper limit to look at. And where every result of the region
-contains a sum over the row of something that is NaN wherever v is (a softmax's exp(v - m)), m itself may be any number in a row with
-a NaN: the results are NaN either way. A maximum that may forget a NaN is one instruction, one that must not is three.
+contains a sum over the row of something that is NaN wherever v is (a softmax's exp(v - m)), m itself may be any number in a
+row with a NaN: the results are NaN either way. A maximum that may forget a NaN is one instruction, one that must not is three.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ Item = tuple[Buffer, Expr, Expr]  # what is stored: buffer, flat index, value
 Code = tuple[list[tuple[Expr, Expr]], list[Item], list[Accumulator], list[Item]]
 
 # operations whose result is NaN if an operand is
-_STRICT: Final = frozenset({"add", "sub", "mul", "div", "fma", "max", "min", "neg", "abs", "sqrt", "exp", "log", "log1p", "expm1"})
+_STRICT: Final = frozenset(
+    {"add", "sub", "mul", "div", "fma", "max", "min", "neg", "abs", "sqrt", "exp", "log", "log1p", "expm1"}
+)
 
 
 def use_maximum(plans: Sequence[Code], results: Sequence[bool]) -> list[Code]:

@@ -30,7 +30,6 @@ KEEP_COST: Final = 8  # instructions above which a value is kept rather than com
 SCRATCH_BYTES: Final = 128 * 1024
 
 
-
 @dataclass
 class Pass:
     """One walk over a row: `reduces` are finished by it, `saves` kept in scratch rows, `outputs` (by number) stored."""
@@ -282,9 +281,7 @@ def _emit(
     for number, (lets, stores, accs, ends) in enumerate(plans):
         statements += [Let(v, put(e)) for v, e in lets]
         done = [(b, put(i), put(v)) for b, i, v in stores]
-        accs = [
-            replace(a, value=put(a.value), place=None if a.place is None else put(a.place)) for a in accs
-        ]
+        accs = [replace(a, value=put(a.value), place=None if a.place is None else put(a.place)) for a in accs]
         for a in accs:
             statements += a.start()
         if done or accs:

@@ -66,7 +66,6 @@ def _expanded(op: str, dtype: DType, args: tuple[Expr, ...], known: str | None) 
     if dtype is not f32 and dtype is not f64:
         raise CompileError(f"{op} of {dtype} has no compiled form; cast to f32 around it")
     home = vecmath_f64 if dtype is f64 else vecmath_f32
-    if op == "exp":
-        return home.exp(args[0], nonpositive=known == "nonpositive")
-    expanded: Expr = getattr(home, "power" if op == "pow" else op)(*args)
+    special = {"nonpositive": True} if op == "exp" and known == "nonpositive" else {}
+    expanded: Expr = getattr(home, "power" if op == "pow" else op)(*args, **special)
     return expanded

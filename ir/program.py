@@ -16,7 +16,8 @@ the kernels in order and returns 0 (in a bounds-checked program: 1 + the number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -79,6 +80,35 @@ class Program:
     @property
     def entry(self) -> str:
         return f"{self.name}_run"
+
+
+_SEVERAL: Final = b"TWOBJS01"
+
+
+def joined(objects: Sequence[bytes]) -> bytes:
+    """Several object files as one string of bytes; a single one as it is."""
+    if len(objects) == 1:
+        return objects[0]
+    return _SEVERAL + struct.pack(f"<I{len(objects)}Q", len(objects), *map(len, objects)) + b"".join(objects)
+
+
+def objects_of(code: bytes) -> list[bytes]:
+    """The object files in `object_code`. Raises ValueError where their sizes contradict it."""
+    if not code.startswith(_SEVERAL):
+        return [code]
+    try:
+        (count,) = struct.unpack_from("<I", code, len(_SEVERAL))
+        sizes = struct.unpack_from(f"<{count}Q", code, len(_SEVERAL) + 4) if count < 256 else ()
+    except struct.error as error:
+        raise ValueError(f"the table of objects is cut off: {error}") from error
+    at = len(_SEVERAL) + 4 + 8 * count
+    if not sizes or at + sum(sizes) != len(code):
+        raise ValueError(f"{count} objects of {sum(sizes)} bytes do not make {len(code)}")
+    found = []
+    for size in sizes:
+        found.append(code[at : at + size])
+        at += size
+    return found
 
 
 CALL_PATH: Final = "tw_call"  # the function of the direct call path

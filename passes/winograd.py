@@ -38,6 +38,7 @@ from .winograd_parts import (
     FAR,
     FLOPS_NS,
     ROWS,
+    SMALL,
     STREAM,
     TAPS,
     TILES,
@@ -53,8 +54,8 @@ from .winograd_parts import (
 )
 
 BUDGET: Final = 1e-5  # of a layer, max|error| / max|result|: twice what was measured on the layers of ResNet-18 and -50
-LEAST: Final = 20_000_000  # operations of a layer that is worth it: in fewer, two more kernels cost what is gained
-INSIDE: Final = 20  # ... by which that is divided in a loop, whose kernels are no forks of their own
+LEAST: Final = 500_000  # operations of a layer that is worth it: in fewer, two more kernels cost what is gained
+GRADIENT: Final = 40  # ... by which that is multiplied for the gradient of weights
 GAIN: Final = 1.15  # by how much the model must say that it is faster: what it does not know may cost the difference
 
 
@@ -140,7 +141,7 @@ def _time(conv: Convolution, tile: int, images: int, target: Target, fixed: bool
     weights = 4 * points * conv.c * conv.o
     between = 4 * points * tiles * (conv.c + conv.o)
     inside = between <= 1.25 * target.l2
-    stream = weights / (STREAM if weights <= target.l3 / 2 else FAR)
+    stream = weights / (SMALL if weights <= target.l2 / 2 else STREAM if weights <= target.l3 / 2 else FAR)
     if blocks > 1 and weights <= target.l2 / 2:
         stream = 0.0
     each = max(products, stream) + 0.2 * min(products, stream) + 2 * between / (CACHED if inside else FAR)
@@ -213,8 +214,7 @@ def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:
         if conv is None:
             return _gradient(node, spec, ctx.target)
         choice = choose(conv, ctx.target, node.inputs[1] in fixed)
-        least = asked.least // INSIDE if ctx.invariants else asked.least
-        if choice is None or conv.flops < least or choice.gain < asked.gain:
+        if choice is None or conv.flops < asked.least or choice.gain < asked.gain:
             return Miss("the direct sum is as fast", node)
         return rewrite(node, conv, choice, ctx, node.inputs[1] in fixed)
 
@@ -223,7 +223,7 @@ def _rule(fixed: frozenset[Node], ctx: Context, asked: Winograd) -> Rule:
         if found is None:
             return Miss("no 3x3 convolution of stride 1 with channels last, nor the gradient of its weights", node)
         blocks = choose_gradient(found, target)
-        if blocks is None or found.flops < asked.least or blocks.gain < asked.gain:
+        if blocks is None or found.flops < GRADIENT * asked.least or blocks.gain < asked.gain:
             return Miss("the direct sum is as fast", node)
         return rewrite_gradient(node, found, blocks)
 

@@ -19,6 +19,7 @@ FLOPS_NS: Final = 110.0
 CACHED: Final = 40.0  # bytes a nanosecond to and from L2
 FAR: Final = 15.0  # ... beyond
 STREAM: Final = 30.0  # ... of panels that are asked for ahead
+SMALL: Final = 60.0  # ... of panels that take half of L2 at most
 TRANSFORM: Final = 15.0  # ... written by the transform of weights
 ROWS: Final = 1.0  # rows of a product by which a block's products are longer than its work is
 PIECE: Final = 12 << 20  # bytes of transformed weights (or of their gradient) from which channels are done in turns

@@ -10,7 +10,7 @@ finding out, and less and less while trying one thread keeps being slower. Where
 nothing and is made often: what a neighbour does to two threads is over as soon as it stops.
 
 Most disturbances are short, and one thread costs half the speed for as long as it is kept. So after the first one in a while
-all threads are tried again soon, after twice the time that a try may lose, and then after twice as long each time.
+all threads are tried again soon, after twice what a try may lose, and then after twice as long each time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 from typing import Final
 
 _PATIENCE: Final = 40.0  # in what one call of the other way loses; a try makes two
-_HASTE: Final = 2.0  # the patience after the first disturbance in a while
+_HASTE: Final = 4.0  # the patience after the first disturbance in a while
 _PEACE: Final = 64  # calls on all threads that make a while
 _LEAST_LOSS: Final = 0.1  # of a call: a difference below it is noise
 _MOST_PATIENCE: Final = 1000.0

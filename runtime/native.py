@@ -21,6 +21,7 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 
 from ..ir.errors import CompileError
+from ..ir.program import objects_of
 from .elf import symbols
 
 # What LLVM itself calls for: block copies, and the multiply-add of machines without the instruction.
@@ -66,18 +67,27 @@ class NativeProgram:
 
     def __init__(self, object_code: bytes, entry: str) -> None:
         """Raises CompileError if the object is for another machine, lacks `entry`, or calls what it must not."""
-        found = symbols(object_code)
-        if found.machine != _MACHINE:
-            raise CompileError(f"object code for {found.machine} cannot run on this machine ({_MACHINE})")
-        if entry not in found.defined:
-            raise CompileError(f"object code has no function {entry!r}; it defines {sorted(found.defined)[:8]}")
+        try:
+            objects = objects_of(object_code)
+        except ValueError as error:
+            raise CompileError(f"object code of {len(object_code)} bytes does not load: {error}") from error
+        tables = [symbols(o) for o in objects]
+        for found in tables:
+            if found.machine != _MACHINE:
+                raise CompileError(f"object code for {found.machine} cannot run on this machine ({_MACHINE})")
+        defined = frozenset().union(*(t.defined for t in tables))
+        if entry not in defined:
+            raise CompileError(f"object code has no function {entry!r}; it defines {sorted(defined)[:8]}")
+        undefined = frozenset().union(*(t.undefined for t in tables)) - defined
         with _lock:
             compiler = _compiler()
-            missing = sorted(found.undefined - _imports.keys())
+            missing = sorted(undefined - _imports.keys())
             if missing:
                 raise CompileError(f"object code calls {missing}, but may call only {sorted(_imports)}")
-            builder = llvm.JITLibraryBuilder().add_object_img(object_code).export_symbol(entry)
-            for name in found.undefined:
+            builder = llvm.JITLibraryBuilder().export_symbol(entry)
+            for o in objects:
+                builder.add_object_img(o)
+            for name in undefined:
                 builder.import_symbol(name, _imports[name])
             try:
                 # in this order: __dict__ drops the library before the compiler that owns its memory

@@ -27,6 +27,7 @@ from .plan import CHUNKS, Plan
 from .types import Operand, Scheduled
 
 FEW_ROW_TILES = 16  # of a chunk, up to which its panels are prefetched
+TWICE = 2  # times that each line of the next panel is asked for: the first request is not always heard where memory is busy
 STREAM_AHEAD = 16 << 10  # bytes that the only tile of a panel asks ahead of itself
 FEW_ROWS = 4  # of the only tile of a panel, up to which memory is all it waits for
 PAGE = 4096
@@ -142,7 +143,8 @@ class Root:
         few = self.row_block <= FEW_ROW_TILES
         if not (streamed and whole and p.reduce and few) or p.split or p.along_k:
             return 0
-        return -(-p.unroll * self.at.width * size // (self.target.line * self.row_block))
+        times = TWICE if self.row_block > 1 else 1
+        return -(-times * p.unroll * self.at.width * size // (self.target.line * self.row_block))
 
     def _unroll(self) -> int:
         """Steps of an iteration: a page's, where one line of each is asked for."""

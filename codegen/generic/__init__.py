@@ -4,6 +4,8 @@ The path beside `codegen.generate`, which knows all sizes: the same graph of fus
 left in it, and one object file comes out that serves them all. See docs/decisions.md.
 """
 
-from .program import GenericProgram, check_forms, generate_generic, generic_panel
+from .contraction import generic_panel
+from .generator import check_forms, generate_generic
+from .program import GenericProgram
 
 __all__ = ["GenericProgram", "check_forms", "generate_generic", "generic_panel"]

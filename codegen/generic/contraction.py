@@ -27,6 +27,7 @@ from .elementwise import box
 from .index import Axis, Monomial, Space, poly_of, terms_of
 from .loops import FINE, UNKNOWN, shared, wide
 
+_WRITTEN_OUT: Final = 12  # steps of short inner loops over the reduction that are written out
 _DEPTH: Final = 4  # steps of the reduction in one pass of the inner loop
 
 
@@ -73,11 +74,10 @@ class Tile:
         self.spec = form.spec
         if self.spec.pairs or self.core.dtype.bits < 32:
             raise UnsupportedError(f"{self.core.op.name} {self.core.type}: contractions of pairs or of narrow results")
-        self.spec, _ = self.spec.split_groups()
-        for o in body.graph.outputs:
-            if o.shape != self.core.shape:
-                raise UnsupportedError(f"{o.op.name} {o.type} joins columns of a contraction of type {self.core.type}")
         self.dtype = accumulator(self.core.dtype)
+        self.groups = self._joined_groups()
+        if not self.groups:
+            self.spec, _ = self.spec.split_groups()
         self.lanes = max(1, target.vector_bits // self.dtype.bits)
         self.rows, self.vectors = _tile(target)
         self.a, self.b = self.core.inputs[0], self.core.inputs[1]
@@ -85,6 +85,19 @@ class Tile:
         self.panels: Buffer | None = None  # in which B is packed here
         self.packing: Packed | None = None
         self._columns()
+
+    def _joined_groups(self) -> int:
+        """How many groups of columns the epilogue joins, one by one; 0 where outputs have all columns."""
+        shape, odd = self.core.shape, [o for o in self.body.graph.outputs if o.shape != self.core.shape]
+        if not odd:
+            return 0
+        count, panel = self.spec.groups, self.spec.panel
+        lanes = max(1, self.target.vector_bits // self.dtype.bits)
+        fits = count > 1 and panel > 0 and panel % (count * lanes) == 0 and isinstance(shape[-1], int)
+        width = shape[-1] // count if fits and isinstance(shape[-1], int) else 0
+        if not fits or any(o.shape != (*shape[:-1], width) for o in self.body.graph.outputs):
+            raise UnsupportedError(f"{odd[0].op.name} {odd[0].type} joins columns of a contraction of type {self.core.type}")
+        return count
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
@@ -270,8 +283,35 @@ class Tile:
         """Each output as an index and a value over row and column, with the contraction as a variable."""
         body, space = self.body, self.space
         self.sum = var("sum", self.core.dtype)
+        self.sums = [var(f"sum{k}", self.core.dtype) for k in range(self.groups)]
+        if self.groups:
+            self._joined(at)
+            return
         index = [space.simplify(_affine(i, at)) for i in self.spec.c]
         body.bound = lambda n, _at: self.sum if n is self.core else None
+        body.forget()
+        self.outputs = [
+            (body.outputs[k], body.flat(o, index), space.simplify(body.value(o, index))) for k, o in enumerate(body.graph.outputs)
+        ]
+
+    def _joined(self, at: dict[str, Expr]) -> None:
+        """Outputs that join groups of columns: the contraction at a column of group k is the k-th variable."""
+        body, space = self.body, self.space
+        units = self.body.graph.outputs[0].shape[-1]
+        assert isinstance(units, int)
+        self.lane = space.axis("n", units)
+        names = dict(at) | {self.spec.of_kind("n")[0].name: self.lane.var}
+        index = [space.simplify(_affine(i, names)) for i in self.spec.c]
+
+        def bound(n: Node, place: tuple[Expr, ...]) -> Expr | None:
+            if n is not self.core:
+                return None
+            distance = space.poly(place[-1]) - space.poly(self.lane.var)
+            if not isinstance(distance, int) or distance % units:
+                raise UnsupportedError(f"{n.op.name} {n.type} is read at columns that are no group's")
+            return self.sums[distance // units]
+
+        body.bound = bound
         body.forget()
         self.outputs = [
             (body.outputs[k], body.flat(o, index), space.simplify(body.value(o, index))) for k, o in enumerate(body.graph.outputs)
@@ -359,7 +399,13 @@ class Tile:
         steps = [s for d in range(_DEPTH) for s in step({k: binary("add", k, d)})]
         body: list[Stmt] = []
         if isinstance(inner.extent, int) and inner.extent < _DEPTH:
-            body = [s for d in range(inner.extent) for s in step({k: const(d)})]
+            shifts: list[dict[Expr, Expr]] = [{k: const(d)} for d in range(inner.extent)]
+            depth = depth[:-1]
+            while depth and isinstance(taps := depth[-1].extent, int) and taps * len(shifts) <= _WRITTEN_OUT:
+                shifts = [{depth[-1].var: const(d), **s} for d in range(taps) for s in shifts]
+                depth = depth[:-1]
+            depth = [*depth, inner]
+            body = [s for shift in shifts for s in step(shift)]
         else:
             body = [For(k, const(0), main, tuple(steps), "serial", _DEPTH)]
             if not isinstance(inner.extent, int) or inner.extent % _DEPTH:
@@ -371,6 +417,10 @@ class Tile:
     def _stored(self, acc: Buffer, rows: int, first: Expr, masks: Sequence[Expr | None]) -> list[Stmt]:
         lanes, vectors = self.lanes, self.vectors
         done: list[Stmt] = []
+        if self.groups:
+            for r in range(rows):
+                done += self._joined_row(acc, r, first)
+            return done
         for r in range(rows):
             row = {self.row.var: binary("add", first, r)}
             for u in range(vectors):
@@ -400,6 +450,30 @@ class Tile:
                         here = wide(here, self.lane.var, spot)
                     part.append(Store(buffer, (here,), name, masks[u]))
                 done += part
+        return done
+
+    def _joined_row(self, acc: Buffer, r: int, first: Expr) -> list[Stmt]:
+        """A row of what joins groups: each group has as many vectors of a panel."""
+        each = self.vectors // self.groups
+        row = {self.row.var: binary("add", first, r)}
+        done: list[Stmt] = []
+        for u in range(each):
+            start = binary("add", binary("mul", self.panel, each * self.lanes), u * self.lanes)
+            n = next(self.numbers)
+            bound: dict[Expr, Expr] = {}
+            for k, name in enumerate(self.sums):
+                total = vector_variable(f"s{n}_{k}", self.core.dtype, self.lanes)
+                x = load(acc, (const(r * self.vectors + k * each + u), const(0)), self.dtype, lanes=self.lanes)
+                done.append(Let(total, cast(x, self.core.dtype)))
+                bound[name] = total
+            spot = Spot(start, self.lanes)
+            names: list[Expr] = []
+            for k, (_, _, value) in enumerate(self.outputs):
+                x = broadcast(wide(substitute(value, row), self.lane.var, spot, bound), self.lanes)
+                names.append(vector_variable(f"t{n}_{k}", x.dtype, self.lanes))
+                done.append(Let(names[-1], x))
+            for (buffer, index, _), name in zip(self.outputs, names, strict=True):
+                done.append(Store(buffer, (substitute(index, {**row, self.lane.var: start}),), name))
         return done
 
 

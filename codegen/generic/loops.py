@@ -104,14 +104,26 @@ def shared(space: Space, axes: Sequence[Axis], inner: Sequence[Stmt], work: Expr
     g, t, p, q = var(f"{stem}_group"), var(f"{stem}_total"), var(f"{stem}_chunk"), var(f"{stem}_flat")
     before: list[Stmt] = [Let(t, total), Let(g, select(small, maximum(t, 1), group))]
     first = binary("mul", p, g)
+    last = minimum(binary("add", first, g), t)
     if len(axes) == 1:
-        q = axes[0].var
-        body: list[Stmt] = list(inner)
-    else:
-        body = [*_ordered(space, axes, q, stem), *inner]
-    loop = For(q, first, minimum(binary("add", first, g), t), tuple(body))
+        body: tuple[Stmt, ...] = (For(axes[0].var, first, last, tuple(inner)),)
+    else:  # whole passes of the innermost axis in a loop, and only what is around it taken apart by division
+        begin, end, n = var(f"{stem}_begin"), var(f"{stem}_end"), space.extent(axes[-1])
+        before_it = binary("mul", q, n)
+        low, high = maximum(binary("sub", begin, before_it), 0), minimum(binary("sub", end, before_it), n)
+        around = axes[:-1]
+        if len(around) == 1:
+            q = around[0].var
+            low, high = (substitute(e, {var(f"{stem}_flat"): q}) for e in (low, high))
+        rows = For(axes[-1].var, low, high, tuple(inner))
+        final = binary("floordiv", binary("add", end, binary("sub", n, 1)), n)
+        body = (
+            Let(begin, first),
+            Let(end, last),
+            For(q, binary("floordiv", begin, n), final, (*_ordered(space, around, q, stem), rows)),
+        )
     chunks = binary("floordiv", binary("add", t, binary("sub", g, 1)), g)
-    return [*before, For(p, const(0), chunks, (loop,), "parallel")], True
+    return [*before, For(p, const(0), chunks, body, "parallel")], True
 
 
 def _ordered(space: Space, axes: Sequence[Axis], q: Expr, stem: str) -> list[Stmt]:

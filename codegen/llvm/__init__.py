@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from ...ir.program import joined
 from ...ir.target import Target
 from ..loop_ir import Module
 from ..plan import EntryPlan
 from .compile import assembly, data_layout, object_code
 from .entry import module_text
+from .workers import Workers
 
-__all__ = ["Emitted", "begin_emit", "emit"]
+__all__ = ["Emitted", "Workers", "begin_emit", "emit"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,15 @@ def emit(module: Module, entry: EntryPlan, target: Target, *, checked: bool = Fa
     return Emitted(text, object_code(text, target), checks, target)
 
 
-def begin_emit(module: Module, entry: EntryPlan, target: Target, *, checked: bool = False) -> Callable[[], Emitted]:
-    """As `emit`, with LLVM at work in a thread of its own (it needs no interpreter lock); the result waits for it."""
+def begin_emit(
+    module: Module, entry: EntryPlan, target: Target, *, checked: bool = False, workers: Workers | None = None, most: int = 1
+) -> Callable[[], Emitted]:
+    """As `emit`, with LLVM at work in a thread of its own (it needs no interpreter lock), or in `workers`, in `most` pieces at
+    most; the result waits for it."""
     text, checks = module_text(module, entry, target, data_layout(target), checked)
+    if workers is not None:
+        objects = workers.begin(text, f"{entry.name}_run", target, most)
+        return lambda: Emitted(text, joined(objects()), checks, target)
     result: list[Emitted | BaseException] = []
 
     def work() -> None:

@@ -223,7 +223,7 @@ class Arithmetic(FunctionText):
             x, y = (self.t(f"bitcast {v} {q} to {words}") for q in (a, b))
             if self.module.target.vnni:
                 return self.call(f"llvm.x86.avx512.vpdpwssd.{32 * n}", v, [(v, c), (words, x), (words, y)])
-            return self.t(f"add {v} {c}, {self.call(f'llvm.x86.{_MADD[n]}', v, [(words, x), (words, y)])}")
+            return self._kept(v, self.t(f"add {v} {c}, {self.call(f'llvm.x86.{_MADD[n]}', v, [(words, x), (words, y)])}"))
         if factors == "i16":
             for k in range(2):
                 x, y = self._part(a, n, k, 16, "i16"), self._part(b, n, k, 16, "i16")
@@ -238,7 +238,12 @@ class Arithmetic(FunctionText):
         for odd in (False, True):
             parts = [(words, self._half_words(q, n, odd, kind)) for q, kind in ((x, left), (y, right))]
             c = self.t(f"add {v} {c}, {self.call(f'llvm.x86.{_MADD[n]}', v, parts)}")
-        return c
+        return self._kept(v, c)
+
+    def _kept(self, v: str, x: str) -> str:
+        """x, as a value that LLVM knows nothing of: it would else add the products of several steps first, as it may with integers,
+        and have no registers for all of them."""
+        return self.t(f'call {v} asm sideeffect "", "=v,0"({v} {x})')
 
     def _part(self, x: str, n: int, k: int, bits: int, kind: str) -> str:
         """Part k, of so many bits, of each i32, as an i32."""
@@ -440,7 +445,7 @@ class Arithmetic(FunctionText):
         return self.t(f"{word} {vector(kind, n)} {self.splat(base, kind, n)}, <{steps}>")
 
     def reduce(self, op: str, d: DType, n: int, a: str, *, forgets: bool = False) -> str:
-        """Lane i with lane i + n/2, until one is left. `forgets`: a maximum or minimum of which any number may come if one is NaN."""
+        """Lane i with lane i + n/2, until one is left. `forgets`: a maximum or minimum may be any number if a lane is NaN."""
         kind = element(d)
         if n & (n - 1):
             raise CompileError(f"reduce_{op} of {n} lanes: the number of lanes must be a power of two")

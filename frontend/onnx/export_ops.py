@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir.dims import Dim, DimExpr
-from ...ir.dtypes import as_dtype, bool_, f8e8m0
+from ...ir.dtypes import as_dtype, bool_, f8e8m0, i8, i16, i32, u8
 from ...ir.graph import Graph, Node
 from ...ir.types import TensorType, TupleType
 from .export_registry import Write, operands, writes
@@ -242,7 +242,14 @@ def _position(e: Emitter, node: Node) -> str:
 # -- contractions and windows -------------------------------------------------------------------------------------------
 @writes("matmul")
 def _matmul(e: Emitter, node: Node) -> str:
-    return e.emit("MatMul", [e.name(i) for i in node.inputs])
+    names = [e.name(i) for i in node.inputs]
+    if node.inputs[0].dtype is i16:  # whose sums are i32
+        names = [e.emit("Cast", [n], to=type_number(i32)) for n in names]
+    return e.emit("MatMulInteger" if _bytes(node) else "MatMul", names)
+
+
+def _bytes(node: Node) -> bool:
+    return all(i.dtype in (i8, u8) for i in node.inputs)
 
 
 def _pads(padding: Any) -> list[int]:
@@ -264,7 +271,8 @@ def _nchw(write: Write) -> Write:
 @_nchw
 def _conv(e: Emitter, node: Node) -> str:
     a = node.attrs
-    return e.emit("Conv", [e.name(i) for i in node.inputs], strides=list(a["stride"]), pads=_pads(a["padding"]),
+    op = "ConvInteger" if _bytes(node) else "Conv"
+    return e.emit(op, [e.name(i) for i in node.inputs], strides=list(a["stride"]), pads=_pads(a["padding"]),
                   dilations=list(a["dilation"]), group=a["groups"])  # fmt: skip
 
 

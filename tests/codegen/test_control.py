@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 from tensorwright.codegen.generate import assemble
-from tensorwright.codegen.plan import Loop, Section, walk
+from tensorwright.codegen.plan import Block, Loop, Section, Step, walk
 from tensorwright.ir.build import constant, get, input_node
 from tensorwright.ir.dtypes import bool_, i32
 from tensorwright.ir.graph import Graph, Node
@@ -333,6 +333,30 @@ def test_two_directions_run_at_the_same_time() -> None:
     short = two_ways(3, 16)
     assert not any(isinstance(n, Section) for n in walk(assemble(short, host()).entry.steps)), "too short to wake a thread"
     same(short)
+
+
+def test_each_direction_has_its_own_projection_where_there_are_no_more_threads() -> None:
+    """A thread multiplies the sequence and runs the loop over the result; what both loops, or others, read stays outside."""
+    step = recurrence_body(64, 4)
+
+    def build(shared: bool) -> Graph:
+        def two(h: Node, x: Node, w: Node, v: Node) -> tuple[Node, ...]:
+            p = make("matmul", make("tanh", x), w)
+            q = p if shared else make("matmul", make("tanh", x), v)
+            a = make("scan", h, p, w, body=step, length=60, carries=1, sequences=1)
+            b = make("scan", h, q, v, body=step, length=60, carries=1, sequences=1, reverse=True)
+            return get(a, 1), get(b, 1)
+
+        return graph(two, f(4, 64), f(60, 4, 64), f(64, 64), f(64, 64))
+
+    def inside(g: Graph, threads: int) -> list[int]:
+        (section,) = (n for n in assemble(g, host(), threads=threads).entry.steps if isinstance(n, Section))
+        return [sum(isinstance(n, Step) for n in part.nodes) for part in section.nodes if isinstance(part, Block)]
+
+    g = build(shared=False)
+    assert inside(g, 2) == [1, 1] and inside(g, 4) == [0, 0]
+    assert inside(build(shared=True), 2) == [0, 0]
+    same(g)
 
 
 def test_loops_that_depend_on_each_other_run_one_after_the_other() -> None:

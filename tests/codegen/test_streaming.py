@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pytest
 import tensorwright as tw
+from tensorwright.codegen.loop_interp import run as interpret
 from tensorwright.codegen.loop_parse import parse_module
+from tensorwright.codegen.loop_text import print_module
 from tensorwright.codegen.nests import has_masks
 from tensorwright.ir.build import input_node
 from tensorwright.ir.dtypes import f32
@@ -17,7 +19,7 @@ from tensorwright.ir.target import Target, with_caches
 from tensorwright.ir.target import row as named_row
 from tensorwright.ir.types import tensor
 
-from .helpers import emit_kernel, host, host_rows, run_kernel
+from .helpers import aligned, emit_kernel, host, host_rows, run_kernel
 from .programs import compiled
 
 X86 = [r for r in host_rows() if r.startswith("x86")]
@@ -131,7 +133,7 @@ def test_a_maximum_is_one_compare_beside_its_instruction(name: str) -> None:
 @needs_x86
 def test_streaming_vectors_begin_where_lines_do(row: str) -> None:
     """Wherever the output begins, down to one element: whole lines are streamed, and nothing beside the output is touched."""
-    exe = tw.compile(lambda x: tw.gelu(x), tw.spec(333_337), target=small_caches(named_row(row)), cache=False)
+    exe = tw.compile(tw.gelu, tw.spec(333_337), target=small_caches(named_row(row)), cache=False)
     if row != "x86-64-v2":
         assert "to_line" in exe.text("loops") and "vmovntps\t%xmm" not in exe.text("asm")
     x = np.random.default_rng(1).standard_normal(333_337).astype(np.float32)
@@ -142,3 +144,28 @@ def test_streaming_vectors_begin_where_lines_do(row: str) -> None:
         assert exe(x, out=out) is out
         np.testing.assert_array_equal(out, want)
         assert (memory[:first] == 7).all() and (memory[first + x.size :] == 7).all()
+
+
+def test_to_line_in_the_interpreter_and_in_machine_code() -> None:
+    """Stores from the first line on: the number of elements before it is 0 where the array is aligned."""
+    module = parse_module("""
+kernel k(x: f32[64] readonly, y: f32[64] align 4) {
+  let lead = to_line(y)
+  for i in 0 .. 48 step 16 serial {
+    store y[i + lead] = x[i + lead]:16 nontemporal
+  }
+}
+""")
+    assert parse_module(print_module(module)).kernels[0].body[0].value is module.kernels[0].body[0].value
+    x = np.arange(64, dtype=np.float32)
+    for first in range(16):
+        memory = aligned(np.full(96, -1, np.float32))
+        y = memory[first : first + 64]
+        assert run_kernel(module, "k", [x, y], checked=first % 2 == 1) == 0
+        lead = -first % 16
+        np.testing.assert_array_equal(y[lead : lead + 48], x[lead : lead + 48])
+        assert (y[:lead] == -1).all() and (y[lead + 48 :] == -1).all()
+    y = np.full(64, -1, np.float32)
+    interpret(module, "k", [x, y])
+    written = np.flatnonzero(y != -1)
+    assert len(written) == 48 and (np.diff(written) == 1).all()

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tensorwright.benchmarks import kernels
+from tensorwright.benchmarks import kernels, winograd_kernels
 from tensorwright.benchmarks.peak import peak
 from tensorwright.runtime.host import resolve, runnable_rows
 
@@ -29,12 +29,15 @@ def test_rows_stay_under_the_roofline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "layers", lambda: [kernels.matmul(64, 64, 64), kernels.conv(16, 16, 14, 3)])
+    monkeypatch.setattr(winograd_kernels, "LAYERS", ((16, 16, 14), (8, 8, 14)))
     path = tmp_path / "rows.json"
     code = kernels.main(["--target", "host", "--threads", "1", "--seconds", "0.02", "--sweep", "6", "--json", str(path)])
     assert code in (0, 1)  # 1: these small layers miss the goal set for large ones
     report = json.loads(path.read_text())
     assert set(report) >= {"machine", "rows", "geomean_ratio"}
     assert len(report["rows"]) == 2 and len(report["sweep"]) == 6
+    (effective,) = report["winograd"]  # too few channels of the other one
+    assert effective["max_rel_error"] < 1e-5 and effective["gflops"] > 0
     for r in report["rows"]:
         assert set(r) >= KEYS
         assert 0 < r["fraction_of_peak"] < 1.1  # peak and kernel are timed apart, on a clock that drifts

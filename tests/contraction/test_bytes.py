@@ -151,6 +151,10 @@ def test_the_inner_loop_is_dot_products_of_four() -> None:
         text = emit_kernel(case.module, "root", target).asm
         assert text.count(wanted) >= 8 and "vpmaddubsw" not in text and "vpmulld" not in text
     assert preferred_panel(matmul(64, 256, 511), VNNI, i8) == 0
+    narrow = Case(matmul(64, 64, 512), with_vnni(row("x86-64-v3")), -16)  # AVX-VNNI: 256 bits
+    assert emit_kernel(narrow.module, "root", narrow.target).asm.count("vpdpbusd") >= 8
+    arm = Case(matmul(64, 64, 512), row("aarch64-neon"), -16)  # multiplied as i32
+    assert emit_kernel(arm.module, "root", arm.target).asm.count("mla") >= 8
 
 
 def test_the_loop_interpreter_agrees() -> None:

@@ -45,6 +45,21 @@ def test_panels_beyond_l2_are_prefetched(target: str) -> None:
     assert error(layer.run(checked=True), layer.expected()) <= 1e-5
 
 
+@pytest.mark.parametrize("target", host_rows())
+def test_a_few_rows_ask_for_a_line_of_each_page(target: str) -> None:
+    """Whatever the panel, one in 4096 bytes that are read; and the sums stay what they are."""
+    t = small(target)
+    for k, (m, vectors) in enumerate([(1, 4), (1, 1), (3, 2), (4, 3)]):
+        panel = vectors * t.lanes(32)
+        case = Case(matmul(m, 8 * panel, 512), t, panel=panel, seed=k)
+        verify(case.module)
+        (tile,) = (x for x in case.scheduled.kernels if any(isinstance(s, Prefetch) and s.level == 1 for s in statements(x.body)))
+        (loop,) = (s for s in tile.body if isinstance(s, For))
+        asked = [s for s in loop.body if isinstance(s, Prefetch)]
+        assert len(asked) == 1 and 4 * panel * loop.step <= 4096
+        assert error(case.run(), case.expected()) <= 1e-5
+
+
 def test_what_stays_in_cache_is_not_prefetched() -> None:
     assert prefetches(Case(matmul(64, 64, 64), row("x86-64-v4"), panel=32).scheduled) == 0
 

@@ -13,6 +13,7 @@ onnx = pytest.importorskip("onnx", reason="the onnx extra")
 sys.path.insert(0, str(Path(__file__).parent))
 import tensorwright as tw  # noqa: E402
 from onnx_graphs import model, node  # noqa: E402
+from tensorwright.frontend.core import apply  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 KINDS = {"u": (np.uint8, 0), "i": (np.int8, -128)}
@@ -138,3 +139,19 @@ def test_requantised_products() -> None:
     )
     wanted = np.clip(np.rint(sums.astype(f) * (xs * ws / ys).reshape(1, -1, 1, 1)) + 7, 0, 255).astype(np.uint8)
     assert np.array_equal(found, wanted) and {0, 255} <= set(found.ravel().tolist())
+
+
+def test_exported_as_integer_products() -> None:
+    rng = np.random.default_rng(1)
+    a, b, x, w = (octets(rng, k, *s) for k, s in (("u", (3, 9)), ("i", (9, 4)), ("u", (1, 4, 5, 5)), ("i", (6, 4, 3, 3))))
+    geometry = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1, "layout": "NCHW"}
+
+    def both(a: Any, b: Any, x: Any, w: Any) -> tuple[Any, Any]:
+        return tw.matmul(a, b), apply("conv2d", x, w, **geometry)
+
+    graph = tw.trace(both, *(tw.spec(*v.shape, dtype=str(v.dtype)) for v in (a, b, x, w)))
+    written = tw.onnx.save(graph)
+    assert [n.op_type for n in written.graph.node if n.op_type != "Identity"] == ["MatMulInteger", "ConvInteger"]
+    again = tw.compile(tw.onnx.Model(written))(a, b, x, w)
+    assert np.array_equal(again[0], a.astype(np.int32) @ b.astype(np.int32))
+    assert np.array_equal(again[1], rows_of_windows(x.astype(np.int64), w.astype(np.int64), 1, 1))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tensorwright.ir import expr as ex
 from tensorwright.ir.contraction import Contraction, strided_view
-from tensorwright.ir.dtypes import DType, bool_, f64
+from tensorwright.ir.dtypes import DType, bool_, f32, f64
 from tensorwright.ir.graph import Graph, Node, postorder
 from tensorwright.ir.interp import run
 from tensorwright.ir.lowering import Contract, Decompose, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View
@@ -199,7 +199,7 @@ def lowered(node: Node, operands: Sequence[Array]) -> Array:
             return operands[0].reshape(shape)
         case Contract():
             # 16-bit floats: their products are exact in f32, where they are added up
-            wide = [x.astype(np.float32) if node.inputs[0].dtype.bits == 16 and node.dtype.bits == 32 else x for x in operands]
+            wide = [x.astype(np.float32) if node.inputs[0].dtype.bits == 16 and node.dtype is f32 else x for x in operands]
             return contracted(form.spec, *wide)
         case Decompose():
             built = form.build(node)

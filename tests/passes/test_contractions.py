@@ -17,6 +17,7 @@ from tensorwright.passes.contract_form import ContractForm, reshaped
 from tensorwright.passes.decompose import Decompose
 from tensorwright.passes.facts import Facts
 from tensorwright.passes.fold_affine import FoldAffine
+from tensorwright.passes.fuse import Fuse
 from tensorwright.passes.layout import TO_NCHW, TO_NHWC, Layout, perm_of
 from tensorwright.passes.oracle import draw, exact_difference
 from tensorwright.passes.pack_weights import PackWeights, pack
@@ -209,6 +210,38 @@ def test_the_signature_stays(checked):
     after = checked(graph, Layout())
     assert [o.type for o in after.outputs] == [o.type for o in graph.outputs] and after.inputs == graph.inputs
     assert Layout().run(after, Context()) is after
+
+
+def grouped_block(order=(0, 2, 1, 3, 4)):
+    """A convolution in 3 groups of 4 channels, scaled, rectified, its channels shuffled, added to itself, convolved again."""
+    x, w = input_node("x", t(2, 6, 5, 4)), input_node("w", t(12, 2, 1, 1), "parameter")
+    y, (gamma, mean) = conv_bn_relu(x, w, groups=3)
+    apart = make("transpose", make("reshape", y, shape=(2, 3, 4, 5, 4)), perm=order)
+    y = make("add", make("reshape", apart, shape=(2, 12, 5, 4)), y)
+    w2 = input_node("w2", t(12, 1, 3, 3), "parameter")
+    y = make("conv2d", y, w2, groups=12, padding=((1, 1), (1, 1)))
+    return Graph((x, w, gamma, mean, w2), (make("sum", y, axes=(2, 3)),))
+
+
+def test_a_shuffle_of_channels_stays_in_channels_last(checked):
+    after = checked(grouped_block(), Simplify(), Layout(), Simplify())
+    perms = [n.attrs["perm"] for n in after.nodes() if n.op.name == "transpose" and perm_of(n, Facts())]
+    assert perms == [TO_NHWC, (0, 1, 2, 4, 3)]
+
+
+def test_what_moves_more_than_channels_is_no_shuffle(checked):
+    after = checked(grouped_block((0, 1, 2, 4, 3)), Simplify(), Layout(), Simplify())
+    assert sum(n.op.name == "transpose" and perm_of(n, Facts()) is not None for n in after.nodes()) > 2
+
+
+def test_work_on_a_product_in_groups_joins_it(checked):
+    passes = (Simplify(), Layout(), Decompose(), Simplify(), ContractForm(), Simplify())
+    after = checked(grouped_block(), *passes)
+    facts = Facts()
+    relu = [n for n in after.nodes() if n.inputs and facts.form(n) == "max"]
+    assert [n.shape for n in relu] == [(2, 5, 4, 3, 4)]  # groups and columns of one are dimensions of their own
+    (region, *_) = (n for n in checked(grouped_block(), *passes, Fuse()).nodes() if n.attrs.get("kind") == "contraction")
+    assert [n.op.name for n in region.attrs["body"].nodes() if facts.elementwise(n) and n.inputs] == ["sub", "mul", "maximum"]
 
 
 def test_a_graph_without_images_is_left_alone():

@@ -87,11 +87,16 @@ def integer_matmul(n: Call, a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero:
     y = matmul(a, b)
     if known is None or known.any():
         assert a_zero is not None
-        sums = total(_centred(b, b_zero, i32), -2 if not vector else 0, keepdims=not vector and a.ndim > 1)
+        sums = _sum(_centred(b, b_zero, i32), -2 if not vector else 0, not vector and a.ndim > 1)
         y = y - a_zero.astype(i32) * sums
     if b_zero is not None:
-        y = y - b_zero.astype(i32) * total(a.astype(i32), -1, keepdims=not vector)
+        y = y - b_zero.astype(i32) * _sum(a.astype(i32), -1, not vector)
     return y
+
+
+def _sum(x: Tensor, axes: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+    """Of i32, modulo 2^32."""
+    return total(x, axes, keepdims=keepdims).astype(i32)
 
 
 def _channels(t: Tensor, rank: int) -> Tensor:
@@ -126,11 +131,12 @@ def _convolved(x: Tensor, w: Tensor, strides: Sequence[int], dilations: Sequence
 
 def integer_conv(
     n: Call, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None, strides: Sequence[int], dilations: Sequence[int],
-    pads: Pads, groups: int, wrap: bool = False,
+    pads: Pads, groups: int, bias: Tensor | None = None, wrap: bool = False,
 ) -> Tensor:  # fmt: skip
     """The convolution of x - x_zero with w - w_zero exactly: in i32, or in a float where that is as fast, or i32 might overflow.
 
-    x_zero is a number; w_zero is a number or one for each output channel. With `wrap` an i32 is modulo 2^32.
+    x_zero is a number; w_zero is a number or one for each output channel, as an i32 bias is, which is added as the accumulator of
+    ONNX adds it. With `wrap` an i32 is modulo 2^32.
     """
     terms: Dim = product(w.shape[1:])
     few = groups > 1 and isinstance(w.shape[1], int) and w.shape[1] < _FEW
@@ -141,16 +147,19 @@ def integer_conv(
         if w_zero is not None and w_zero.ndim == 1 and w_zero.shape[0] != 1:
             w_zero = reshape(w_zero, (-1, *(1,) * (w.ndim - 1)))
         real = _centred(x, x_zero, wide), _centred(w, w_zero, wide)
-        return convolve(n, *real, None, strides, dilations, pads, groups)
+        y = convolve(n, *real, None, strides, dilations, pads, groups)
+        return y if bias is None else y.astype(f64) + _channels(bias.astype(f64), x.ndim)
     w, w_zero = _weights(n, w, w_zero)
     x = _surrounded(n, x, x_zero, pads)
     y = _convolved(x, w, strides, dilations, groups)
     known = _known(n, x_zero)
     if known is None or known.any():
         assert x_zero is not None
-        sums = total(w.astype(i32), tuple(range(1, w.ndim)))
+        sums = _sum(w.astype(i32), tuple(range(1, w.ndim)))
         sums = sums if w_zero is None else sums - w_zero.astype(i32) * terms
-        y = y - _channels(sums * reshape(x_zero, ()).astype(i32), x.ndim)
+        sums = sums * reshape(x_zero, ()).astype(i32)
+        bias = -sums if bias is None else bias.astype(i32) - sums
+    y = y if bias is None else y + _channels(bias.astype(i32), x.ndim)
     if w_zero is not None:
         one = full((groups, *w.shape[1:]), as_tensor(np.int8(1) if x.dtype is u8 else np.uint8(1)))
         windows = _convolved(x, one, strides, dilations, groups)

@@ -147,10 +147,9 @@ def qlinear_matmul(n: Call) -> Tensor:
 def _integer_conv(
     n: Call, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None, bias: Tensor | None, wrap: bool = False
 ) -> Tensor:
-    """The sums of a node, an i32 bias added as the accumulator of ONNX adds it: modulo 2^32."""
+    """The sums of a node and its i32 bias."""
     strides, dilations, pads = windows(n, x, kernel_of(n, w))
-    y = integer_conv(n, x, w, x_zero, w_zero, strides, dilations, pads, n.integer("group", 1), wrap)
-    return y if bias is None else y + reshape(bias, (1, -1, *(1,) * (x.ndim - 2))).astype(f64 if y.dtype.is_float else i32)
+    return integer_conv(n, x, w, x_zero, w_zero, strides, dilations, pads, n.integer("group", 1), bias, wrap)
 
 
 @op("ConvInteger", 10)
