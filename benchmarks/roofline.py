@@ -1,8 +1,9 @@
 """The least time that a workload could take on this machine: its arithmetic at the peak, or its bytes at the memory's speed.
 
 Arithmetic is that of contractions done directly: Winograd's method does less, so that a fraction above 1 is possible with it,
-and called effective; the operations of the compiled kernels are still held against the peak. Bytes are weights, inputs and outputs, each moved once, at the rate at which this machine reads as many
-bytes again and again, or copies them, whichever is higher. Any other fraction above 1 is an error of the measurement.
+and called effective; the operations of the compiled kernels are still held against the peak. Bytes are weights, inputs and
+outputs, each moved once, at the rate at which this machine reads as many bytes again and again, or copies them, whichever is
+higher. Any other fraction above 1 is an error of the measurement.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def generate(
 ) -> Program:
     """The native program of a graph of static shapes, whose nodes are fused regions and lowered ops.
 
-    `threads` is a hint: neither the result nor the memory depends on it. With `checked`, every access compares its index
+    `threads` is a hint: no result depends on it. With `checked`, every access compares its index
     with its buffer's shape. With `verify`, the loop IR and the memory plan are verified before code is made of them. With
     `texts`, the program keeps its loop IR, LLVM and assembly texts. `choices` are plans of contractions other than the first.
     Raises CompileError for a node that has no code (naming

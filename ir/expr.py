@@ -20,8 +20,8 @@ Operations (`op`), with `a`, `b`, `c` the args:
     bitcast                   same bits, other dtype of the same size
     ramp                      a, a + 1, ... a + lanes - 1           broadcast   a in every lane
     shuffle                   lanes of two vectors, of as many lanes as one of them; attr: which (`picks`)
-    reduce_add reduce_mul reduce_max reduce_min                   vector -> scalar, in a fixed halving tree; attr of the latter two may
-                              be "forgets": if a lane is NaN, any of the others may come out
+    reduce_add reduce_mul reduce_max reduce_min                   vector -> scalar, in a fixed halving tree; attr of the latter
+                              two may be "forgets": if a lane is NaN, any of the others may come out
 
 A load whose mask is false yields zero and does not touch memory.
 """

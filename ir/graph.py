@@ -136,9 +136,9 @@ class Node:
     def tensor(self) -> TensorType:
         """The type of a single-output node. Raises VerifyError for a node with several outputs."""
         found = self.type
-        if found.__class__ is TupleType:
-            raise VerifyError(f"{self.op.name} has {len(self.type.items)} outputs; take one with a get node")
-        return found  # type: ignore[return-value]
+        if isinstance(found, TupleType):
+            raise VerifyError(f"{self.op.name} has {len(found.items)} outputs; take one with a get node")
+        return found
 
     @property
     def shape(self) -> tuple[Dim, ...]:

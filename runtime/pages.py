@@ -57,13 +57,12 @@ def make_present(arrays: Sequence[Array], threads: int) -> None:
     left: list[int] = []
 
     def work() -> None:
-        start, done = time.perf_counter(), 0
-        for page in pages:
+        start = time.perf_counter()
+        for done, page in enumerate(pages, start=1):
             if slow.is_set() or _madvise()(page, _HUGE, _POPULATE):
                 left.append(page)
                 slow.set()
                 return
-            done += 1
             if time.perf_counter() - start > _PATIENCE + done * _SMALL:
                 slow.set()
 

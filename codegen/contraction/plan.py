@@ -145,7 +145,9 @@ def accumulator(dtype: DType) -> DType:
         return i32
     if dtype.name in ("f32", "f64", "i32", "i64", "u32", "u64"):
         return dtype
-    raise CompileError(f"a contraction of {dtype} is not supported; expected f32, f64, f16, bf16, i8, u8, i16, i32, i64, u32 or u64")
+    raise CompileError(
+        f"a contraction of {dtype} is not supported; expected f32, f64, f16, bf16, i8, u8, i16, i32, i64, u32 or u64"
+    )
 
 
 def pieces(extent: int, size: int) -> tuple[int, int, int]:

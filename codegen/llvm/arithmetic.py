@@ -214,7 +214,7 @@ class Arithmetic(FunctionText):
         left, right = factors[:2], factors[2:]
         x86 = self.module.is_x86 and n in (4, 8, 16) and 32 * n <= self.module.target.vector_bits
         v = vector("i32", n)
-        if x86 and self.module.target.vnni and left != right:
+        if x86 and self.module.target.vnni and factors != "i16" and left != right:
             octets = f"<{4 * n} x i8>"
             x, y = (self.t(f"bitcast {v} {q} to {octets}") for q in ((a, b) if left == "u8" else (b, a)))
             return self.call(f"llvm.x86.avx512.vpdpbusd.{32 * n}", v, [(v, c), (octets, x), (octets, y)])
@@ -241,8 +241,8 @@ class Arithmetic(FunctionText):
         return self._kept(v, c)
 
     def _kept(self, v: str, x: str) -> str:
-        """x, as a value that LLVM knows nothing of: it would else add the products of several steps first, as it may with integers,
-        and have no registers for all of them."""
+        """x, as a value that LLVM knows nothing of: it would else add the products of several steps first, as it may with
+        integers, and have no registers for all of them."""
         return self.t(f'call {v} asm sideeffect "", "=v,0"({v} {x})')
 
     def _part(self, x: str, n: int, k: int, bits: int, kind: str) -> str:

@@ -419,11 +419,10 @@ def _lower_concat(node: Node) -> Map:
         offsets = _offsets(node)
         result: Expr | None = None
         for k in reversed(range(len(node.inputs))):
-            low, high = offsets[k], offsets[k + 1]
-            if low == high:
+            if offsets[k] == offsets[k + 1]:
                 continue
-            i = idx[axis]
-            conditions = ([lift(low) <= i] if low != 0 else []) + ([i < high] if high != offsets[-1] else [])
+            i, low, high = idx[axis], lift(offsets[k]), lift(offsets[k + 1])
+            conditions = ([low <= i] if offsets[k] != 0 else []) + ([i < high] if offsets[k + 1] != offsets[-1] else [])
             part = c.at(load, k, (*idx[:axis], i - low, *idx[axis + 1 :]), c.all_of(conditions))
             result = part if result is None else select(i < high, part, result)
         return const(0, node.dtype) if result is None else result

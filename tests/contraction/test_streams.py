@@ -49,7 +49,7 @@ def test_panels_beyond_l2_are_prefetched(target: str) -> None:
 def test_a_few_rows_ask_for_a_line_of_each_page(target: str) -> None:
     """Whatever the panel, one in 4096 bytes that are read; and the sums stay what they are."""
     t = small(target)
-    for k, (m, vectors) in enumerate([(1, 4), (1, 1), (3, 2), (4, 3)]):
+    for k, (m, vectors) in enumerate([(1, 4), (1, 1), (3, 2), (4, 2)]):
         panel = vectors * t.lanes(32)
         case = Case(matmul(m, 8 * panel, 512), t, panel=panel, seed=k)
         verify(case.module)

@@ -140,3 +140,13 @@ def test_quantised_layers_end_in_bytes() -> None:
     real = np.maximum((sums + bias.reshape(1, -1, 1, 1)).astype(np.float32) * scale.reshape(1, -1, 1, 1), 0)
     wanted = np.clip(np.rint(real) + 3, 0, 255).astype(np.uint8)
     assert np.array_equal(exe(x), wanted)
+
+
+@pytest.mark.parametrize("target", ["host", *runnable_rows()])
+def test_products_of_i16_wrap_like_numpys(target: str) -> None:
+    rng = np.random.default_rng(5)
+    a, b = (rng.integers(-(2**15), 2**15, s).astype(np.int16) for s in ((9, 33), (33, 17)))
+    a[0], b[:, 0] = -(2**15), -(2**15)  # the one pair whose two products are 2^31
+    exe = tw.compile(tw.matmul, tw.spec(9, 33, dtype="i16"), tw.spec(33, 17, dtype="i16"), target=target)
+    found = exe(a, b)
+    assert found.dtype == np.int32 and np.array_equal(found, product(a, b))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorwright.runtime import host
 from tensorwright.runtime.binding import Binding
-from tensorwright.runtime.cache import CacheWarning, DiskCache, Key, default_folder, source_digest
+from tensorwright.runtime.cache import CacheWarning, DiskCache, Key, default_folder, source_digest, source_stamp
 from tensorwright.runtime.compiled import Compiled, PassRecord
 
 
@@ -69,6 +69,26 @@ def test_the_compilers_source_decides(tmp_path):
     (tmp_path / "ir" / "a.py").rename(tmp_path / "ir" / "b.py")
     digests.append(source_digest(tmp_path, ("ir",)))
     assert len(set(digests)) == 3
+
+
+def test_the_digest_of_sources_is_read_again_only_when_a_file_changed(tmp_path):
+    (tmp_path / "ir" / "ops").mkdir(parents=True)
+    (tmp_path / "ir" / "ops" / "a.py").write_text("x = 1\n")
+    cache, read = DiskCache(tmp_path / "cache"), []
+
+    def digest() -> str:
+        read.append(source_digest(tmp_path, ("ir",)))
+        return read[-1]
+
+    assert cache.source("stamp", digest) == cache.source("stamp", digest) and len(read) == 2  # no folder to remember it in
+    (tmp_path / "cache").mkdir(mode=0o700)
+    stamp = source_stamp(tmp_path, ("ir",))
+    first = cache.source(stamp, digest)
+    assert cache.source(source_stamp(tmp_path, ("ir",)), digest) == first and len(read) == 3
+    (tmp_path / "ir" / "ops" / "a.py").write_text("x = 23\n")
+    assert cache.source(source_stamp(tmp_path, ("ir",)), digest) != first and len(read) == 4
+    (tmp_path / "cache" / "source").write_bytes(b"damaged")
+    assert cache.source(source_stamp(tmp_path, ("ir",)), digest) == read[3]
 
 
 def test_an_entry_cut_off_or_with_flipped_bytes_is_a_miss_and_goes_away(tmp_path, key, compiled):

@@ -24,7 +24,7 @@ from tensorwright.runtime.buffers import address_of, empties, empty
 from tensorwright.runtime.compiled import Compiled
 from tensorwright.runtime.executable import Executable
 from tensorwright.runtime.mapped import mapping_of, release
-from tensorwright.runtime.pages import Settling
+from tensorwright.runtime.pages import Settling, make_present
 
 
 def graph_of(shape, role: str = "data", aliases=()) -> Graph:
@@ -314,6 +314,19 @@ def test_arrays_of_ours_are_aligned_and_zero():
         settling.after(1.0)
     assert settling.done and all((array == k).all() for k, array in enumerate(several))
     assert Settling(empties([tensor("f32", (3,))])).done and Settling([]).done
+
+
+def test_pages_that_are_present_are_zero_and_not_asked_for_again():
+    several = empties([tensor("f32", (3, 5)), tensor("f32", (2200, 1000))])
+    make_present(several, 2)
+    assert all(not array.any() for array in several)
+    several[1][...] = 7
+    settling = Settling(several)
+    while not settling.done:
+        settling.after(1.0)
+    assert (several[1] == 7).all()
+    make_present(empties([tensor("f32", (3,))]), 2)  # too little for a page
+    make_present([], 2)
 
 
 def test_mapped_weights_are_used_where_they_lie(tmp_path):
