@@ -64,6 +64,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            start_new_session=True,  # its priority is its own (`priority`)
             env={**kept, **dict.fromkeys(names, str(threads)), **(environment or {})},
         )
         self.times: list[float] = []

@@ -74,7 +74,8 @@ class Executable:
         the call returns; None where both are plain. With `not_runnable` (why), there is text to read and nothing to call. With
         `shares`, weights and state are those of another Executable, by name: what one updates, the other sees.
         `keep_bytes` is how much memory of programs for other sizes than the latest is kept (0: that of any number), where
-        they are quickly made again. `call_path` gives object code and name of the direct call path's function
+        they are quickly made again.
+        `call_path` gives object code and name of the direct call path's function
         (runtime/direct.py).
         """
         self.graph = graph
