@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tensorwright.codegen import assembly, control_loop
+from tensorwright.codegen import control_loop, sections
 from tensorwright.ir.build import constant, get, input_node
 from tensorwright.ir.graph import Graph, Node
 from tensorwright.ir.op import make
@@ -122,7 +122,7 @@ def program(seed: int, depth: int = 2) -> Graph:
 @pytest.mark.parametrize("seed", range(40))
 def test_random_programs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if seed % 2:
-        for module in (control_loop, assembly):  # threads from the start
+        for module in (control_loop, sections):  # threads from the start
             monkeypatch.setattr(module, "PARALLEL_NS", 300.0)
     g = program(seed)
     rng = np.random.default_rng(seed)
