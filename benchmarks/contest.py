@@ -30,6 +30,12 @@ START_SECONDS = 180.0  # to be ready, and to answer
 Check = Callable[[str], str]
 
 
+def ticks(process: int) -> int:
+    """Processor time of all threads of a process, in the kernel's ticks (of 10 ms, mostly); 0 where there is no /proc."""
+    stat = Path(f"/proc/{process}/stat")
+    return sum(map(int, stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13])) if stat.exists() else 0
+
+
 def busy(work: Callable[[], object], processes: Sequence[int]) -> float:
     """Cores that everyone but these processes and this one used while `work` ran, on average; 0 where there is no /proc/stat."""
     if not Path("/proc/stat").exists():
@@ -39,10 +45,7 @@ def busy(work: Callable[[], object], processes: Sequence[int]) -> float:
     def used() -> tuple[float, float]:
         fields = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)[1:9]
         total = sum(int(fields[k]) for k in (0, 1, 2, 5, 6, 7))
-        own = sum(
-            sum(map(int, Path(f"/proc/{p}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13])) for p in ids
-        )
-        return (total - own) / os.sysconf("SC_CLK_TCK"), time.perf_counter()
+        return (total - sum(map(ticks, ids))) / os.sysconf("SC_CLK_TCK"), time.perf_counter()
 
     ids = [os.getpid(), *processes]
     before, start = used()
@@ -120,6 +123,17 @@ class Contestant:
         self.log.seek(0)
         return {"error": f"its process ended: {self.log.read()[-300:].strip()}"}
 
+    def rest(self, limit: float = 0.5) -> None:
+        """Waits until its threads sleep: some runtimes' workers spin for 200 ms after a call, on a core that the next needs."""
+        end = time.perf_counter() + limit
+        before = ticks(self.process.pid)
+        while time.perf_counter() < end:
+            time.sleep(0.03)  # three ticks
+            now = ticks(self.process.pid)
+            if now == before:
+                return
+            before = now
+
     def stop(self) -> None:
         """Ends the process."""
         if self.process.stdin is not None:
@@ -176,6 +190,7 @@ def take_turns(running: Mapping[str, Contestant], rounds: int, seconds: float = 
             order = [c for c in order if c is running.get("tensorwright") or c.median <= SLOW * fastest]
         for c in order if k % 2 == 0 else reversed(order):
             c.round(seconds)
+            c.rest()
     for c in running.values():
         c.finish()
 
