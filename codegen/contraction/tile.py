@@ -171,7 +171,7 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, who
         lane_stride = side.lane.strides[side.col]
         if side.along_k:
             # the column operand as it lies; the row operand, if its steps do not lie side by side, packed
-            if widen[side.col] or not loops or loops[-1].strides[1] != 1:
+            if widen[side.col] or all(x.extent == 1 for x in loops) or loops[-1].strides[1] != 1:
                 continue
             form = "" if loops[-1].strides[0] == 1 and not widen[side.row] else "k"
             for columns in sorted({min(n, side.lane.extent) for n in (1, 2, 3, 4, 6)}):

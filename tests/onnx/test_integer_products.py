@@ -97,6 +97,13 @@ def test_convolutions_with_zero_points(known: bool) -> None:
         assert np.array_equal(found, rows_of_windows(padded, centred(w, zw, 0), stride, groups)), (kinds, kind, groups)
 
 
+def test_a_window_of_four_bytes() -> None:
+    """All terms of a sum in one step: there is no loop over terms left to run lanes along."""
+    x, w = np.arange(2, 11, dtype=np.uint8).reshape(1, 1, 3, 3), np.ones((1, 1, 2, 2), np.uint8)
+    found, _ = ours("ConvInteger", {"x": x, "w": w, "zx": np.array(1, np.uint8)}, np.int32)
+    assert np.array_equal(found, rows_of_windows(centred(x, np.array(1)), w.astype(np.int64), 1, 1))
+
+
 def test_sums_beyond_i32() -> None:
     """Of 66,000 steps the sum passes 2^31: MatMulInteger's i32 is modulo 2^32; what is requantised from it is exact."""
     a, b = np.full((1, 66_000), 255, np.uint8), np.full((66_000, 2), 255, np.uint8)
