@@ -32,6 +32,7 @@ from tensorwright.runtime.host import host
 TOLERANCE = {"f32": 1e-4, "bf16": 2e-2}  # of the largest value of the f64 result
 THREADS = (1, 2, 4)  # whose results must have the same bits
 DISTURBED = 0.1  # cores that others used: the row is worth less
+RETRIES = 4  # measurements of the machine's limits before a row is said to be above them
 ROUNDING = 1.03  # a fraction of the roofline above it is an error: both are measured, on a machine that others use too
 COLUMNS = ("import", "import_rss", "peak_rss", "build", "first_call", "form", "precision")
 
@@ -115,7 +116,9 @@ def limits(row: Row, about: Mapping[str, Any], threads: int, precision: str, don
     """Where the row stands below the roofline, and whether it stands above. `done`: the operations of the compiled kernels."""
     line = roofline(about["flops"], about["bytes"], host(), threads, precision)
     least = min(1.0, done / about["flops"]) if line.bound == "compute" else 1.0  # of the direct arithmetic
-    if least * line.ms > row["ours_ms"]:
+    for _ in range(RETRIES):
+        if least * line.ms <= row["ours_ms"]:
+            break
         line = min(line, again(about["flops"], about["bytes"], host(), threads, precision), key=lambda r: r.ms)
     fraction = line.ms / row["ours_ms"]
     return {

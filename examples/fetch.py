@@ -26,7 +26,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,25 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+def command(text: str | None, choices: Mapping[str, str], fetch: Callable[[list[str], Path], None]) -> None:
+    """The command line of a script that fetches some of `choices` (names and what they are) into the folder of data."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(choices)}; all if none is given")
+    parser.add_argument("--data", type=Path, help="the folder for the data")
+    parser.add_argument("--list", action="store_true", help="show what there is")
+    options = parser.parse_args()
+    if unknown := [n for n in options.names if n not in choices]:
+        parser.error(f"unknown: {', '.join(unknown)}; expected {', '.join(choices)}")
+    if options.list:
+        for key, value in choices.items():
+            print(f"{key}: {value}")
+        return
+    try:
+        fetch(options.names or list(choices), data_folder(options.data))
+    except FetchError as e:
+        sys.exit(f"error: {e}")
+
+
 def main(names: list[str], data: Path) -> None:
     """Fetches these sets into the folder. Raises FetchError."""
     raw = data / "raw"
@@ -289,18 +308,4 @@ def main(names: list[str], data: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SETS)}; all if none is given")
-    parser.add_argument("--data", type=Path, help="the folder for the data")
-    parser.add_argument("--list", action="store_true", help="show what there is")
-    options = parser.parse_args()
-    if unknown := [n for n in options.names if n not in SETS]:
-        parser.error(f"unknown: {', '.join(unknown)}; expected {', '.join(SETS)}")
-    if options.list:
-        for key, value in SETS.items():
-            print(f"{key}: {value.__doc__}")
-    else:
-        try:
-            main(options.names or list(SETS), data_folder(options.data))
-        except FetchError as e:
-            sys.exit(f"error: {e}")
+    command(__doc__, {key: str(value.__doc__) for key, value in SETS.items()}, main)

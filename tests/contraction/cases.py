@@ -16,6 +16,7 @@ from tensorwright.ir.target import Target
 from ..codegen.helpers import Loaded, aligned, emit_kernel
 
 Array = np.ndarray[Any, Any]
+POISON = ((7777777, np.int32), (np.nan, np.float32))  # of a workspace: of integers, of numbers
 
 
 def matmul(
@@ -174,6 +175,34 @@ class Case:
 
     def expected(self) -> Array:
         return reference(self.spec, self.a, self.b)
+
+
+class NarrowCase:
+    """What runs a contraction of narrow numbers with wider results, once a subclass has scheduled it."""
+
+    a: Array
+    operand_b: Array
+    target: Target
+    scheduled: Scheduled
+    module: Module
+    blank: Array  # C before the kernel runs
+
+    def arrays(self) -> list[Array]:
+        """The root's buffers, each as its parameter sees the memory."""
+        given = [self.a, self.operand_b, self.blank]
+        if self.scheduled.workspace:
+            given.append(np.full(self.scheduled.workspace // 4, *POISON[int(self.blank.dtype.kind == "f")]))
+        return [
+            aligned(x).reshape(-1).view(b.dtype.numpy)[: max(b.span, 1)]
+            for x, b in zip(given, self.module["root"].buffers, strict=True)
+        ]
+
+    def run(self, threads: int = 1, checked: bool = False) -> Array:
+        arrays = self.arrays()
+        emitted = emit_kernel(self.module, "root", self.target, checked=checked)
+        code = Loaded(emitted)([x.ctypes.data for x in arrays], threads)
+        assert code == 0, emitted.checks[code - 1]
+        return arrays[2].reshape(self.blank.shape)
 
 
 def error(y: Array, ref: Array) -> float:

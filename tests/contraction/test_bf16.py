@@ -20,7 +20,7 @@ from tensorwright.ir.target import Target, row, with_bf16
 from tensorwright.runtime.host import host
 
 from ..codegen.helpers import Loaded, aligned, emit_kernel, host_rows
-from .cases import conv, error, matmul, reference, shape_of, weight_grad
+from .cases import NarrowCase, conv, error, matmul, reference, shape_of, weight_grad
 
 ROWS = host_rows()
 PAIRS = with_bf16(row("x86-64-v4"))
@@ -29,7 +29,7 @@ NATIVE = pytest.mark.skipif(not host().bf16, reason="this machine has no AVX512_
 Array = np.ndarray
 
 
-class Case:
+class Case(NarrowCase):
     """A contraction of bf16 with an f32 result, scheduled for a target. `panel` below 0: panels of pairs, of that width."""
 
     def __init__(self, spec: Contraction, target: Target, panel: int = 0, seed: int = 0) -> None:
@@ -50,23 +50,7 @@ class Case:
         operands = operand(self.a, bf16), operand(self.operand_b, bf16), operand(c, f32)
         self.scheduled = schedule(asked, *operands, None, target, threads=2, name="root")
         self.module = Module(self.scheduled.kernels)
-
-    def arrays(self) -> list[Array]:
-        """The root's buffers, each as its parameter sees the memory."""
-        given = [self.a, self.operand_b, np.full(self.c_shape, np.nan, np.float32)]
-        if self.scheduled.workspace:
-            given.append(np.full(self.scheduled.workspace // 4, np.nan, np.float32))
-        return [
-            aligned(x).reshape(-1).view(b.dtype.numpy)[: max(b.span, 1)]
-            for x, b in zip(given, self.module["root"].buffers, strict=True)
-        ]
-
-    def run(self, threads: int = 1, checked: bool = False) -> Array:
-        arrays = self.arrays()
-        emitted = emit_kernel(self.module, "root", self.target, checked=checked)
-        code = Loaded(emitted)([x.ctypes.data for x in arrays], threads)
-        assert code == 0, emitted.checks[code - 1]
-        return arrays[2].reshape(self.c_shape)
+        self.blank = np.full(self.c_shape, np.nan, np.float32)
 
     def expected(self) -> Array:
         return reference(self.spec, self.a.astype(np.float32), self.b.astype(np.float32))

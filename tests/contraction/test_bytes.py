@@ -20,7 +20,7 @@ from tensorwright.ir.target import Target, row, with_vnni
 from tensorwright.runtime.host import host
 
 from ..codegen.helpers import Loaded, aligned, emit_kernel, host_rows
-from .cases import conv, matmul, reference, shape_of, weight_grad
+from .cases import NarrowCase, conv, matmul, reference, shape_of, weight_grad
 
 Array = np.ndarray[Any, Any]
 VNNI = with_vnni(row("x86-64-v4"))
@@ -37,7 +37,7 @@ def octets(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> Array
     return np.where(rng.random(shape) < 0.5, x, rng.choice([low, high], shape)).astype({"u8": np.uint8, "i8": np.int8}[kind])
 
 
-class Case:
+class Case(NarrowCase):
     """A contraction of bytes, scheduled for a target. `panel` below 0: panels of four steps side by side, of that width."""
 
     def __init__(
@@ -62,23 +62,7 @@ class Case:
             asked, operand(self.a), operand(self.operand_b), operand(self.c), extra, target, threads=2, name="root"
         )
         self.module = Module(self.scheduled.kernels)
-
-    def arrays(self) -> list[Array]:
-        """The root's buffers, each as its parameter sees the memory."""
-        given = [self.a, self.operand_b, np.full_like(self.c, 77)]
-        if self.scheduled.workspace:
-            given.append(np.full(self.scheduled.workspace // 4, 7777777, np.int32))
-        return [
-            aligned(x).reshape(-1).view(b.dtype.numpy)[: max(b.span, 1)]
-            for x, b in zip(given, self.module["root"].buffers, strict=True)
-        ]
-
-    def run(self, threads: int = 1, checked: bool = False) -> Array:
-        arrays = self.arrays()
-        emitted = emit_kernel(self.module, "root", self.target, checked=checked)
-        code = Loaded(emitted)([x.ctypes.data for x in arrays], threads)
-        assert code == 0, emitted.checks[code - 1]
-        return arrays[2].reshape(self.c.shape)
+        self.blank = np.full_like(self.c, 77)
 
     def expected(self) -> Array:
         return reference(self.spec, self.a.astype(np.int32), self.b.astype(np.int32))

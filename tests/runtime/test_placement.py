@@ -86,7 +86,7 @@ def test_many_callers_at_once() -> None:
 failures = []
 def call():
     try:
-        for _ in range(5):
+        for _ in range(20):
             own, workers = masks()
             assert own == cores and len(workers) == 1
     except BaseException as error:
@@ -95,6 +95,17 @@ callers = [threading.Thread(target=call) for _ in range(24)]  # more than there 
 for t in callers: t.start()
 for t in callers: t.join()
 assert not failures, failures
+""")
+
+
+def test_a_forked_child_has_workers_of_its_own() -> None:
+    run("""
+before = masks()
+child = os.fork()
+if child == 0:
+    os._exit(0 if masks()[0] == cores else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert masks()[0] == before[0]
 """)
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from ....ir.dims import Dim, product
+from ....ir.dims import Dim, as_int, product
 from ....ir.dtypes import f32, f64, i8, i32, u8
 from ... import elementwise as ew
 from ...core import apply, as_tensor, broadcast_to
@@ -63,9 +63,9 @@ def _centred(x: Tensor, zero: Tensor | None, dtype: object) -> Tensor:
     return x.astype(dtype) if zero is None else x.astype(dtype) - zero.astype(dtype)
 
 
-def rows_of(t: Tensor | None, a: Tensor) -> Tensor | None:
+def rows_of(t: Tensor, a: Tensor) -> Tensor:
     """A zero point or scale of the rows of a: a number, or one for each row."""
-    return t if t is None or t.ndim != 1 or t.shape[0] == 1 or a.ndim < 2 else reshape(t, (-1, 1))
+    return t if t.ndim != 1 or t.shape[0] == 1 or a.ndim < 2 else reshape(t, (-1, 1))
 
 
 def _bytes(*operands: Tensor) -> bool:
@@ -77,7 +77,7 @@ def integer_matmul(n: Call, a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero:
 
     A zero point is a number; or there is one for each row of a, or column of b.
     """
-    terms, a_zero = a.shape[-1], rows_of(a_zero, a)
+    terms, a_zero = a.shape[-1], None if a_zero is None else rows_of(a_zero, a)
     if not _bytes(a, b) or not (wrap or (isinstance(terms, int) and terms <= MOST)):
         wide = f32 if isinstance(terms, int) and _wide(n, a, a_zero) * _wide(n, b, b_zero) * terms <= _EXACT else f64
         return matmul(_centred(a, a_zero, wide), _centred(b, b_zero, wide))
@@ -163,6 +163,6 @@ def integer_conv(
     if w_zero is not None:
         one = full((groups, *w.shape[1:]), as_tensor(np.int8(1) if x.dtype is u8 else np.uint8(1)))
         windows = _convolved(x, one, strides, dilations, groups)
-        windows = windows if groups == 1 else repeat(windows, w.shape[0] // groups, 1)  # type: ignore[arg-type]
+        windows = windows if groups == 1 else repeat(windows, as_int(w.shape[0]) // groups, 1)
         y = y - _channels(w_zero.astype(i32), x.ndim) * windows
     return y

@@ -140,7 +140,7 @@ def matmul_integer(n: Call) -> Tensor:
 def qlinear_matmul(n: Call) -> Tensor:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (n.tensor(k) for k in range(8))
     sums = integer_matmul(n, a, b, a_zero, b_zero)
-    scale = rows_of(a_scale, a).astype(f32) * b_scale.astype(f32) / y_scale.astype(f32)  # type: ignore[union-attr]
+    scale = rows_of(a_scale, a).astype(f32) * b_scale.astype(f32) / y_scale.astype(f32)
     return rounded(sums.astype(f32) * scale, y_zero, y_zero.dtype)
 
 
