@@ -5,8 +5,9 @@ process each keep their own workers, and two copies of LLVM's abort; so one that
 scikit-learn) is used, and the libomp of the `cmeel-libomp` package is loaded only where there is none.
 
 LLVM's runtime keeps its workers spinning for 200 ms after a region. When we are the ones to load it, that is set to 1 ms
-(unless the user set KMP_BLOCKTIME), so that an idle program leaves the processor alone. A runtime that somebody else
-loaded keeps that owner's settings.
+(unless the user set KMP_BLOCKTIME), so that an idle program leaves the processor alone; and it is told to start anew in the
+child of a fork, which importing scikit-learn turns off for all that is loaded later (KMP_INIT_AT_FORK): the child's first
+region would wait for workers that stayed behind. A runtime that somebody else loaded keeps that owner's settings.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import functools
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +27,7 @@ import numpy as np
 
 from ..ir.errors import RuntimeUnavailableError
 
+_NO = ("false", "f", "no", "n", "off", "0", ".false.", ".f.")  # as LLVM's runtime reads them
 _NAMES = ("libomp", "libiomp5", "libgomp")  # in the order of preference when several are loaded
 
 
@@ -37,8 +41,10 @@ class OpenMP:
 
     @property
     def survives_fork(self) -> bool:
-        """Whether a child of os.fork() may open parallel regions: libgomp waits for workers that no longer exist."""
-        return "libgomp" not in Path(os.path.realpath(self.path)).name
+        """Whether a child of os.fork() may open parallel regions: libgomp waits for workers that no longer exist, and so does
+        LLVM's runtime where it was loaded under KMP_INIT_AT_FORK=FALSE, which for another's is taken from today's environment."""
+        starts_anew = self.ours or os.environ.get("KMP_INIT_AT_FORK", "").lower() not in _NO
+        return starts_anew and "libgomp" not in Path(os.path.realpath(self.path)).name
 
 
 _lock = threading.Lock()
@@ -78,11 +84,8 @@ def _find() -> OpenMP:
         if hasattr(library, "GOMP_parallel"):
             return OpenMP(path, _address(library), ours=False)
     path = _packaged()
-    # libomp reads its environment at the first call into it, which the try block makes
-    previous = os.environ.get("KMP_BLOCKTIME")
-    if previous is None:
-        os.environ["KMP_BLOCKTIME"] = "1"
-    try:
+    # libomp reads its environment at the first call into it
+    with _environment({"KMP_BLOCKTIME": os.environ.get("KMP_BLOCKTIME", "1"), "KMP_INIT_AT_FORK": "TRUE"}):
         try:
             library = ctypes.CDLL(path)
         except OSError as error:
@@ -90,10 +93,22 @@ def _find() -> OpenMP:
         if not hasattr(library, "GOMP_parallel"):
             raise RuntimeUnavailableError(f"the OpenMP runtime {path} does not export GOMP_parallel; {_ADVICE}")
         library.omp_get_max_threads()
-    finally:
-        if previous is None:
-            del os.environ["KMP_BLOCKTIME"]
     return OpenMP(path, _address(library), ours=True)
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """These variables, and afterwards those that were."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 _ADVICE = "reinstall it with 'pip install --force-reinstall cmeel-libomp', or run on one thread (TENSORWRIGHT_THREADS=1)"

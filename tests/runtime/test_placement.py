@@ -98,8 +98,14 @@ assert not failures, failures
 """)
 
 
-def test_a_forked_child_has_workers_of_its_own() -> None:
-    run("""
+@pytest.mark.parametrize("setting", [None, "FALSE"])
+def test_a_forked_child_has_workers_of_its_own(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where scikit-learn was imported first, which sets KMP_INIT_AT_FORK=FALSE for the whole process."""
+    monkeypatch.delenv("KMP_INIT_AT_FORK", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("KMP_INIT_AT_FORK", setting)
+    run(f"""
+assert os.environ.get("KMP_INIT_AT_FORK") == {setting!r}
 before = masks()
 child = os.fork()
 if child == 0:
