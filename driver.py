@@ -27,13 +27,14 @@ from .ir.errors import CompileError, InputError
 from .ir.graph import Graph
 from .ir.graphs import specialize
 from .ir.memory import Rematerialisation
-from .ir.program import CALL_PATH, PLACEMENT, Program
+from .ir.program import CALL_PATH, DIGEST, PLACEMENT, Program
 from .ir.target import Target
 from .runtime import artifact, host, placement, threads
 from .runtime.cache import DiskCache, Key, default_folder, source_digest, source_stamp
 from .runtime.compiled import Compiled, PassRecord, Text
 from .runtime.executable import Executable
 from .runtime.native import llvm_version, release_compiler
+from .runtime.prepared import PreparedStore
 from .settings import Flags, flags
 
 if TYPE_CHECKING:
@@ -167,14 +168,14 @@ def _compile(
     now = replace(now, **{k: v for k, v in changes.items() if v is not None})
     if cache is False:
         now = replace(now, cache="off")
-    flatten = unflatten = None
+    flatten = unflatten = kept = None
     if isinstance(fn, Graph):
         if specs:
             raise InputError("a Graph has its input types in it: compile(graph) takes no specs")
         graph, bound = fn, dict(fn.weights if parameters is None else parameters)
     else:
         from .frontend import tree
-        from .frontend.tracing import trace_model
+        from .frontend.tracing import modules_of, trace_model
 
         imported = sys.modules.get(f"{__package__}.frontend.onnx.model")  # nobody can have a Model who did not import it
         if imported is not None and isinstance(fn, imported.Model):
@@ -188,6 +189,9 @@ def _compile(
         if parameters is not None:
             raise InputError("parameters= belongs to a Graph; a Module brings its own weights")
         _check_signature(fn, specs)
+        kept = _store(now, now.target if target is None else target)
+        if kept is not None:  # while the model is traced
+            kept.read_ahead(p.data for _, m in modules_of(fn) for _, p in m.named_parts("")[1])
         traced = trace_model(fn, *specs, name=name)
         graph, bound = traced.graph, traced.values()
         structure, arguments = traced.structure, traced.argument_structure
@@ -206,6 +210,7 @@ def _compile(
         precision=precision,
         tune=tune,
         dynamic=dynamic,
+        kept=kept,
     )
 
 
@@ -250,11 +255,12 @@ def build(
     precision: str | None = None,
     tune: float | None = None,
     dynamic: str | None = None,
+    kept: PreparedStore | None = None,
 ) -> Executable:
     """The Executable of a graph by the pipeline for `purpose` ('inference' or 'training'), under the flags `now`.
 
     `shares` is another Executable whose weights and state (by name) it works on. `memory_budget`, `precision`,
-    `tune` and `dynamic` are as for `compile`.
+    `tune` and `dynamic` are as for `compile`. `kept` is where prepared weights are looked for (default: in the cache).
     """
     if memory_budget is not None and (type(memory_budget) is not int or memory_budget < 1):
         raise InputError(f"memory_budget is a number of bytes of at least 1, got {memory_budget!r}")
@@ -263,6 +269,14 @@ def build(
     if tune is not None and (isinstance(tune, bool) or not isinstance(tune, int | float) or not 0 < tune < math.inf):
         raise InputError(f"tune is a number of seconds above 0, got {tune!r}")
     now = flags() if now is None else now
+    asked = now.target if target is None else target
+    if _is_cuda(asked):
+        from .cuda import build_cuda
+
+        plain = {"memory_budget": memory_budget, "tune": tune, "dynamic": dynamic}
+        refuse = [f"{k}={v!r}" for k, v in plain.items() if v not in (None, DYNAMIC[0])]
+        rest: dict[str, Any] = {"flatten": flatten, "unflatten": unflatten, "shares": shares, "refuse": refuse}
+        return build_cuda(graph, parameters, asked, purpose, now, precision or PRECISIONS[0], **rest)
     chosen = host.resolve(now.target if target is None else target)
     count = threads.resolve(now.threads)
     for_inputs = [str(i.attrs["name"]) for i in graph.inputs if i.attrs["role"] in ("parameter", "state")]
@@ -307,7 +321,20 @@ def build(
         shares=shares,
         call_path=functools.partial(_kept, CALL_PATH, _call_path, chosen, now),
         keep_bytes=_KEPT if every is not None else 0,
+        kept=kept or _store(now, chosen),
     )
+
+
+def _is_cuda(target: str | Target) -> bool:
+    return target.is_cuda if isinstance(target, Target) else target.startswith("cuda")
+
+
+def _store(now: Flags, target: str | Target) -> PreparedStore | None:
+    """Where prepared weights are kept under these flags; None where they are not, or this machine cannot run the code."""
+    cache = cache_of(now)
+    if cache is None or _is_cuda(target) or host.missing_features((chosen := host.resolve(target)).name):
+        return None
+    return PreparedStore(cache, functools.partial(_kept, DIGEST, _digest, chosen, now), threads.resolve(now.threads))
 
 
 def _kept(name: str, make: Callable[[Target], bytes], target: Target, now: Flags) -> tuple[bytes, str]:
@@ -326,6 +353,12 @@ def _call_path(target: Target) -> bytes:
     from .codegen.llvm.callpath import call_path
 
     return call_path(target)
+
+
+def _digest(target: Target) -> bytes:
+    from .codegen.llvm.digest import digest
+
+    return digest(target)
 
 
 def _placement(target: Target) -> bytes:
@@ -445,7 +478,7 @@ class _Compiler:
             return replace(found, seconds=time.perf_counter() - start)
         tuned = found.tuned
         again = functools.cache(lambda: self._make(sizes, tuned).texts)
-        names = ["graph", *_stage_names([p.name for p in found.passes]), *(["prepare"] if found.prepare else [])]
+        names = ["graph", *stage_names([p.name for p in found.passes]), *(["prepare"] if found.prepare else [])]
         texts: dict[str, Text] = {n: functools.partial(_regenerated, again, n) for n in (*names, *_CODE_STAGES)}
         texts["graph"] = lambda: str(specialize(self.graph, sizes))
         return replace(found, texts=texts, seconds=time.perf_counter() - start)
@@ -541,7 +574,7 @@ class _Compiler:
         program = begin(run, self.target, name="main", choices=tuned, most=2, **options)()
         prepare = None if preparing is None else preparing()
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
-        for stage, result in zip(_stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
+        for stage, result in zip(stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
             texts[stage] = functools.partial(str, result.after)
         if first is not None:
             texts["prepare"] = functools.partial(str, first)
@@ -556,7 +589,7 @@ class _Compiler:
             prepare=prepare,
             prepare_key="" if first is None else first.fingerprint(),
             texts=texts,
-            passes=tuple(_record(r) for r in ctx.results),
+            passes=tuple(record_of(r) for r in ctx.results),
             remat=remat if isinstance(remat, Rematerialisation) else None,
             tuned=tuned,
         )
@@ -575,11 +608,11 @@ def _regenerated(again: Callable[[], Mapping[str, Text]], stage: str) -> str:
     return text if isinstance(text, str) else text()
 
 
-def _record(result: PassResult) -> PassRecord:
+def record_of(result: PassResult) -> PassRecord:
     return PassRecord(result.name, result.kind, result.nodes_before, result.nodes_after, result.ms, result.changed)
 
 
-def _stage_names(passes: Sequence[str]) -> list[str]:
+def stage_names(passes: Sequence[str]) -> list[str]:
     """A name per pass; the second of a name gets '.2'."""
     seen: dict[str, int] = {}
     names = []

@@ -46,7 +46,9 @@ GRACE, WATCHED = 0.01, 0.5  # seconds after the last call, and of looking
 def busy_core() -> Iterator[None]:
     """One process that spins on the last core this one may use, as long as the context lasts."""
     core = max(os.sched_getaffinity(0))
-    process = subprocess.Popen([sys.executable, "-c", SPIN.replace("CORE", str(core))], stdout=subprocess.PIPE)
+    # a session of its own, as contestants have: priorities count within a session's group only, and its group gets theirs
+    words = [sys.executable, "-c", SPIN.replace("CORE", str(core))]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert process.stdout is not None
         process.stdout.readline()

@@ -112,6 +112,10 @@ def objects_of(code: bytes) -> list[bytes]:
 
 
 CALL_PATH: Final = "tw_call"  # the function of the direct call path
+DIGEST: Final = "tw_digest"  # the function that makes a keyed digest of memory (codegen/llvm/digest.py)
+DIGEST_BLOCK: Final = 4096  # bytes of which it makes one result
+DIGEST_PASSES: Final = 4  # words of 64 bits in a result
+DIGEST_STEP: Final = 64  # bytes by which the key moves on from one word to the next
 PLACEMENT: Final = "tw_placement"  # the function that gives the fork which keeps workers off the caller's core
 PLACEMENT_CALLS: Final = (
     "GOMP_parallel",

@@ -10,7 +10,9 @@ finding out, and less and less while trying one thread keeps being slower. Where
 nothing and is made often: what a neighbour does to two threads is over as soon as it stops.
 
 Most disturbances are short, and one thread costs half the speed for as long as it is kept. So after the first one in a while
-all threads are tried again soon, after twice what a try may lose, and then after twice as long each time.
+all threads are tried again soon, after twice what a try may lose, and then after twice as long each time. The first calls of
+a program prove nothing against all threads, since they make the pages of its outputs: if one thread seems faster then, all
+are tried again at once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Final
 
 _PATIENCE: Final = 40.0  # in what one call of the other way loses; a try makes two
 _HASTE: Final = 4.0  # the patience after the first disturbance in a while
-_PEACE: Final = 64  # calls on all threads that make a while
+_PEACE: Final = 64  # calls on all threads that make a while, tries of one thread aside
 _LEAST_LOSS: Final = 0.1  # of a call: a difference below it is noise
 _MOST_PATIENCE: Final = 1000.0
 
@@ -28,7 +30,7 @@ _MOST_PATIENCE: Final = 1000.0
 class ThreadChoice:
     """`index` is the way of the next call: 1 for all threads, 0 for one. Racing callers may lose an observation; no harm."""
 
-    __slots__ = ("_calls", "_estimates", "_last", "_patience", "_since", "_trying", "_waiting", "index")
+    __slots__ = ("_calls", "_estimates", "_last", "_patience", "_peace", "_since", "_trying", "_waiting", "index")
 
     def __init__(self) -> None:
         self.index = 1
@@ -37,7 +39,8 @@ class ThreadChoice:
         self._calls = 0  # in this way, since the last change
         self._since = 0.0  # seconds in this way, since the other was tried
         self._patience = _PATIENCE  # on all threads, before one is tried
-        self._waiting = _PATIENCE  # on one thread, before all are tried
+        self._waiting = 0.0  # on one thread, before all are tried
+        self._peace = 0  # calls on all threads, since one was kept
         self._trying = True
 
     def record(self, seconds: float) -> None:
@@ -46,6 +49,7 @@ class ThreadChoice:
         estimate = min(self._last[now], seconds)
         self._last[now] = seconds
         self._calls += 1
+        self._peace += now
         self._since += estimate if estimate < math.inf else 0.0
         if self._calls < 2:
             return
@@ -58,7 +62,8 @@ class ThreadChoice:
             else:
                 self._patience = _PATIENCE
                 if other == 0:
-                    self._waiting = _HASTE if self._calls >= _PEACE else min(2 * self._waiting, _PATIENCE)
+                    self._waiting = _HASTE if self._peace >= _PEACE else min(max(2 * self._waiting, 2 * _HASTE), _PATIENCE)
+                    self._peace = 0
             self._change(other, trying=False)
         elif self._trying:
             self._trying = False  # what was tried is better, and stays

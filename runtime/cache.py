@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
+import secrets
 import stat
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -28,9 +31,12 @@ from ..ir.target import Target
 from ..ir.types import tensor
 from .compiled import Compiled, PassRecord
 from .container import DamagedError, pack, unpack, write_atomically
+from .mapped import map_file
 
 MAGIC: Final = b"TWCACHE1"
+PREPARED: Final = ".twp"  # files of prepared weights; programs and the rest are ".twc"
 DEFAULT_BYTES: Final = 1024**3
+_ABANDONED: Final = 3600  # seconds after which nobody is still writing a file
 _reported: set[Path] = set()  # folders that a warning was given for
 
 
@@ -166,6 +172,73 @@ class DiskCache:
                 write_atomically(path, pack(MAGIC, {"stamp": stamp, "digest": found}, {}))
         return found
 
+    def secret(self, size: int) -> bytes | None:
+        """Random bytes of this cache that only its owner can read; None where they cannot be kept."""
+        path = self.folder / "secret"
+        for _ in range(2):
+            with contextlib.suppress(OSError, DamagedError, KeyError, TypeError):
+                meta, parts = unpack(MAGIC, path.read_bytes() if self._trusted() else b"")
+                private = not hasattr(os, "getuid") or not path.stat().st_mode & 0o077
+                if meta["name"] == "secret" and len(parts["data"]) == size and private:
+                    return bytes(parts["data"])  # read, even if just made: of two processes at once, both take one's
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if not self._trusted():
+                    return None
+                write_atomically(path, pack(MAGIC, {"name": "secret"}, {"data": secrets.token_bytes(size)}), mode=0o600)
+            except OSError:
+                return None
+        return None
+
+    def prepared_path(self, key: str) -> Path:
+        """Where prepared weights with this key lie."""
+        return self.folder / key[:2] / f"{key}{PREPARED}"
+
+    def keep_prepared(self, path: Path, pieces: Sequence[bytes | memoryview]) -> bool:
+        """Writes a file of prepared weights; False where that cannot be or they would take more than half of the cache.
+
+        Other prepared weights go, those used longest ago first, until all of them take no more than half.
+        """
+        limit = self.max_bytes // 2
+        size = sum(len(p) for p in pieces)
+        if size > limit or not self._trusted():
+            return False
+        entries = [e for e in self.entries() if e[0].suffix == PREPARED and e[0] != path]
+        total = size + sum(bytes for _, bytes, _ in entries)
+        for old, bytes, _ in entries:
+            if total <= limit:
+                break
+            _remove(old)
+            total -= bytes
+        try:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            write_atomically(path, *pieces)
+        except OSError:
+            return False
+        self.evict()
+        return True
+
+    def mapped(self, path: Path) -> mmap.mmap | None:
+        """A read-only map of a file of this cache; None where there is none, or where others may write to it."""
+        try:
+            if not self._trusted():
+                return None
+            found = map_file(path)
+        except OSError:
+            return None
+        if not len(found):
+            self.drop(path)  # nothing that we wrote
+        return found if isinstance(found, mmap.mmap) else None
+
+    def used(self, path: Path) -> None:
+        """Says that an entry was used now: its age is what eviction goes by."""
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+    def drop(self, path: Path) -> None:
+        """Removes an entry that turned out to be damaged or of no use."""
+        _remove(path)
+
     def _named(self, name: str) -> Path:
         digest = hashlib.sha256(f"named {name}".encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest}.twc"
@@ -200,7 +273,7 @@ class DiskCache:
     def entries(self) -> list[tuple[Path, int, float]]:
         """(path, bytes, time of last use) of every entry, the oldest first."""
         found = []
-        for path in self.folder.glob("??/*.twc"):
+        for path in self.folder.glob("??/*.tw[cp]"):
             try:
                 status = path.stat()
             except OSError:
@@ -212,6 +285,10 @@ class DiskCache:
 
     def evict(self) -> None:
         """Removes the entries used longest ago until the rest is within `max_bytes`."""
+        for path in self.folder.glob("??/.*.tmp"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - _ABANDONED:  # its writer was killed
+                    path.unlink()
         entries = self.entries()
         total = sum(size for _, size, _ in entries)
         for path, size, _ in entries:

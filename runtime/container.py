@@ -88,16 +88,20 @@ def _checksum(data: bytes | mmap.mmap) -> bytes:
     return total.digest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, *data: bytes | memoryview, mode: int = 0o666) -> None:
     """Writes next to `path` and renames, so that a reader sees the old file or the whole new one.
+
+    `mode` is what the umask leaves of the file's permissions at most.
 
     Raises OSError, which names `path` and not the file next to it.
     """
     beside = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
-        with beside.open("xb") as file:  # with the permissions that the umask gives, unlike the files of tempfile
+        # with the permissions that the umask gives, unlike the files of tempfile
+        with open(beside, "xb", opener=lambda name, how: os.open(name, how, mode)) as file:
             try:
-                file.write(data)
+                for piece in data:
+                    file.write(piece)
                 file.flush()
                 os.replace(beside, path)
             except BaseException:

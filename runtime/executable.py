@@ -13,6 +13,7 @@ from ..ir.errors import CompileError, InputError, TensorwrightError
 from ..ir.graph import Graph
 from ..ir.graphs import bind_sizes
 from ..ir.memory import MemoryReport, Rematerialisation
+from ..ir.program import Program
 from ..ir.types import TensorType
 from .binding import Binding
 from .buffers import Array, address_of, aligned_copy, as_array, describe, empties, empty
@@ -20,10 +21,13 @@ from .compiled import Compiled, PassRecord
 from .direct import MARK
 from .direct import direct as load_direct
 from .mapped import mapping_of, release
+from .native import loaded, release_compiler
 from .pages import make_present
+from .prepared import PreparedStore
 from .profile import Peak, Profile, measure
 
 _LARGE: Final = 1024 * 1024  # bytes of a weight from which on it is not copied without need
+_MUCH: Final = 32 * 1024 * 1024  # bytes of prepared weights for which memory that loading code took is given back first
 _SPECIALISATIONS: Final = 64  # programs kept for different sizes of one model; the oldest goes first
 
 Build = Callable[[Mapping[str, int]], Compiled]
@@ -52,6 +56,8 @@ class Executable:
     the arrays. Weights that are read-only maps of a file leave memory once others have been prepared from them.
     """
 
+    _binds_early = True  # whether a program is bound to its weights as soon as it is compiled
+
     def __init__(
         self,
         graph: Graph,
@@ -67,6 +73,7 @@ class Executable:
         shares: Executable | None = None,
         call_path: Callable[[], tuple[bytes, str]] | None = None,
         keep_bytes: int = 0,
+        kept: PreparedStore | None = None,
     ) -> None:
         """`build` compiles the graph for given sizes. Inputs named in `parameters` are bound; the others are arguments.
 
@@ -76,7 +83,7 @@ class Executable:
         `keep_bytes` is how much memory of programs for other sizes than the latest is kept (0: that of any number), where
         they are quickly made again.
         `call_path` gives object code and name of the direct call path's function
-        (runtime/direct.py).
+        (runtime/direct.py). `kept` is where the weights it is made with may lie already prepared.
         """
         self.graph = graph
         self.threads = threads
@@ -116,6 +123,7 @@ class Executable:
         self._look_for_direct = False
         self._call_path = call_path
         self._keep_bytes = keep_bytes
+        self._kept = kept
         if shares is None:
             self._take(given)
         self.symbols: tuple[str, ...] = tuple(sorted(frozenset().union(*(t.symbols for t in self._types.values()))))
@@ -269,7 +277,7 @@ class Executable:
             found = self._specialisations.get(shapes)
             if found is None:
                 found = _Specialisation(self._build(sizes), sizes)
-                if not self._not_runnable:
+                if self._binds_early and not self._not_runnable:
                     self._bound(found)
                 while len(self._specialisations) >= _SPECIALISATIONS or self._too_much():
                     self._specialisations.pop(next(iter(self._specialisations)))
@@ -287,10 +295,12 @@ class Executable:
             with self._lock:
                 if specialisation.binding is None:
                     run = specialisation.compiled.run
+                    code = loaded(run.object_code, run.entry)  # before weights are prepared: loading code takes memory too
                     fixed = self._fixed(specialisation)
                     made = Binding(run, fixed, self.threads, self._state_lock)
                     made.settle(_prepared_of(specialisation.compiled, fixed))
                     specialisation.binding = made
+                    del code
         return specialisation.binding
 
     def _fixed(self, specialisation: _Specialisation) -> dict[str, Array]:
@@ -324,27 +334,38 @@ class Executable:
         key = compiled.prepare_key
         found = self._prepared.get(key) if key else None
         if found is None:
-            program = compiled.prepare
-            binding = Binding(program, {}, self.threads)
-            values = [self._parameters[a.name] for a in program.inputs]
-            values = [v if v.flags.c_contiguous and v.flags.aligned else aligned_copy(v) for v in values]
-            outputs = empties([a.type for a in program.outputs])
-            make_present(outputs, binding.threads)
-            addresses = [address_of(v) for v in values]
-            mapped = {id(m): m for v in values if v.nbytes >= _LARGE and (m := mapping_of(v)) is not None}
-            if mapped:  # while one weight is prepared, the pages of those before it are given back
-
-                def between() -> None:
-                    for mapping in mapped.values():
-                        release(mapping)
-
-                binding.once(values, addresses, outputs, between)
-            else:
-                binding.run(values, addresses, outputs)
-            found = dict(zip((a.name for a in program.outputs), outputs, strict=True))
+            found = self._prepare_now(compiled.prepare)
             if key:
                 self._prepared[key] = found
         return found
+
+    def _prepare_now(self, program: Program) -> dict[str, Array]:
+        values = [self._parameters[a.name] for a in program.inputs]
+        values = [v if v.flags.c_contiguous and v.flags.aligned else aligned_copy(v) for v in values]
+        mapped = {id(m): m for v in values if v.nbytes >= _LARGE and (m := mapping_of(v)) is not None}
+
+        def give_back() -> None:
+            for mapping in mapped.values():
+                release(mapping)
+
+        # while one weight is read, the pages of those before it are given back
+        between = give_back if mapped else None
+        entry = None if self._kept is None else self._kept.entry(program, values, between)
+        outputs = None if entry is None else entry.get()
+        if outputs is None:
+            binding = Binding(program, {}, self.threads)
+            if sum(a.type.nbytes for a in program.outputs) >= _MUCH:
+                release_compiler()
+            outputs = empties([a.type for a in program.outputs])
+            make_present(outputs, binding.threads)
+            addresses = [address_of(v) for v in values]
+            if between is not None:
+                binding.once(values, addresses, outputs, between)
+            else:
+                binding.run(values, addresses, outputs)
+            if entry is not None:
+                entry.put(outputs)
+        return dict(zip((a.name for a in program.outputs), outputs, strict=True))
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Checks weights and puts them in the place of the old ones."""
@@ -375,6 +396,7 @@ class Executable:
             raise InputError(f"{self.graph.name}: unknown parameters {unknown[:5]}; it has {sorted(self._parameters)[:20]}")
         with self._lock:
             self._take(values)
+            self._kept = None  # weights that change while a process runs are not those that it will start with
             self._prepared.clear()
             for specialisation in self._specialisations.values():
                 if specialisation.binding is not None:

@@ -100,7 +100,7 @@ def resolve(target: str | Target) -> Target:
     if target == "host":
         return host()
     chosen, sizes = row(target), caches()
-    if NEEDS[target][0] != machine() or not sizes:
+    if chosen.is_cuda or NEEDS[target][0] != machine() or not sizes:
         return chosen
     return with_caches(chosen, l1=sizes.get("l1", chosen.l1), l2=sizes.get("l2", chosen.l2), l3=sizes.get("l3", chosen.l3))
 
