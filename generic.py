@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .codegen.footprint import Footprint
@@ -25,6 +25,7 @@ from .ir.program import Program
 from .ir.target import Target
 from .passes import pipeline
 from .passes.contract import Context
+from .passes.fuse import Fuse
 from .passes.manager import Hooks, run_pipeline
 from .passes.prepare import split
 from .runtime.cache import DiskCache, Key
@@ -126,6 +127,7 @@ class GenericCompiler:
         check_forms(self.graph)
         ctx = Context(target=self.target, preferred_panel=generic_panel, memory_model=Footprint(self.target, self.count))
         passes = tuple(p for p in pipeline.inference(self.target, "f32", False) if p.name not in _OF_SIZES)
+        passes = tuple(replace(p, borders=False) if isinstance(p, Fuse) else p for p in passes)
         check = self.now.verify or self.now.validate
         final = run_pipeline(self.graph, passes, ctx, Hooks(verify=check))
         first, run = split(final) if self.bound else (None, final)

@@ -1,7 +1,8 @@
 """How close contractions come to the machine's multiply-add peak: the layers of the main job, and a sweep of random shapes.
 
 Run as `tensorwright bench kernels`, or `python -m tensorwright.benchmarks.kernels --json out.json`. Each kernel is the one
-that the compiler would call, weights packed as it packs them; times are the median of calls, the thread counts in turn.
+that the compiler would call, weights packed as it packs them; times are the median of calls, the thread counts in turn,
+and the peak is that of a loop over registers between them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorwright.codegen.contraction import Operand, Scheduled, preferred_panel, schedule
+from tensorwright.codegen.contraction import Epilogue, Operand, Scheduled, preferred_panel, schedule
 from tensorwright.codegen.loop_ir import Module
 from tensorwright.ir import ops as _ops  # noqa: F401  registers the records
 from tensorwright.ir.build import input_node
 from tensorwright.ir.contraction import Contraction, strided_view
 from tensorwright.ir.dims import as_int
-from tensorwright.ir.dtypes import DType, as_dtype, f32, i8
+from tensorwright.ir.dtypes import DType, as_dtype, f32, i8, i32, u8
+from tensorwright.ir.expr import Expr, cast, fma, unary
+from tensorwright.ir.fma import fma32
 from tensorwright.ir.graph import Node
-from tensorwright.ir.lowering import Contract
+from tensorwright.ir.lowering import Contract, Load
 from tensorwright.ir.op import make
 from tensorwright.ir.ops.contract import pack
 from tensorwright.ir.target import Target
@@ -34,7 +37,7 @@ from tensorwright.runtime.host import cpu_name, resolve
 
 from . import winograd_kernels
 from .harness import Array, Native, aligned, compiled, interleaved, median
-from .peak import bandwidth, peak
+from .peak import bandwidth, peak, peak_run
 from .priority import quiet
 
 GOAL = {"x86-64-v4": 0.85, "x86-64-v3": 0.80}
@@ -142,7 +145,8 @@ class Prepared:
 
 
 def prepare(kernel: Kernel, target: Target, check: bool = True, dtype: DType = f32) -> Prepared:
-    """Compiles a kernel, runs it once and compares it with f64. With `dtype` i8 it multiplies u8 by i8, and gives i32."""
+    """Compiles a kernel, runs it once and compares it with f64. With `dtype` i8 it multiplies u8 by i8, and gives u8 as a layer
+    of a quantised network does: each channel of the sums scaled, shifted and rounded, to the bit as numpy does it."""
     rng = np.random.default_rng(1)
     octets = dtype is i8
     if octets:
@@ -154,14 +158,16 @@ def prepare(kernel: Kernel, target: Target, check: bool = True, dtype: DType = f
     operand_b = b
     if panel:
         operand_b, spec = _packed(b, spec, panel), spec.packed(panel, b.shape, 4 * octets)
-    c = np.zeros([as_int(spec.axis(m.terms[0][0]).extent) for m in spec.c], np.int32 if octets else np.float32)
+    c = np.zeros([as_int(spec.axis(m.terms[0][0]).extent) for m in spec.c], np.uint8 if octets else np.float32)
 
     def operand(x: Array) -> Operand:
         return Operand(as_dtype(x.dtype), tuple(s // x.itemsize for s in x.strides), 64)
 
-    scheduled = schedule(spec, operand(a), operand(operand_b), operand(c), None, target, threads=2, name="kernel")
+    more = _requantising(kernel, rng) if octets else []
+    epilogue = Epilogue(tuple(map(operand, more)), _requantised, i32) if more else None
+    scheduled = schedule(spec, operand(a), operand(operand_b), operand(c), epilogue, target, threads=2, name="kernel")
     module = Module(scheduled.kernels)
-    arrays = [aligned(x) for x in (a, operand_b, c)]
+    arrays = [aligned(x) for x in (a, operand_b, c, *more)]
     if scheduled.workspace:
         arrays.append(aligned(np.zeros(scheduled.workspace, np.uint8)))
     native = Native(compiled(module, "kernel", target), arrays)
@@ -169,11 +175,27 @@ def prepare(kernel: Kernel, target: Target, check: bool = True, dtype: DType = f
     error = 0.0
     if check:
         ref = _reference(kernel.spec, a, b)
+        if more:
+            ref = np.clip(np.rint(fma32(ref.astype(np.float32), *more)), 0, 255)
         error = float(np.abs(arrays[2] - ref).max() / max(float(np.abs(ref).max()), 1e-30))
-    return Prepared(kernel, scheduled, native, error, sum(x.nbytes for x in (a, operand_b, c)), dtype)
+    return Prepared(kernel, scheduled, native, error, sum(x.nbytes for x in (a, operand_b, c, *more)), dtype)
 
 
-def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target) -> dict[str, Any]:
+def _requantising(kernel: Kernel, rng: np.random.Generator) -> list[Array]:
+    """A scale and a shift for each channel, such that bytes are used from end to end."""
+    columns, steps = as_int(kernel.spec.size("n")), as_int(kernel.spec.size("k"))
+    spread = math.sqrt(steps) * 147 * 74  # of the sums: bytes of 0 to 255, and of -128 to 127, have these root mean squares
+    scale = rng.uniform(0.5, 1.5, columns) * 100 / spread
+    return [scale.astype(np.float32), rng.uniform(100, 150, columns).astype(np.float32)]
+
+
+def _requantised(total: Expr, index: tuple[Expr, ...], load: Load) -> Expr:
+    scaled = fma(cast(total, f32), load(0, index[-1:]), load(1, index[-1:]))
+    return cast(unary("round", scaled), u8)
+
+
+def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target, limit: float) -> dict[str, Any]:
+    """A row of the table; `limit`: operations a second of one core at that time."""
     flops = p.kernel.spec.flops
     return {
         "name": p.kernel.name,
@@ -183,7 +205,7 @@ def _row(p: Prepared, threads: int, seconds: float, best: float, target: Target)
         "fastest_ms": best * 1e3,
         "gflops": flops / seconds / 1e9,
         "gbps": p.bytes / seconds / 1e9,
-        "fraction_of_peak": flops / seconds / (peak(target, p.dtype) * threads),
+        "fraction_of_peak": flops / seconds / (limit * threads),
         "max_rel_error": p.error,
         "peers_ms": {},  # what is measured against here is the machine
         "best_peer": None,
@@ -205,8 +227,10 @@ def run(
             continue
         kernel = replace(kernel, weights=True) if dtype is i8 else kernel  # quantised layers have weights
         p = prepare(kernel, t, dtype=dtype)
-        times = interleaved([lambda n=n, p=p: p.native(n) for n in threads], seconds)  # type: ignore[misc]
-        row = {n: _row(p, n, median(x), min(x), t) for n, x in zip(threads, times, strict=True)}
+        limit, operations = peak_run(t, dtype)
+        # the peak of the same seconds: a core is slower while others keep the machine busy
+        bare, *times = interleaved([limit, *(lambda n=n, p=p: p.native(n) for n in threads)], seconds)
+        row = {n: _row(p, n, median(x), min(x), t, operations / median(bare)) for n, x in zip(threads, times, strict=True)}
         for n in threads:
             if 1 in row and n != 1:
                 row[n]["speedup"] = row[1]["ours_ms"] / row[n]["ours_ms"]
@@ -272,14 +296,14 @@ def sweep(target: str | Target = "host", *, count: int = 200, seed: int = 5, sec
         p = prepare(kernel, t)
         (times,) = interleaved([p.native], seconds)
         best = min(times)
-        row = _row(p, 1, median(times), best, t)
+        row = _row(p, 1, median(times), best, t, peak(t))
         row["fraction"] = attainable(p, t) / best
         rows.append(row)
         sizes.append([math.log(max(1, as_int(kernel.spec.size(x)))) for x in ("m", "n", "k")])
         row["reason"] = reason(kernel, t)
     for row, at in zip(rows, sizes, strict=True):
-        order = sorted(range(len(rows)), key=lambda i, at=at: sum((x - y) ** 2 for x, y in zip(sizes[i], at, strict=True)))  # type: ignore[misc]
-        near = median([rows[i]["fraction"] for i in order[1:6]])
+        far = [sum((x - y) ** 2 for x, y in zip(s, at, strict=True)) for s in sizes]
+        near = median([rows[i]["fraction"] for i in sorted(range(len(rows)), key=far.__getitem__)[1:6]])
         row["of_neighbours"] = row["fraction"] / near
     return rows
 
@@ -310,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--target", action="append", help="a target row, or 'host' (default: host, then x86-64-v3 if it runs here)"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--precision", choices=("f32", "int8"), default="f32", help="int8: u8 by i8, added up in i32")
+    parser.add_argument("--precision", choices=("f32", "int8"), default="f32", help="int8: u8 by i8, to u8")
     parser.add_argument("--only", nargs="*", default=[], help="parts of layer names")
     parser.add_argument("--seconds", type=float, default=0.4, help="time for each measurement")
     parser.add_argument("--sweep", type=int, default=0, metavar="COUNT", help="also measure this many random shapes")

@@ -51,13 +51,19 @@ def peak_kernel(target: Target, dtype: DType = f32) -> tuple[Module, int]:
 
 
 @functools.cache
-def peak(target: Target, dtype: DType = f32, seconds: float = 0.3) -> float:
-    """Operations per second of one core on a target row; the best of many short runs."""
+def peak_run(target: Target, dtype: DType = f32) -> tuple[Native, int]:
+    """The loop of multiply-adds, ready to run on one core, and its number of operations."""
     module, flops = peak_kernel(target, dtype)
     dtype = i32 if dtype is i8 else dtype
     lanes = target.lanes(dtype.bits)
     source = np.concatenate([np.full(lanes, 0.999), np.full(lanes, 1e-3)]).astype(dtype.numpy)
-    native = Native(compiled(module, "peak", target), [aligned(source), aligned(np.zeros(lanes, dtype.numpy))])
+    return Native(compiled(module, "peak", target), [aligned(source), aligned(np.zeros(lanes, dtype.numpy))]), flops
+
+
+@functools.cache
+def peak(target: Target, dtype: DType = f32, seconds: float = 0.3) -> float:
+    """Operations per second of one core on a target row; the best of many short runs."""
+    native, flops = peak_run(target, dtype)
     quiet()
     (times,) = interleaved([native], seconds)
     return flops / min(times)

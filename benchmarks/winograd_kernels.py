@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorwright as tw
 from tensorwright.benchmarks.harness import Array, interleaved, median
-from tensorwright.benchmarks.peak import peak
+from tensorwright.benchmarks.peak import peak_run
 from tensorwright.ir.target import Target
 
 LAYERS = ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7))  # channels in and out, size: ResNet-50's
@@ -60,10 +60,13 @@ def run(threads: Sequence[int], target: Target, *, seconds: float = 0.4, names: 
         out = np.empty(expected.shape, np.float32)
         calls = [functools.partial(e, x, out=out) for e in found.values()]
         flops = 2 * 9 * size * size * c * o
-        for n, times in zip(threads, interleaved(calls, seconds), strict=True):
+        limit, operations = peak_run(target)
+        bare, *measured = interleaved([limit, *calls], seconds)
+        for n, times in zip(threads, measured, strict=True):
             took = median(times)
             rows.append({
                 "name": name, "target": target.name, "threads": n, "ours_ms": took * 1e3, "fastest_ms": min(times) * 1e3,
-                "gflops": flops / took / 1e9, "fraction_of_peak": flops / took / (peak(target) * n), "max_rel_error": error,
+                "gflops": flops / took / 1e9, "fraction_of_peak": flops / took / (operations / median(bare) * n),
+                "max_rel_error": error,
             })  # fmt: skip
     return rows

@@ -14,16 +14,34 @@ from ..ir.dims import DimExpr
 from ..ir.dtypes import DType
 from ..ir.errors import CompileError
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Branch, Contract, Decompose, Loop, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View, While
+from ..ir.lowering import (
+    Branch,
+    Coded,
+    Contract,
+    Decompose,
+    Loop,
+    Lowering,
+    Map,
+    Reduce,
+    Scan,
+    Scatter,
+    Sort,
+    Sparse,
+    Structural,
+    View,
+    While,
+)
 from ..ir.op import Trait
 from ..ir.program import KernelInfo
 from ..ir.target import Target
 from ..ir.types import TensorType, TupleType
+from .coded import lower_coded
 from .contractions import lower_contraction
 from .control import Assembly, Control
 from .control_branch import lower_branch, lower_while
 from .control_loop import lower_loop
 from .groups import Lowered, body_name, immediate, is_constant, share_buffers
+from .joins import joined
 from .loop_ir import Kernel
 from .maps import lower_map
 from .memory_plan import Plan, PlannedStep, Problem, Task, plan_memory
@@ -35,10 +53,12 @@ from .scans import lower_scan
 from .scatter import lower_scatter
 from .sections import sections
 from .sorts import lower_sort
+from .sparse import lower_sparse
 from .windows import lower_window
 
 Value = tuple[Node, int]
 Choices = Mapping[str, int]  # by what a contraction computes (`contractions_of`), the rank of its plan; 0 where nothing is said
+Lower = Callable[[Graph, Target, str, Sequence[int]], Lowered]
 _COPY: Final = "copy"
 STREAM_ALIGN: Final = 16
 
@@ -75,6 +95,8 @@ class Builder:
     bodies: dict[tuple[object, ...], Assembly] = field(default_factory=dict)
     pointers: list[int] = field(default_factory=list)
     choices: Choices = field(default_factory=dict)
+    lowerings: Mapping[str, Lower] | None = None  # by kind of group, for targets that are no processor
+    outer_align: int = 0  # what addresses of arguments and results are multiples of; 0: an element's size
     inputs: frozenset[Node] = field(init=False, default=frozenset())  # those of the graph
 
     def __post_init__(self) -> None:
@@ -111,6 +133,11 @@ class Builder:
     def type(self, value: Value) -> TensorType:
         t = value[0].type
         return t.items[value[1]] if isinstance(t, TupleType) else t
+
+    @property
+    def writes_outputs(self) -> bool:
+        """Whether parts of results may be written where the caller wants these: in the program of a processor, not in a body."""
+        return not self.given and self.lowerings is None
 
     def is_control(self, node: Node) -> bool:
         return node.op.has(Trait.CONTROL)
@@ -187,6 +214,11 @@ def groups_of(b: Builder) -> list[Group]:
     """One group for each node that needs code, in a topological order."""
     needed, used = needed_of(b)
     outside = {b.root((o, 0)) for o in b.graph.outputs}
+    for node in [r[0] for r in outside] if b.writes_outputs else []:
+        if node in needed and not b.is_control(node):
+            body, operands, _ = body_of(b, node)
+            # they may be written into it, and it is anyone's array
+            outside |= {b.root(v) for v in operands} if joined(body, b.form) else set()
     groups: list[Group] = []
     for node in b.graph.nodes():
         if node not in needed:
@@ -250,14 +282,18 @@ def _filled_operands(b: Builder, node: Node) -> list[Node | None]:
     given = node.attrs.get("body")
     if isinstance(given, Graph):
         number = {p: k for k, p in enumerate(given.inputs)}
-        core = [n for n in given.nodes() if n.inputs and not n.op.has(Trait.STRUCTURAL) and isinstance(b.form(n), Contract)]
+        core = [
+            n
+            for n in given.nodes()
+            if n.inputs and not n.op.has(Trait.STRUCTURAL) and isinstance(b.form(n), Contract | Sparse | Coded)
+        ]
         read = [i for n in core for i in n.inputs]
         for i in read:
             while i not in number and isinstance(b.form(i), View):
                 i = i.inputs[0]
             if i in number:
                 found[number[i]] = None
-    elif not node.op.has(Trait.STRUCTURAL) and isinstance(b.form(node), Contract):
+    elif not node.op.has(Trait.STRUCTURAL) and isinstance(b.form(node), Contract | Sparse | Coded):
         found[:] = [None] * len(found)
     return found
 
@@ -293,7 +329,7 @@ def _align(b: Builder, value: Value, outside: set[Value]) -> int:
     if root in b.given:
         return b.given[root]
     external = root[0] in b.inputs or root in outside
-    return b.type(value).dtype.itemsize if external else 64
+    return b.outer_align or b.type(value).dtype.itemsize if external else 64
 
 
 def body_of(b: Builder, node: Node) -> tuple[Graph, tuple[Value, ...], str]:
@@ -335,7 +371,9 @@ def _lower(b: Builder, body: Graph, kind: str, aligns: tuple[int, ...]) -> Lower
         stem = f"{kind}_{body_name(body)}"
         name = b.fresh_name("".join(c if c.isalnum() or c == "_" else "_" for c in stem))
         try:
-            if kind == "contraction":
+            if b.lowerings is not None:
+                found = b.lowerings[kind](body, b.target, name, aligns)
+            elif kind == "contraction":
                 rank = b.choices.get(body.fingerprint(), 0) if b.choices else 0
                 found = lower_contraction(body, b.target, name, aligns, b.threads, rank)
             else:
@@ -349,7 +387,7 @@ def _lower(b: Builder, body: Graph, kind: str, aligns: tuple[int, ...]) -> Lower
     return found
 
 
-_LOWER: Final[dict[str, Callable[[Graph, Target, str, Sequence[int]], Lowered]]] = {
+_LOWER: Final[dict[str, Lower]] = {
     "map": lower_map,
     "rows": lower_rows,
     "reduce": lower_reduce,
@@ -357,11 +395,14 @@ _LOWER: Final[dict[str, Callable[[Graph, Target, str, Sequence[int]], Lowered]]]
     "scan": lower_scan,
     "scatter": lower_scatter,
     "sort": lower_sort,
+    "sparse": lower_sparse,
+    "coded": lower_coded,
 }
 
 
 _KINDS: Final[dict[type, str]] = {
-    Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Sort: "sort", Contract: "contraction",
+    Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Sort: "sort", Sparse: "sparse", Coded: "coded",
+    Contract: "contraction",
 }  # fmt: skip
 
 
@@ -428,7 +469,8 @@ def problem_of(b: Builder, groups: Sequence[Group]) -> tuple[Problem, dict[Value
         writes = tuple(number[r] for r in g.results)
         inside = g.lowered if isinstance(g.lowered, Control) else None
         after = tuple(number[w] for v in g.operands for w in b.waits(v) if w in number)
-        tasks.append(Task(g.name, tuple(reads), writes, g.lowered.workspace, g.lowered.in_place, after, inside))
+        joins = joined(g.body, b.form) if inside is None and b.writes_outputs else ()
+        tasks.append(Task(g.name, tuple(reads), writes, g.lowered.workspace, g.lowered.in_place, after, inside, joins))
     outputs = tuple(number[b.root((o, 0))] for o in graph.outputs)
     problem = Problem(tuple(sizes), len(graph.inputs), len(constants), outputs, tuple(tasks), graph.aliases)
     return problem, number, constants
@@ -443,6 +485,8 @@ def steps_of(
     kinds |= {number[n, 0]: n.tensor for n in b.graph.inputs}
     kinds |= {len(b.graph.inputs) + k: c.type for k, c in enumerate(constants)}
     for s in plan.steps:
+        if s.joined:
+            continue
         if s.task < 0:
             copied = _copy(b, s, kinds[s.reads[0][0]])
             steps.append(copied)
@@ -502,6 +546,7 @@ def _copy_kernel(b: Builder, dtype: DType, nbytes: int) -> Kernel:
     body = Graph((flat,), (flat,), name=_COPY)
     key: tuple[object, ...] = (body, _COPY)
     if key not in b.cache:
-        b.cache[key] = lower_map(body, b.target, b.fresh_name(_COPY), (dtype.itemsize, dtype.itemsize))
+        lower = lower_map if b.lowerings is None else b.lowerings["map"]
+        b.cache[key] = lower(body, b.target, b.fresh_name(_COPY), (dtype.itemsize, dtype.itemsize))
     root = b.cache[key].root
     return b.kernels.setdefault(root.name, root)

@@ -1,8 +1,13 @@
-"""Contraction groups: one multiply-and-sum, with the maps that follow it as the generator's epilogue."""
+"""Contraction groups: one multiply-and-sum, with the maps that follow it as the generator's epilogue.
+
+A padding may come last: the kernel then writes into the inside of the padded array, and the border before that.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..ir.build import full
 from ..ir.dims import as_int
@@ -10,7 +15,9 @@ from ..ir.errors import CompileError
 from ..ir.expr import Expr, ExprLike, cast
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Contract, Load, View
+from ..ir.padding import padding_of
 from ..ir.target import Target
+from .borders import border
 from .contraction import schedule
 from .contraction.types import Epilogue, Operand
 from .groups import Body, Lowered, body_name, immediate, is_constant, row_major, static_shape
@@ -45,6 +52,9 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
                 f"{node.op.name} {node.type}: its operands must come from outside the region, not from {n.op.name}"
             )
     result = graph.outputs[0]
+    padding = padding_of(result)
+    if padding is not None:
+        result = result.inputs[0]
     while result is not node and isinstance(body.lowering(result), View):
         result = result.inputs[0]
     groups, results, shape = form.spec.groups, graph.outputs, static_shape(node)
@@ -70,6 +80,10 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
         for k, r in enumerate(results if joined else (result,))
     ]
     c = outputs[0]
+    if padding is not None:
+        whole = static_shape(graph.outputs[0])
+        start = sum(n * s for n, s in zip(padding.low, row_major(whole), strict=True))
+        c = replace(c, strides=row_major(whole), start=start, span=math.prod(whole))
     if joined:
         epilogue: Epilogue | None = _joined(body, node, form, extra, [operand(n) for n in extra], outputs[1:])
     else:
@@ -77,7 +91,11 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     left, right = operand(a, node.inputs[0]), operand(b, node.inputs[1])
     scheduled = schedule(form.spec, left, right, c, epilogue, target, threads=threads, name=name, rank=rank)
     root = next(k for k in scheduled.kernels if k.name == scheduled.root)
-    kernels = (*(k for k in scheduled.kernels if k is not root), root)
+    others = [k for k in scheduled.kernels if k is not root]
+    if padding is not None:
+        around = border(root.buffers[2], whole, padding, target.lanes(c.dtype.bits))
+        root = replace(root, body=(*around, *root.body))
+    kernels = (*others, root)
     arguments = [("operand", body.operand[a]), ("operand", body.operand[b]), ("output", 0)]
     if epilogue is not None:
         arguments += [("constant", tables.index(n)) if n in tables else ("operand", body.operand[n]) for n in extra]
@@ -85,7 +103,9 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     if scheduled.workspace:
         arguments.append(("workspace", 0))
     constants = tuple(n.attrs["value"] for n in tables)
-    return Lowered(kernels, tuple(arguments), constants, scheduled.workspace, frozenset(), scheduled.parallel, scheduled.note)
+    again = [extra[k] for k in scheduled.in_place if extra[k] not in (a, b) and extra[k] not in tables]
+    in_place = frozenset((0, body.operand[n]) for n in again)
+    return Lowered(kernels, tuple(arguments), constants, scheduled.workspace, in_place, scheduled.parallel, scheduled.note)
 
 
 def _behind_views(body: Body, n: Node) -> Node:

@@ -17,9 +17,9 @@ from ..ir.dtypes import DType, bf16, bool_, f16, f32
 from ..ir.errors import CompileError
 from ..ir.expr import Expr, ExprLike, binary, cast, const, lift, load, logical_not, maximum, minimum, postorder, rewrite, select
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View
+from ..ir.lowering import Coded, Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Sort, Sparse, Structural, View
 from ..ir.target import Target
-from .loop_ir import Buffer, For, If, Kernel, Let, Prefetch, Stmt, Store, expressions, statements
+from .loop_ir import Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, Warp, expressions, statements
 
 UNROLL_LIMIT: Final = 32  # reductions over no more elements than this may be inlined as one expression
 
@@ -67,14 +67,14 @@ def lowered(
         arguments.append(("workspace", size))
         buffers.append(w)
         size += -(-w.span * w.dtype.itemsize // 64) * 64
-    used = {b.name for b in _mentioned(statements)}
+    used = {b.name for b in mentioned(statements)}
     kept = [k for k, b in enumerate(buffers) if b.name in used]
     kernel = Kernel(name, tuple(buffers[k] for k in kept), tuple(statements), doc=doc, noalias=True)
     constants = tuple(n.attrs["value"] for n in body.constants)
     return Lowered((kernel,), tuple(arguments[k] for k in kept), constants, size, in_place, parallel, note)
 
 
-def _mentioned(body: Sequence[Stmt]) -> set[Buffer]:
+def mentioned(body: Sequence[Stmt]) -> set[Buffer]:
     """The buffers that statements read or write."""
     found: set[Buffer] = set()
     roots: list[Expr] = []
@@ -82,6 +82,8 @@ def _mentioned(body: Sequence[Stmt]) -> set[Buffer]:
         roots += expressions(s)
         if isinstance(s, Store):
             found.add(s.buffer)
+        elif isinstance(s, Warp):
+            found.update(b for b, _ in s.places)
     found.update(e.attr[0] for e in postorder(roots) if e.op == "load")
     return found
 
@@ -117,6 +119,9 @@ def share_buffers(kernel: Kernel, pairs: dict[int, int]) -> Kernel:
                     out.append(Prefetch(stays.get(s.buffer, s.buffer), tuple(put(i) for i in s.index), s.level))
                 case If():
                     out.append(If(put(s.condition), block(s.then), block(s.otherwise)))
+                case Call():
+                    views = tuple((stays.get(b, b), put(at)) for b, at in s.views)
+                    out.append(Call(s.kernel, views, tuple(put(x) for x in s.scalars)))
                 case _:
                     out.append(s)
         return tuple(out)
@@ -320,7 +325,15 @@ class Body:
         return operand
 
     def unsupported(self, node: Node, form: Lowering | None) -> CompileError:
-        names = {Contract: "contraction", Scan: "scan", Scatter: "scatter", Sort: "sort", Structural: "structural"}
+        names = {
+            Contract: "contraction",
+            Scan: "scan",
+            Scatter: "scatter",
+            Sort: "sort",
+            Sparse: "sparse product",
+            Coded: "product with coded weights",
+            Structural: "structural",
+        }
         what = names.get(type(form), type(form).__name__)
         return CompileError(f"{node.op.name} {node.type} is a {what} and cannot stand inside this fused region; leave it outside")
 

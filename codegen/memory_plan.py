@@ -38,7 +38,8 @@ class Task:
     """One call of a kernel, before it is placed. Values are numbers; `in_place` holds (position in writes, position in reads).
 
     `after` are values that must have been written before it runs, though it does not read them. `inside` is what a task that
-    is a loop or branch does with its places.
+    is a loop or branch does with its places. A task with `joins` only puts what it reads into what it writes, each at a byte:
+    there is nothing to do where it lies there already.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     in_place: frozenset[tuple[int, int]] = frozenset()
     after: tuple[int, ...] = ()
     inside: Inside | None = None
+    joins: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A task with its places. `task` is its number, -1 for a copy. `shared` are the in-place pairs that are used."""
+    """A task with its places. `task` is its number, -1 for a copy. `shared` are the in-place pairs that are used. Where `joined`,
+    what it reads lies inside what it writes, and there is nothing to run."""
 
     task: int
     name: str
@@ -85,6 +88,7 @@ class PlannedStep:
     writes: tuple[tuple[int, Place], ...]
     workspace: Place | None = None
     shared: frozenset[tuple[int, int]] = frozenset()
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class _State:
     edges: dict[int, set[int]] = field(default_factory=dict)  # task -> tasks that must come later
     direct: dict[int, int] = field(default_factory=dict)  # value -> output it is written to
     copies: list[_Copy] = field(default_factory=list)
+    joined: set[int] = field(default_factory=set)  # tasks whose operands are written into their result
+    inside: dict[int, int] = field(default_factory=dict)  # value -> the byte of that output at which it begins
 
 
 def plan_memory(problem: Problem) -> Plan:
@@ -153,6 +159,19 @@ def _assign_outputs(s: _State) -> None:
     for c in s.copies:
         # What is copied from a donated input must be read before anything else is written there.
         c.early = c.source in overwritten
+    for t, task in enumerate(p.tasks):
+        if not task.joins or task.writes[0] not in s.direct or s.direct[task.writes[0]] in alias:
+            continue
+        pieces = task.reads[: len(task.joins)]
+        if len(set(pieces)) == len(pieces) and all(_may_be_inside(s, v) for v in pieces):
+            s.joined.add(t)
+            s.direct |= dict.fromkeys(pieces, s.direct[task.writes[0]])
+            s.inside |= dict(zip(pieces, task.joins, strict=True))
+
+
+def _may_be_inside(s: _State, v: int) -> bool:
+    """Whether a value may be written into an output of which it is a part: by one kernel, and to nowhere else."""
+    return v in s.writer and v not in s.direct and s.problem.sizes[v] > 0 and s.problem.tasks[s.writer[v]].inside is None
 
 
 def _may_overwrite(s: _State, t: int, v: int, donated: int) -> bool:
@@ -394,7 +413,7 @@ def _place(s: _State, order: list[int]) -> Plan:
         return Place(alias[k] if k in alias else p.inputs + k, 0, p.sizes[p.outputs[k]])
 
     for v, k in s.direct.items():
-        fixed[v] = output_place(k)
+        fixed[v] = output_place(k) if v not in s.inside else Place(p.inputs + k, s.inside[v], p.sizes[v])
     item_of: dict[int, _Item] = {}
     items: list[_Item] = []
     early: dict[int, _Item] = {}
@@ -444,7 +463,7 @@ def _place(s: _State, order: list[int]) -> Plan:
         space = Place(arena, spaces[t].offset, task.workspace) if t in spaces else None
         reads = tuple((v, place(v)) for v in task.reads)
         writes = tuple((v, place(v)) for v in task.writes)
-        steps.append(PlannedStep(t, task.name, reads, writes, space, frozenset(shared[t])))
+        steps.append(PlannedStep(t, task.name, reads, writes, space, frozenset(shared[t]), t in s.joined))
     for c in s.copies:
         origin = Place(arena, early[c.source].offset, p.sizes[c.source]) if c.early else place(c.source)
         steps.append(_copy_step(c.source, origin, output_place(c.output)))
@@ -555,6 +574,9 @@ def check_plan(plan: Plan, problem: Problem) -> None:
         writes = [at for _, at in step.writes] + ([step.workspace] if step.workspace else [])
         for at in writes:
             rows = held.setdefault(at.slot, [])
+            if step.joined:
+                _check_joined(step, problem.tasks[step.task], where)
+                continue  # nothing is written, and what lay there still does
             rows[:] = [r for r in rows if r[1] <= at.offset or r[0] >= at.offset + at.nbytes]
         for v, at in step.writes:
             held[at.slot].append((at.offset, at.offset + at.nbytes, v))
@@ -583,8 +605,17 @@ def _check_places(step: PlannedStep, where: str, arena: int, size: int) -> None:
             if overlap(at, other):
                 raise PlanError(f"{where} writes two values to the same bytes: {at}, {other}")
         for b, read in enumerate(reads):
-            if overlap(at, read) and not ((a, b) in step.shared and at == read):
+            if not step.joined and overlap(at, read) and not ((a, b) in step.shared and at == read):
                 raise PlanError(f"{where} overwrites its operand {b} at {read}")
+
+
+def _check_joined(step: PlannedStep, task: Task, where: str) -> None:
+    """Every operand lies at its byte of the result, and they fill it."""
+    (_, whole), *others = step.writes
+    pieces = [at for _, at in step.reads[: len(task.joins)]]
+    right = all(at.slot == whole.slot and at.offset == whole.offset + n for at, n in zip(pieces, task.joins, strict=True))
+    if others or not task.joins or not right or sum(at.nbytes for at in pieces) != whole.nbytes:
+        raise PlanError(f"{where} is left out, but its operands do not lie in its result")
 
 
 def overlap(a: Place, b: Place) -> bool:

@@ -29,12 +29,14 @@ class Map:
     """out[idx] = value(idx, load). Elementwise ops, data movement, gather, iota, one-hot, random draws.
 
     Where `elementwise`, operand k is read at idx exactly, so that loops over any shape may be flattened. `together` elements
-    share the arithmetic of one value, which selects among them by the index (transforms of small tiles).
+    share the arithmetic of one value, which selects among them by the index (transforms of small tiles). `joins` is the axis
+    along which the result is the operands one after the other, if it is that.
     """
 
     value: Callable[[tuple[Expr, ...], Load], Expr]
     elementwise: bool = False
     together: int = 1
+    joins: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,28 @@ class Sort:
     axis: int
     count: Dim
     descending: bool = False
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A product with a sparse matrix in blocks of `block` columns.
+
+    Operands: x [..., K], values [E, block], offsets [E], starts [blocks + 1]; out[..., b * block + j] is the sum over the entries
+    e from starts[b] to starts[b + 1], in this order, of x[..., offsets[e]] * values[e, j].
+    """
+
+    block: int
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A product of a few rows with weights of `bits` bits.
+
+    Operands: x [..., K], panels of weights and their scales, one for each `block` steps, as `ir.ops.coded` describes them.
+    """
+
+    bits: int
+    block: int
 
 
 @dataclass(frozen=True)
@@ -166,4 +190,6 @@ class While:
     carries: int
 
 
-Lowering = Map | Reduce | Scan | Scatter | Sort | View | Contract | Decompose | Structural | Loop | Branch | While
+Lowering = (
+    Map | Reduce | Scan | Scatter | Sort | Sparse | Coded | View | Contract | Decompose | Structural | Loop | Branch | While
+)

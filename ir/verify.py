@@ -9,9 +9,10 @@ from .dims import DimExpr, as_int, symbols
 from .dtypes import f32
 from .errors import TensorwrightError, VerifyError
 from .graph import ROLES, Graph, Literal, Node
-from .lowering import Contract, Lowering, Map, Reduce, Structural, View
+from .lowering import Contract, Lowering, Map, Reduce, Sparse, Structural, View
 from .op import REGISTRY, Trait, make
 from .ops.structural import FUSED, INPUT
+from .padding import padding_of
 from .text import format_attribute, print_node, value_names
 from .types import TupleType
 
@@ -210,7 +211,10 @@ class _Check:
                 raise self.fail(f"{n.op.name} cannot be inside a fused body", n)
         if not work:
             raise self.fail("a fused body computes something")
-        special = {"map": (), "rows": (Reduce,), "reduce": (Reduce,), "window": (Reduce,), "contraction": (Contract,)}
+        special: dict[str, tuple[type, ...]] = {
+            "map": (), "rows": (Reduce,), "reduce": (Reduce,), "window": (Reduce,), "contraction": (Contract,),
+            "sparse": (Sparse,),
+        }  # fmt: skip
         allowed = (Map, View, *special[kind])
         for n in work:
             if not isinstance(self.lower(n), allowed):
@@ -228,6 +232,8 @@ class _Check:
                 self.window(reduces)
             case "contraction":
                 self.contraction(work)
+            case "sparse":
+                self.sparse([n for n in work if isinstance(self.lower(n), Sparse)])
 
     def one_shape(self, outputs: Sequence[Node]) -> None:
         for o in outputs:
@@ -280,6 +286,15 @@ class _Check:
         if self.graph.outputs[0].shape != core.shape:
             raise self.fail(f"the output has shape {self.graph.outputs[0].shape}, the reduction {core.shape}", core)
 
+    def sparse(self, products: list[Node]) -> None:
+        if len(products) != 1 or len(self.graph.outputs) != 1:
+            raise self.fail("a fused body of kind 'sparse' has exactly one product with a sparse matrix, and one output")
+        (core,) = products
+        if any(i not in self.graph.inputs for i in core.inputs):
+            raise self.fail("the operands of the sparse product must be inputs of the body", core)
+        if self.graph.outputs[0].shape != core.shape:
+            raise self.fail(f"the output has shape {self.graph.outputs[0].shape}, the sparse product {core.shape}", core)
+
     def contraction(self, work: list[Node]) -> None:
         contracts = [n for n in work if isinstance(self.lower(n), Contract)]
         if len(contracts) != 1:
@@ -290,7 +305,9 @@ class _Check:
                 raise self.fail(f"operand {k} of the contraction must be an input of the body", core)
         low = self.lower(core)
         groups = low.spec.groups if isinstance(low, Contract) and low.spec.panel else 0
-        end = self.graph.outputs[0]
+        last = end = self.graph.outputs[0]
+        if padding_of(last) is not None:
+            last = end = last.inputs[0]
         while isinstance(self.lower(end), View) and end is not core:
             end = end.inputs[0]
         if groups and end.shape != core.shape:
@@ -303,8 +320,8 @@ class _Check:
             raise self.fail("a fused body of kind 'contraction' has one output", core)
         if end.shape != core.shape:
             raise self.fail(f"the output has shape {end.shape}, the contraction {core.shape}", end)
-        trailing = set[Node]()
-        n = self.graph.outputs[0]
+        trailing = set(self.graph.outputs) - {last}
+        n = last
         while isinstance(self.lower(n), View) and n is not end:
             trailing.add(n)
             n = n.inputs[0]

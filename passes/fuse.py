@@ -1,6 +1,7 @@
 """Groups nodes into regions that become one kernel each, from what their records say of their lowering.
 
-    contraction   one contraction and the elementwise chain on its result (bias, residual, activation)
+    contraction   one contraction and the elementwise chain on its result (bias, residual, activation); a padding behind it
+    sparse        likewise one product with a sparse matrix
     window        likewise one reduction over windows (pooling, depthwise convolution)
     rows          reductions over trailing axes, with the maps around them over the same rows (softmax, norms, gradients)
     reduce        other reductions over the same axes, with the maps that feed them and those on their results
@@ -21,8 +22,9 @@ from typing import ClassVar, Final
 
 from ..ir.dims import Dim, as_int, product
 from ..ir.graph import Graph, Node
-from ..ir.lowering import Contract, Reduce
+from ..ir.lowering import Contract, Reduce, Sparse
 from ..ir.op import Trait
+from ..ir.padding import padding_of
 from ..ir.types import TupleType
 from .column_groups import group_of
 from .contract import Context, Pass
@@ -32,6 +34,7 @@ from .partition import Partition
 from .regions import Region, Regions, build
 
 MOST_RESULTS: Final = 8  # of a contraction whose epilogue joins groups of its columns
+MOST_BORDER: Final = 3  # times the elements of a contraction's result that a padded one may have for it to write that
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,18 @@ class Fuse(Pass):
 
     max_nodes    ops in a region                     max_operands   tensors that a region reads
     max_columns  longest row of a 'rows' region      prepare        False for training, where weights change
+    borders      whether a contraction may write into a padded array (on processors)
     """
 
     kind: ClassVar[str] = "exact"
     requires: ClassVar[frozenset[str]] = frozenset({"no_gradient", "decomposed"})
     ensures: ClassVar[frozenset[str]] = frozenset({"fused"})
-    kinds: tuple[str, ...] = ("contraction", "window", "rows", "reduce", "map")
+    kinds: tuple[str, ...] = ("contraction", "sparse", "window", "rows", "reduce", "map")
     max_nodes: int = 96
     max_operands: int = 24
     max_columns: int = 32768
     prepare: bool = True
+    borders: bool = True
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with regions as `fused` nodes; nodes in no region stay as they are."""
@@ -71,6 +76,7 @@ class _Grower:
         """All regions of the graph."""
         steps = {
             "contraction": lambda: self._chains("contraction", self._contraction),
+            "sparse": lambda: self._chains("sparse", self._sparse),
             "window": lambda: self._chains("window", self._window),
             "rows": self._rows,
             "reduce": self._reduces,
@@ -135,6 +141,9 @@ class _Grower:
     def _contraction(self, node: Node) -> bool:
         return isinstance(self.facts.lowering(node), Contract)
 
+    def _sparse(self, node: Node) -> bool:
+        return isinstance(self.facts.lowering(node), Sparse)
+
     def _window(self, node: Node) -> bool:
         low = self.facts.lowering(node)
         return isinstance(low, Reduce) and low.axes is None and low.kind not in ("argmax", "argmin")
@@ -146,18 +155,39 @@ class _Grower:
                 chain = self._joining(i)
                 shape = self.nodes[max(chain)].shape if chain else node.shape
                 chain = chain or self._epilogue(i)
-                if not chain:
+                padded = self._padding_behind(max(chain, default=i), i) if kind == "contraction" else None
+                if not chain and padded is None:
                     continue
                 region = self._start(kind, [i])
                 for j in sorted(chain, reverse=True):
                     # in reverse order: each one feeds nothing but the ones after it
                     region.members.add(j)
                     self.taken.add(j)
-                last = max(chain)
+                if padded is not None:
+                    region.members.add(padded)
+                    self.taken.add(padded)
+                last = max(region.members)
                 for j in sorted(region.members - {last}, reverse=True):
                     self.partition.merge(self.partition.group[last], self.partition.group[j])
                 self._side_inputs(region, shape, i)
                 self._finish(region)
+
+    def _padding_behind(self, last: int, core: int) -> int | None:
+        """The padding that alone reads the result of a contraction with its epilogue, if the kernel may write into its inside:
+        what reads the padding reads memory anyway, and vectors lie as they did."""
+        users, node = self.partition.users[last], self.nodes[last]
+        if not self.options.borders or self.ctx.target is None or self.ctx.target.is_cuda or len(users) != 1:
+            return None
+        (j,) = users
+        padding = padding_of(self.nodes[j])
+        if padding is None or last in self.regions.results or node.shape != self.nodes[core].shape or not self._free(j):
+            return None
+        if self.nodes[j].inputs[0] is not node or padding.low[-1] or padding.high[-1]:
+            return None
+        if as_int(self.nodes[j].tensor.size) > MOST_BORDER * as_int(node.tensor.size):
+            return None
+        readers = self.partition.users[j]
+        return j if readers and all(self.regions.form[u] == "contract" or self._is_window(u) for u in readers) else None
 
     def _side_inputs(self, region: Region, shape: tuple[Dim, ...], core: int) -> None:
         """Takes in elementwise work of the region's shape that only the region needs, such as a gradient's other factor."""
@@ -171,8 +201,16 @@ class _Grower:
                 users = self.partition.users[j]
                 if any(self.regions.form[s] == "contract" and self.partition.users[s] == {j} for s in self.regions.sources[j]):
                     continue  # the start of that contraction's own epilogue
+                if self._narrows(j):
+                    continue  # better stored as it is than what it is made from
                 if users <= region.members and core not in users and all(self._plain(u, j) for u in users):
                     progress |= self._fits(region, {j}) and self._join(region, j)
+
+    def _narrows(self, i: int) -> bool:
+        """Whether a node's elements are smaller than those of what it is computed from, as those of bytes made of floats are."""
+        sources = [self.nodes[s] for s in self.regions.sources[i]]
+        bits = [s.dtype.bits for s in sources if not isinstance(s.type, TupleType) and s.shape == self.nodes[i].shape]
+        return bool(bits) and self.nodes[i].dtype.bits < min(bits)
 
     def _epilogue(self, core: int) -> set[int]:
         """The largest set of elementwise nodes on the result whose values leave it through its last node alone."""

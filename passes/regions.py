@@ -146,7 +146,7 @@ class Regions:
         """The free nodes that the region's members read, directly or through one another. The operands of a contraction or
         window are not among them: these read memory."""
         found: set[int] = set()
-        core = ("contract", "reduce") if region.kind == "window" else ("contract",)
+        core = ("contract", "reduce") if region.kind == "window" else ("contract", "sparse")
         cores = {m for m in region.members if self.form[m] in core}
         memory = {self.number[i] for m in cores for i in self.nodes[m].inputs}
         stack = [self.number[i] for m in region.members - cores for i in self.nodes[m].inputs]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..ir.contraction import Affine, Axis, Contraction, affine
-from ..ir.dims import as_int
 from ..ir.graph import Graph, Node
 from ..ir.op import make
+from ..ir.padding import padding_of
 
 TILES: Final = (4, 2)
 TAPS: Final = 3
@@ -40,10 +40,9 @@ def tap(index: Affine, pixel: str | None) -> str | None:
 
 def source(a: Node) -> tuple[Node, list[int], list[int]]:
     """What a padding by zeros pads, and by how much at both ends of each dimension; anything else is padded by nothing."""
-    if a.attrs.keys() == {"low", "high", "interior", "value"} and not any(a.attrs["interior"]) and a.attrs["value"] == 0:
-        low, high = list(a.attrs["low"]), list(a.attrs["high"])
-        if all(as_int(x) >= 0 for x in (*low, *high)) and not (low[0] or high[0] or low[3] or high[3]):
-            return a.inputs[0], low, high
+    p = padding_of(a)
+    if p is not None and p.value == 0 and not (p.low[0] or p.high[0] or p.low[3] or p.high[3]):
+        return a.inputs[0], list(p.low), list(p.high)
     return a, [0] * 4, [0] * 4
 
 

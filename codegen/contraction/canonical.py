@@ -94,6 +94,20 @@ class Nest:
             total *= loop.extent
         return total
 
+    @property
+    def in_place(self) -> frozenset[int]:
+        """Operands of the epilogue of which each element is read where, and right before, C's is written."""
+        if self.joined:
+            return frozenset()
+        loops = [*self.free, *((self.group,) if self.group else ())]
+        elsewhere = {
+            r.operand
+            for r in self.reads
+            if r.stream < 0 or r.dtype is not self.out or any(x.strides[r.stream] != x.strides[C] for x in loops)
+            or self.base[r.stream] != self.base[C]
+        }  # fmt: skip
+        return frozenset({r.operand for r in self.reads} - elsewhere)
+
 
 def merge(loops: Sequence[Loop], streams: Sequence[int] | None = None) -> tuple[Loop, ...]:
     """Loops merged where they nest in the given streams (all by default); order of the result: outer first."""
@@ -254,12 +268,14 @@ def canonical(spec: Contraction, a: Operand, b: Operand, c: Operand, epilogue: E
         if len(b.strides) != len(spec.b):
             raise CompileError(f"operand B of the contraction has {len(b.strides)} strides, its index map {len(spec.b)}")
         streams.add(*_offset(spec.b, b.strides))
-    streams.add(*_offset(spec.c, c.strides))
+    terms, first = _offset(spec.c, c.strides)
+    streams.add(terms, first + c.start)
     total = c.dtype if epilogue is None else epilogue.total or a.dtype
     groups = extents[group.name] if group is not None else 1
     values, reads, dims, read_spans = _epilogue(spec, epilogue, streams, total, c.dtype, groups)
     more = tuple((streams.add(*_offset(spec.c, c.strides)), v) for v in values[1:])
     spans = [streams.span(s) for s in range(3)]
+    spans[C] = max(spans[C], c.span)
     if spec.panel:
         shape = [as_int(x) for x in spec.packed_shape(spec.panel)]
         spans[B] = 1

@@ -20,6 +20,7 @@ from .plan import Plan, pieces
 LATENCY: Final = 4.4  # cycles (and some slack) from one multiply-add to the next on the same accumulator
 PAIRS_FROM_MEMORY: Final = 1.33  # what a product of pairs takes longer whose operand is broadcast from memory
 CALL: Final = 24.0  # cycles to enter and leave a tile
+ROW_END: Final = 10.0  # ... for each row of C that it writes: lines side by side are there sooner than those of another row
 ROW_LINE: Final = 1.2  # cycles for a line of the row operand that a tile finds in L2: short streams, one for each row
 COL_LINE: Final = 0.15  # ... of the column operand: one long stream
 CROWDED: Final = 0.005  # of a step's time, where accumulators and columns leave fewer than FREE of 32 registers
@@ -176,6 +177,7 @@ class Model:
             for times, r in heights:
                 work = blocks * k_steps * (self.step(r, v, p.parts, row_vectors) + stall)
                 ends = blocks * (CALL + r * v * (1.5 if blocks == 1 else 3.0)) + r * v * (3.5 if p.along_k else 2.0)
+                ends += ROW_END * r if self.wide else 0.0
                 total += across * times * (work + ends + r * width * scatter + turns)
         return total * (1 + 0.004 * (len(widths) * len(heights) - 1))  # code is not free either
 

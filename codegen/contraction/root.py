@@ -292,7 +292,8 @@ class Root:
         note = f"{p.describe()}; {count} chunk{'s' if count > 1 else ''}{' on all threads' if self.plan.parallel else ', serial'}"
         root = Kernel(self.name, buffers, tuple(body), doc=note)
         kernels = {u.kernel.name: u.kernel for u in self.ukernels.values()}
-        return Scheduled((*kernels.values(), root), self.name, self.at.size * self.dtype.itemsize, note, self.plan.parallel)
+        size = self.at.size * self.dtype.itemsize
+        return Scheduled((*kernels.values(), root), self.name, size, note, self.plan.parallel, nest.in_place)
 
     def _to_come(self, panel: Expr, first: Expr, last: Expr, again: Expr | None) -> Expr:
         """From a panel to the one that is read next: its neighbour; after the last one, in a cut reduction, the next block,

@@ -13,11 +13,14 @@ from ..loop_ir import Kernel
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """How an operand lies in memory: `strides` in elements per dimension, `align` in bytes of element 0."""
+    """How an operand lies in memory: `strides` in elements per dimension, `align` in bytes of the array's first element. The
+    element of index 0 is that of number `start`, and `span` the number of elements, where C is the inside of a larger array."""
 
     dtype: DType
     strides: tuple[int, ...]
     align: int
+    start: int = 0
+    span: int = 0
 
 
 EpilogueValue = Callable[[Expr, tuple[Expr, ...], Load], Expr]
@@ -48,7 +51,8 @@ class Scheduled:
     workspace.
 
     The workspace (aligned to 64 bytes) is there only if `workspace` > 0 bytes are needed. Two kernels of one name, from
-    whichever schedule, are equal, the root aside. `parallel` says whether the root forks threads.
+    whichever schedule, are equal, the root aside. `parallel` says whether the root forks threads. `in_place` are the epilogue
+    operands that may lie where C does.
     """
 
     kernels: tuple[Kernel, ...]
@@ -56,3 +60,4 @@ class Scheduled:
     workspace: int
     note: str
     parallel: bool = False
+    in_place: frozenset[int] = frozenset()

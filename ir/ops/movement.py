@@ -427,7 +427,7 @@ def _lower_concat(node: Node) -> Map:
             result = part if result is None else select(i < high, part, result)
         return const(0, node.dtype) if result is None else result
 
-    return Map(value)
+    return Map(value, joins=node.attrs["axis"])
 
 
 def _concat_grad(node: Node, dy: Node) -> Sequence[Node]:

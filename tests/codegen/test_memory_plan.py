@@ -214,3 +214,30 @@ def test_donated_parameters_are_updated_where_they_lie() -> None:
     np.testing.assert_allclose(total, (a * b).sum(), rtol=1e-5)
     places = [at.slot for s in assemble(graph, host()).plan.steps for _, at in s.writes]
     assert places.count(0) == 1 and places.count(3) == 1  # no copy: the update writes the input, the loss its output
+
+
+def test_values_that_an_output_joins_are_written_into_it() -> None:
+    """Also where others read them later; a part that stands twice, an input or an output itself leaves the copy there."""
+    x, y = (input_node(n, TensorType(f32, (6, 4))) for n in "xy")
+    a, b = make("exp", x), make("neg", y)
+
+    def kernels(*parts: object, axis: int = 0) -> list[str]:
+        joined = make("concat", *(make("reshape", p, shape=(1, 6, 4)) for p in parts), axis=axis)  # type: ignore[call-overload]
+        graph = Graph((x, y), (joined, make("tanh", make("matmul", a, make("transpose", b, perm=(1, 0))))))
+        rng = np.random.default_rng(1)
+        runner = agree(graph, [rng.standard_normal((6, 4)).astype(np.float32) for _ in range(2)])
+        made = assemble(graph, host())
+        check_plan(made.plan, made.problem)
+        assert len(runner.program.kernels) == len(made.plan.steps) - sum(s.joined for s in made.plan.steps)
+        return [s.name for s in made.plan.steps if s.joined]
+
+    assert len(kernels(a, b)) == 1 and len(kernels(b, a, make("abs", x))) == 1
+    assert not kernels(a, b, a) and not kernels(a, x) and not kernels(a, b, axis=2)
+
+
+def test_a_part_that_lies_elsewhere_is_caught() -> None:
+    problem = Problem((8, 8, 16), 1, 0, (2,), (Task("a", (0,), (1,)), Task("join", (1,), (2,), joins=(0,))))
+    plan = plan_memory(problem)
+    assert plan.steps[-1].joined
+    with pytest.raises(PlanError, match="do not lie in its result"):
+        check_plan(plan, problem)  # half of the result is nobody's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tensorwright.ir.build import full, input_node
+from tensorwright.ir.dtypes import f32, u8
 from tensorwright.ir.graph import Graph, postorder
 from tensorwright.ir.graphs import inline
 from tensorwright.ir.interp import run
@@ -210,6 +211,18 @@ def test_cheap_values_of_a_stored_tensor_are_computed_again(checked):
     var = make("sum", make("mul", d, d), axes=(0,), keepdims=True)
     after = checked(Graph((x, w), (make("mul", d, bc(make("rsqrt", var), d.shape)),)), ContractForm(), Fuse())
     assert sum(any(n.op.name == "sub" for n in r.attrs["body"].nodes()) for r in regions(after)) == 2
+
+
+def test_bytes_are_made_where_their_sums_are(checked):
+    """Of two products that meet in a sum, the one whose result is rounded to bytes is stored as such, not as what they are made
+    of."""
+    x, v, w = input_node("x", t(32, 8)), input_node("v", t(8, 8)), input_node("w", t(8, 8))
+    octets = make("cast", make("round", make("mul", make("matmul", x, v), full(3.0, t(32, 8)))), dtype=u8)
+    y = make("add", make("matmul", x, w), make("cast", octets, dtype=f32))
+    after = checked(Graph((x, v, w), (y,)), ContractForm(), Fuse())
+    first, last = regions(after)
+    assert (first.dtype, last.dtype) == (u8, f32)
+    assert "round" in [n.op.name for n in first.attrs["body"].nodes()]
 
 
 def test_limits(checked):
