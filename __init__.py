@@ -15,6 +15,9 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compression.pruning import prune as prune
+    from .compression.quantize import quantize as quantize
+    from .compression.quantize import quantize_aware as quantize_aware
     from .driver import compile as compile
     from .driver import load as load
     from .frontend.control import cond as cond
@@ -53,6 +56,10 @@ _WHERE = {
     "NonFiniteLossError": "training.errors",
     "callbacks": "training.callbacks.",
     "search": "training.search",
+    "prune": "compression.pruning",
+    "quantize": "compression.quantize",
+    "quantize_aware": "compression.quantize",
+    "compression": "compression.",
     "config": "settings",
     "spec": "frontend.specs",
     "trace": "frontend.tracing",

@@ -225,6 +225,53 @@ def _parser() -> argparse.ArgumentParser:
     reduce.add_argument("-o", "--output", metavar="FILE", help="write the small graph here")
     reduce.add_argument("--target", metavar="ROW", help="target row that passes may ask (default: this machine)")
 
+    quantize = add(
+        "quantize",
+        "a model and typical inputs in, the model in 8-bit integers and a report out",
+        "cli_quantize:quantize_command",
+        description="Quantises a model layer by layer, after calibration on typical inputs.\n\n" + _MODEL_HELP,
+    )
+    compiling(quantize)
+    quantize.add_argument(
+        "--calibration", action="append", metavar="FILE.npy", default=[], help="typical inputs; once per argument, in order"
+    )
+    quantize.add_argument("--batch", type=_count, default=32, metavar="N", help="inputs in a batch of calibration (default 32)")
+    quantize.add_argument("-o", "--output", metavar="FILE", help="write the model: .onnx (QDQ form) or .tw")
+    quantize.add_argument("--report", metavar="FILE", help="write the report: .html or .json")
+    quantize.add_argument("--activations", choices=("uint8", "int8", "dynamic"), default="uint8", help="default uint8")
+    quantize.add_argument("--only", choices=("weights", "activations"), help="quantise these alone")
+    quantize.add_argument("--method", choices=("minmax", "percentile", "mse", "entropy"), default="minmax", help="default minmax")
+    quantize.add_argument("--percentile", type=float, default=99.99, metavar="P", help="with --method percentile (default 99.99)")
+    quantize.add_argument("--per-tensor", action="store_true", help="one scale for a layer's weights, not one per channel")
+    quantize.add_argument("--bias-correction", action="store_true", help="put what rounding does to means into biases")
+    quantize.add_argument("--equalize", action="store_true", help="even out channels between layers first")
+    quantize.add_argument("--keep", action="append", metavar="NAME", default=[], help="a layer (or pattern) that stays float")
+    quantize.add_argument("--measure", action="store_true", help="keep layers in floats that measure no faster in integers")
+
+    prune = add(
+        "prune",
+        "a model in, the model with fewer weights and a report of its layers out",
+        "cli_prune:prune_command",
+        description="Makes zeros of the weights that count least, or takes whole channels out.\n\n" + _MODEL_HELP,
+    )
+    compiling(prune)
+    prune.add_argument("--ratio", type=float, metavar="R", help="the share of weights (or channels) that goes, between 0 and 1")
+    prune.add_argument(
+        "--pattern", metavar="P", default="unstructured", help="unstructured, 2:4, 'block 1x16', channels, heads, layers"
+    )
+    prune.add_argument(
+        "--criterion", choices=("magnitude", "normalised", "random"), default="magnitude", help="default magnitude"
+    )
+    prune.add_argument("--scope", choices=("layer", "global"), default="layer", help="the same share of each, or all compete")
+    prune.add_argument(
+        "--layer", action="append", metavar="NAME", default=[], help="a layer (or pattern) to prune (default: all)"
+    )
+    prune.add_argument("--exclude", action="append", metavar="NAME", default=[], help="a layer (or pattern) that stays whole")
+    prune.add_argument("--dense", action="store_true", help="no sparse kernels, whatever they measure")
+    prune.add_argument("--seed", type=_natural, default=0, metavar="N", help="for --criterion random (default 0)")
+    prune.add_argument("-o", "--output", metavar="FILE", help="write the model: .onnx (with zeros in it, or smaller) or .tw")
+    prune.add_argument("--report", metavar="FILE", help="write the report: .json")
+
     bench = commands.add_parser("bench", help="measure kernels, models, training steps and compile times, beside the peers")
     kinds = bench.add_subparsers(title="what to measure", metavar="WHAT", required=True)
     kernels = add(
@@ -235,10 +282,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernels.add_argument("--target", metavar="ROW", help="target row to generate for (default: this machine)")
     kernels.add_argument("--threads", type=_count, metavar="N", help="most threads to use")
+    kernels.add_argument("--precision", choices=("f32", "int8"), help="int8: layers of bytes, u8 by i8 to u8 (default f32)")
     kernels.add_argument("--rowwise", action="store_true", help="softmax, layer norm and gelu against peers instead")
     kernels.add_argument("--quick", action="store_true", help="fewer repetitions")
     for name, said, names in (
         ("inference", "models and single operations against whichever peers are installed", "resnet50, op, ..., or one: mlp_b1"),
+        ("int8", "networks of 8-bit integers against ONNX Runtime, OpenVINO and our f32", "resnet50, bert, mlp, ..."),
         ("training", "whole training steps against whichever peers are installed", "mlp_b64, cifar_b64, bilstm_b32, ..."),
         ("compile", "compile times beside the peers', cold and from the cache; by number of nodes", "resnet50_b1, nodes, ..."),
         ("onnx", "ONNX models of packages (examples/fetch_onnx.py) and light models against ONNX Runtime", "silero, light, ..."),
@@ -250,9 +299,16 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--quick", action="store_true", help="fewer repetitions")
         if name in ("inference", "compile", "onnx"):
             kind.add_argument("--markdown", metavar="FILE", help="write the tables here")
+        if name == "int8":
+            kind.add_argument("--folder", metavar="DIR", help="keep the quantised models here, and take those that are there")
         if name == "inference":
             kind.add_argument("--precision", choices=("f32", "bf16"), help="bf16: ours and the peers that compute in it")
             kind.add_argument("--chart", metavar="FILE", help="draw the ratios: .png or .svg (needs matplotlib)")
+
+    sparse = add("sparse", "sparse kernels and pruned models beside dense ones", "cli_bench:sparse_command", into=kinds)
+    sparse.add_argument("--models", metavar="A,B", help="parts of layer names: gemm, 1x1, 64-256, ... (default: all)")
+    sparse.add_argument("--threads", type=_count, metavar="N", help="threads of both (default: all)")
+    sparse.add_argument("--quick", action="store_true", help="fewer repetitions")
 
     doctor = add(
         "doctor",

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .ir.dtypes import f32, i8
 from .ir.errors import RuntimeUnavailableError
 from .runtime.threads import available
 
@@ -24,8 +25,13 @@ def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
     from .benchmarks import kernels, winograd_kernels
     from .runtime.host import resolve
 
-    found: list[dict[str, Any]] = kernels.run(sorted({1, count}), args.target or "host", seconds=0.1 if args.quick else 0.4)
+    dtype = i8 if args.precision == "int8" else f32
+    found: list[dict[str, Any]] = kernels.run(
+        sorted({1, count}), args.target or "host", seconds=0.1 if args.quick else 0.4, dtype=dtype
+    )
     print(kernels.table(found))
+    if dtype is i8:
+        return {"machine": kernels.machine(), "rows": found}
     target = resolve(args.target or "host")
     effective = winograd_kernels.run(sorted({1, count}), target, seconds=0.1 if args.quick else 0.4)
     if effective:
@@ -69,6 +75,28 @@ def inference_command(args: argparse.Namespace) -> dict[str, Any]:
     if picture:
         report.chart(found, picture)
     compared.judge(found)
+    return found
+
+
+def int8_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Networks of 8-bit integers against peers and our own f32; the figures. Raises BenchmarkError if a network failed or was
+    wrong."""
+    _there("int8")
+    from .benchmarks import int8
+
+    compared = int8.comparison(Path(args.folder) if args.folder else None)
+    found = compared.run(args.models, args.peers, args.threads, args.quick)
+    compared.judge(found)
+    return found
+
+
+def sparse_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Sparse kernels and a ResNet-18 without half its channels beside our dense ones, and the break-even share of zeros."""
+    _there("sparse")
+    from .benchmarks import sparse
+
+    found = sparse.run(args.threads or available(), args.quick, [n for n in (args.models or "").split(",") if n])
+    print(sparse.table(found))
     return found
 
 

@@ -301,7 +301,7 @@ def arguments(exe: Executable, files: Sequence[str], sizes: Mapping[str, int], s
     if files:
         if len(files) != len(exe.arguments):
             raise InputError(f"the model takes {len(exe.arguments)} inputs, --input was given {len(files)} times")
-        return [_read_array(f) for f in files]
+        return [read_array(f) for f in files]
     _all_sizes(exe, sizes)
     rng = np.random.default_rng(seed)
     return [random_array(rng, t.with_sizes(sizes)) for _, t in exe.arguments]
@@ -312,7 +312,8 @@ def _why(error: Exception) -> str:
     return "it is no such file, or it holds Python objects" if "pickle" in str(error) else str(error)
 
 
-def _read_array(path: str) -> Array:
+def read_array(path: str) -> Array:
+    """The array of a .npy file. Raises InputError for other files."""
     try:
         found = np.load(path, allow_pickle=False)
     except _UNREADABLE as error:

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorwright.benchmarks.peers import COMPILE_ONLY, PEERS, Entry, Task
+from tensorwright.benchmarks.peers import ASIDE, COMPILE_ONLY, PEERS, Entry, Task
 from tensorwright.benchmarks.serving import memory, serve
 
 
 def main(words: list[str]) -> None:
     _, contestant, name, folder, precision, count = words
     task = Task(name, Path(folder), int(count), precision)
-    peer = {**PEERS, **COMPILE_ONLY}[contestant]
+    peer = {**PEERS, **ASIDE, **COMPILE_ONLY}[contestant]
     entries: list[Entry] = []
 
     def make() -> tuple[Any, dict[str, Any]]:

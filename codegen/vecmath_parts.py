@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from ..ir.dtypes import DType, f32, f64, i32, i64
-from ..ir.expr import Expr, bitcast, const, unary
+from ..ir.expr import Expr, bitcast, cast, const, unary
 
 
 def number(value: float, like: Expr) -> Expr:
@@ -64,6 +64,14 @@ def scale_steps(e: Expr) -> Expr:
     half = (k << integer(mantissa - 1, n)) & integer(-(1 << mantissa), n)
     one = integer(bias << mantissa, n)
     return x * bitcast(half + one, x.dtype) * bitcast((k << integer(mantissa, n)) - half + one, x.dtype)
+
+
+def four_bits_steps(e: Expr, *, looked_up: bool) -> Expr:
+    """`four_bits` by a look-up among sixteen floats, or by two shifts and a conversion."""
+    (x,) = e.args
+    if looked_up:
+        return table((*map(float, range(8)), *map(float, range(-8, 0))), x)
+    return cast((x << integer(28, x)) >> integer(28, x), f32)
 
 
 def table(entries: Sequence[float | int], index: Expr, dtype: DType = f32) -> Expr:

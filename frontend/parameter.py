@@ -23,10 +23,12 @@ class Parameter(Tensor):
     """An array that training changes. Inside a trace it is a Tensor whose value is an input of the graph.
 
     `data` is the array; assigning to it checks shape and dtype. With `requires_grad=False` optimisers leave it alone.
+    Where it has a `mask` (set by `tw.prune`), training steps keep at zero what the mask leaves out.
     """
 
-    __slots__ = ("_data", "requires_grad")
+    __slots__ = ("_data", "_mask", "requires_grad")
     _data: Array
+    _mask: Array | None
     requires_grad: bool
     is_buffer = False
 
@@ -37,6 +39,25 @@ class Parameter(Tensor):
         as_dtype(array.dtype)
         self._data = np.array(array, order="C", copy=True)
         self.requires_grad = requires_grad
+        self._mask = None
+
+    @property
+    def mask(self) -> Array | None:
+        """Which elements may differ from zero, an array of bool; None where all may. Assigning one puts zeros at once."""
+        return self._mask
+
+    @mask.setter
+    def mask(self, value: Any) -> None:
+        if value is None:
+            self._mask = None
+            return
+        mask = np.array(value, order="C", copy=True)
+        if mask.shape != self._data.shape or mask.dtype != np.bool_:
+            raise ShapeError(
+                f"the mask of a parameter {self.type} is an array of bool of that shape, not {mask.dtype}{mask.shape}"
+            )
+        self._mask = mask
+        self._data[~mask] = 0
 
     @property
     def node(self) -> Node:
@@ -67,6 +88,10 @@ class Parameter(Tensor):
         if not np.can_cast(array.dtype, self._data.dtype, "same_kind"):
             raise DTypeError(f"the parameter has dtype {self._data.dtype}, the new value {array.dtype}; convert it first")
         self._data = np.array(array, dtype=self._data.dtype, order="C", copy=True)
+
+    def resize(self, value: Any) -> None:
+        """Gives it an array of another shape, in its dtype: what is traced from now on has it. It loses its mask."""
+        self._data, self._mask = np.array(value, dtype=self._data.dtype, order="C", copy=True), None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.type})"

@@ -52,7 +52,7 @@ class TracedStep:
     graph       inputs: `state`, then `learning_rate` (f32 scalar), then `batch`; outputs: the first `updated` states, `results`
     state       initial arrays by input name, in input order: trainable parameters (by path), optimiser state
                 ('optimizer.m.fc.weight'), averaged weights ('ema.weights.fc.weight'), running statistics, 'rng' (u64) if
-                random numbers are drawn, and last what is only read (frozen parameters)
+                random numbers are drawn, and last what is only read (frozen parameters, masks: 'mask.fc.weight')
     updated     how many of the states have a new value among the outputs; output i is an alias of input i
     batch       names of the batch inputs: the model's arguments, the target's leaves, 'sample_weight' if asked for
     results     names of the outputs after the states: 'loss', each metric's name, 'penalty' with regularizers, 'finite'
@@ -186,10 +186,14 @@ def training_step(
             grads = clip_by_global_norm(grads, clip_global_norm, length)
         current = {path: wrap(p.node) for path, p in trainable.items()}
         new, new_state = optimizer.update(current, grads, rule.values(), wrap(rate))
+        masks = _masks(t, initial, trainable)
+        new = {**new, **_masked(new, masks)}
         changed: dict[str, Value] = {t.name_of(p): new[path] for path, p in trainable.items()}
         changed |= rule.changed(new_state, f"{type(optimizer).__name__}.update")
         if average is not None and averaged is not None:
-            changed |= averaged.changed(average.update(new, averaged.values()), "EMA.update")
+            moved = average.update(new, averaged.values())
+            moved["weights"] = {**moved["weights"], **_masked(moved["weights"], masks)}
+            changed |= averaged.changed(moved, "EMA.update")
         changed |= {n: wrap(t.updates[n]) for n in _in_order(t, t.updates)}
         random_name = str(t.key.attrs["name"])
         if next_key is not None:
@@ -251,6 +255,22 @@ class _States:
         """Input names by the keys of one part of the state, a dict."""
         named = tree.unflatten(self.structure, [str(n.attrs["name"]) for n in self.nodes])
         return dict(named[part])
+
+
+def _masks(t: Trace, initial: dict[str, Array], trainable: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    """The masks of parameters that have one, by path: states that a step reads, and a caller may change between steps."""
+    found: dict[str, Tensor] = {}
+    for path, p in trainable.items():
+        if p.mask is not None:
+            node = _state(t, f"mask.{path}", p.mask)
+            initial[str(node.attrs["name"])] = p.mask
+            found[path] = wrap(node)
+    return found
+
+
+def _masked(values: Mapping[str, Value], masks: Mapping[str, Tensor]) -> dict[str, Value]:
+    """The values that have a mask, zero where it says so."""
+    return {path: where(mask, values[path], 0.0) for path, mask in masks.items()}
 
 
 def _scalar(value: Any, what: str = "the loss") -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .dims import as_int, product
 from .expr import Expr, postorder, var
 from .graph import Graph, Node
-from .lowering import Branch, Contract, Decompose, Loop, Map, Reduce, Scan, Scatter, Sort, Structural, View, While
+from .lowering import Branch, Coded, Contract, Decompose, Loop, Map, Reduce, Scan, Scatter, Sort, Sparse, Structural, View, While
 from .op import Trait
 from .types import TupleType
 
@@ -86,7 +86,7 @@ def _between(roots: tuple[Node, ...], stops: tuple[Node, ...]) -> list[Node]:
     return list(found)
 
 
-def _flops(node: Node, low: Map | Reduce | Scan | Scatter | Sort | Contract) -> int:
+def _flops(node: Node, low: Map | Reduce | Scan | Scatter | Sort | Sparse | Coded | Contract) -> int:
     size = as_int(product(node.shape))
 
     def load(k: int, index: object, mask: Expr | None = None) -> Expr:
@@ -108,6 +108,10 @@ def _flops(node: Node, low: Map | Reduce | Scan | Scatter | Sort | Contract) -> 
         case Sort():  # comparisons of a merge sort
             n = as_int(product(node.inputs[0].shape))
             return n * max(1, as_int(low.count).bit_length())
+        case Sparse():
+            return 2 * as_int(product(node.inputs[0].shape[:-1])) * as_int(product(node.inputs[1].shape))
+        case Coded():
+            return 2 * size * as_int(node.inputs[0].shape[-1])
         case Scatter(extents, _, value):
             return as_int(product(extents)) * (1 + _arithmetic(value(indices(len(extents), "u"), load)))
 

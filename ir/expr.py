@@ -19,6 +19,8 @@ Operations (`op`), with `a`, `b`, `c` the args:
     cast                      to `dtype`; float to int saturates and NaN gives 0; int to narrower int wraps
     bitcast                   same bits, other dtype of the same size
     ramp                      a, a + 1, ... a + lanes - 1           broadcast   a in every lane
+    lane_xor                  a in the lane of the warp (GPU) whose number differs in the bits of attr: 1, 2, 4, 8 or 16
+    four_bits                 the number that the lowest four bits of an i32 stand for, as f32
     shuffle                   lanes of two vectors, of as many lanes as one of them; attr: which (`picks`)
     reduce_add reduce_mul reduce_max reduce_min                   vector -> scalar, in a fixed halving tree; attr of the latter
                               two may be "forgets": if a lane is NaN, any of the others may come out
@@ -35,7 +37,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from .dims import Dim, DimExpr, Symbol
-from .dtypes import DType, as_dtype, bool_, f32, i64
+from .dtypes import DType, as_dtype, bool_, f32, i32, i64
 from .errors import DTypeError
 
 BINARY: Final = frozenset({"add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "and", "or", "xor", "shl", "shr", "pow"})
@@ -47,8 +49,8 @@ SIZE: Final = "size."  # what the variable of a named size is called by: 'size.N
 BYTE_FACTORS: Final = ("u8i8", "i8u8", "i8i8", "u8u8")
 INTEGER_FACTORS: Final = (*BYTE_FACTORS, "i16")
 SHUFFLES: Final = ("low", "high", "even", "odd")
-MOVES: Final = frozenset({"cast", "bitcast", "ramp", "broadcast", "shuffle"})
-OPS: Final = BINARY | COMPARE | UNARY | REDUCE | MOVES | {"const", "var", "load", "fma", "select"}
+MOVES: Final = frozenset({"cast", "bitcast", "ramp", "broadcast", "shuffle", "four_bits"})
+OPS: Final = BINARY | COMPARE | UNARY | REDUCE | MOVES | {"const", "var", "load", "fma", "select", "lane_xor"}
 
 _interned: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
 _known: Final[Callable[[tuple[object, ...]], Callable[[], Expr | None] | None]] = vars(_interned)["data"].get
@@ -407,6 +409,20 @@ def broadcast(a: Expr, lanes: int) -> Expr:
     if a.is_const:
         return const(a.attr, a.dtype, lanes)
     return Expr("broadcast", (a,), a.dtype, lanes)
+
+
+def lane_xor(a: Expr, distance: int) -> Expr:
+    """The value of the lane `distance` (a power of two below 32) away in the warp: all its lanes must evaluate it."""
+    if distance not in (1, 2, 4, 8, 16) or a.lanes != 1:
+        raise DTypeError(f"lane_xor of {a.lanes} lanes at distance {distance}; it takes a scalar and 1, 2, 4, 8 or 16")
+    return Expr("lane_xor", (a,), a.dtype, 1, distance)
+
+
+def four_bits(a: Expr) -> Expr:
+    """The number that the lowest four bits of an i32 stand for in two's complement, as f32."""
+    if a.dtype is not i32:
+        raise DTypeError(f"four bits are taken from an i32, not from {a.dtype}")
+    return Expr("four_bits", (a,), f32, a.lanes)
 
 
 def picks(pattern: str, lanes: int) -> tuple[int, ...]:

@@ -37,6 +37,10 @@ class Trait(Enum):
     RANDOM = auto()
     BARRIER = auto()  # keeps what is before and after apart (recompute, stop_gradient for the gradient pass)
     QUANTISABLE = auto()
+    QUANTIZE = auto()  # operands x, scale, zero point: the integers round(x / scale) + zero point, along the attribute `axis`
+    DEQUANTIZE = auto()  # operands x, scale, zero point: the numbers (x - zero point) * scale that integers stand for
+    BLOCKS = auto()  # operands q, scale: the numbers q * scale, a scale for each `block` elements along the attribute `axis`
+    ORDER = auto()  # f(op(x)) == op(f(x)) for every increasing f: it picks elements by their order alone (max)
     CONTROL = auto()  # runs Graphs among its attributes: a loop or a branch; passes run on these too
 
     # members are single objects: the identity is a hash, and traits are asked for some hundred thousand times a compile

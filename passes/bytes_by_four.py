@@ -35,8 +35,9 @@ def flip(x: Node) -> Node:
     return make("bit_cast", changed, source=x.dtype.name, to=to.name)
 
 
-def sums(b: Node, spec: Contraction) -> Node | None:
-    """For each element of C the sum of those of B that it meets, in C's shape; None where a summed axis is A's alone."""
+def thin_sums(b: Node, spec: Contraction) -> Node | None:
+    """For each element of C the sum of those of B that it meets, in C's rank with size 1 where it does not vary; None where a
+    summed axis is A's alone."""
     own = {name for m in spec.b for name, _ in m.terms}
     k = spec.of_kind("k")
     if not k or any(x.name not in own for x in k):
@@ -50,8 +51,14 @@ def sums(b: Node, spec: Contraction) -> Node | None:
     total = make("contract", ones, b, spec=normalised(alone))
     shape = tuple(spec.axis(m.terms[0][0]).extent for m in spec.c)
     thin = tuple(n if m in kept else 1 for m, n in zip(spec.c, shape, strict=True))
-    total = total if thin == total.shape else make("reshape", total, shape=thin)
-    return total if thin == shape else make("broadcast_to", total, shape=shape)
+    return total if thin == total.shape else make("reshape", total, shape=thin)
+
+
+def sums(b: Node, spec: Contraction) -> Node | None:
+    """`thin_sums` in C's shape."""
+    total = thin_sums(b, spec)
+    shape = tuple(spec.axis(m.terms[0][0]).extent for m in spec.c)
+    return total if total is None or total.shape == shape else make("broadcast_to", total, shape=shape)
 
 
 def _of_integers(node: Node, facts: Facts) -> Contraction | None:

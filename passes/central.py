@@ -1,8 +1,8 @@
 """Checks gradients against directional central differences, in f64.
 
 For y(x1, ..., xn) and a random direction v:  (y(x + h v) - y(x - h v)) / 2h  =  <dy/dx, v>  up to h^2.
-If they differ, the rule of every op between the xs and y is checked in the same way on its own, and the first that fails is
-to blame.
+What a `stop_gradient` gives counts as a constant. If they differ, the rule of every op between the xs and y is checked in the
+same way on its own, and the first that fails is to blame.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ def _check_one(p: Pass, before: Graph, g: Node, arrays: Sequence[Array], ctx: Co
     new_y, new_xs = both.outputs[0], both.outputs[1 : 1 + len(xs)]
     points, gradients = values[1 : 1 + len(xs)], values[1 + len(xs) :]
     variables = [input_node(f"__x{k}", x.tensor) for k, x in enumerate(new_xs)]
-    replaced = rebuild([new_y], dict(zip(new_xs, variables, strict=True)))
-    forward = Graph((*before.inputs, *variables), replaced)
+    stopped = [n for n in postorder([new_y]) if _stops(n)]
+    held = run(Graph(both.inputs, tuple(stopped), tuple(f"v{k}" for k in range(len(stopped)))), arrays, f64) if stopped else []
+    constants = [input_node(f"__s{k}", n.tensor) for k, n in enumerate(stopped)]
+    replaced = rebuild([new_y], {**dict(zip(stopped, constants, strict=True)), **dict(zip(new_xs, variables, strict=True))})
+    forward = Graph((*before.inputs, *variables, *constants), replaced)
     rng = np.random.default_rng(seed)
     directions = [rng.normal(size=x.shape) for x in points]
     groups = [[k] for k in range(len(xs))] if len(xs) <= EACH else [list(range(len(xs)))]
@@ -78,7 +81,7 @@ def _check_one(p: Pass, before: Graph, g: Node, arrays: Sequence[Array], ctx: Co
         ends = []
         for sign in (1, -1):
             moved = [x + (sign * STEP * directions[k] if k in group else 0) for k, x in enumerate(points)]
-            ends.append(float(execute(forward, [*arrays, *moved], f64)[0]))
+            ends.append(float(execute(forward, [*arrays, *moved, *held], f64)[0]))
         if not np.isfinite(ends).all() or not np.isfinite(expected):
             continue  # no derivative at this point; the other draw is positive
         found = (ends[0] - ends[1]) / (2 * STEP)
@@ -92,6 +95,13 @@ def _check_one(p: Pass, before: Graph, g: Node, arrays: Sequence[Array], ctx: Co
             rule, node, repro = _blame(before, both, new_y, new_xs, arrays, seed)
             raise GradientMismatch(what, rule, node if node is not None else g, repro)
     return gradients
+
+
+def _stops(node: Node) -> bool:
+    """Whether it lets no gradient through on purpose: a constant to whoever asks for a derivative."""
+    if not (node.op.has(Trait.BARRIER) and len(node.inputs) == 1) or isinstance(node.op.grad, NotDifferentiable):
+        return False
+    return node.tensor.dtype.is_float and all(part is None for part in node.op.grad(node, (node,)))
 
 
 def _check_use(before: Graph, after: Graph, known: dict[Node, list[Array]], arrays: Sequence[Array]) -> None:
@@ -125,6 +135,8 @@ def _blame(
             matters.add(n)
         if n in sources or n not in matters or isinstance(n.op.grad, NotDifferentiable) or isinstance(n.type, TupleType):
             continue
+        if not n.dtype.is_float:
+            continue  # a comparison: it has no slope
         operands = [values[i] for i in n.inputs]
         if any(isinstance(v, tuple) for v in operands) or any(isinstance(i.type, TupleType) for i in n.inputs):
             continue

@@ -156,7 +156,7 @@ def move_b(node: Node, facts: Facts) -> Outcome:
     return _fold_operand(node, facts, 1)
 
 
-def _segments(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int], list[int]]] | None:
+def segments(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int], list[int]]] | None:
     """The smallest runs of dimensions of two shapes that hold the same elements; None for symbolic or empty shapes."""
     if not all(isinstance(d, int) and d > 0 for d in (*old, *new)):
         return None
@@ -183,13 +183,13 @@ def reshaped(spec: Contraction, which: str, old: Sequence[Dim], new: Sequence[Di
     """The spec with operand `which` ('a', 'b' or 'c') under another shape: an axis that is one dimension splits where the
     dimension does, dimensions that merge have one index. None where an index that is no plain axis would have to split, or a
     dimension of C would not be one axis."""
-    segments = _segments(old, new)
-    if segments is None:
+    runs = segments(old, new)
+    if runs is None:
         return None
     index = getattr(spec, which)
     split: dict[str, list[Axis]] = {}
     result: list[Affine | None] = [None] * len(new)
-    for left, right in segments:
+    for left, right in runs:
         if len(left) == 1 and len(right) == 1:
             result[right[0]] = index[left[0]]
         elif len(right) <= 1:
@@ -405,6 +405,12 @@ class _Progress:
         return measure(after) < measure(before)
 
 
+def merged_groups_apart(graph: Graph, ctx: Context) -> Graph:
+    """The graph after `groups_apart`."""
+    groups = any(len(n.shape) > 2 and _grouped(n, ctx.facts) for n in graph.nodes() if spec_of(n, ctx.facts) is not None)
+    return apply_rules(graph, (groups_apart,), ctx, _Progress()) if groups else graph
+
+
 @dataclass(frozen=True)
 class ContractForm(Pass):
     """One form for all contractions, with transposes folded into index maps."""
@@ -421,5 +427,4 @@ class ContractForm(Pass):
         uses = use_counts(graph)
         products = _about_weights(fixed, uses)
         graph = apply_rules(graph, (*products, *operands), ctx, _Progress(), uses)
-        groups = any(len(n.shape) > 2 and _grouped(n, ctx.facts) for n in graph.nodes() if spec_of(n, ctx.facts) is not None)
-        return apply_rules(graph, (groups_apart,), ctx, _Progress()) if groups else graph
+        return merged_groups_apart(graph, ctx)

@@ -3,8 +3,9 @@
     contract(pad(x), k; y[n, i, j, g] = sum over h, w of x[n, i*s + h*d + c, j*s' + w*d' + c', g] * k[g, h, w])
         ->  depthwise(x, k' [h, w, g])
 
-The padding becomes pixels that are known to be 0, so that no padded copy is made. k' is a small movement of weights, which the
-prepare graph does once in inference. A dimension of x or y that stands elsewhere is transposed.
+The padding becomes pixels of a known value, so that no padded copy is made; a cast from bytes is left to the op, which reads the
+bytes. k' is a small movement of weights, which the prepare graph does once in inference. A dimension of x or y that stands
+elsewhere is transposed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import ClassVar
 
 from ..ir.contraction import Affine, Axis, Contraction
 from ..ir.dims import as_int
-from ..ir.dtypes import f32, f64
+from ..ir.dtypes import f32, f64, i8, u8
 from ..ir.graph import Graph, Node
 from ..ir.op import Trait, make
 from .contract import Context, Pass
@@ -70,15 +71,20 @@ def _line(index: Affine, spec: Contraction) -> _Line | None:
     return _Line(out, tap, stride, dilation, index.constant)
 
 
-def _unpadded(x: Node, facts: Facts) -> tuple[Node, tuple[int, ...]]:
-    """What a padding with zeros pads, and how many elements it puts before each dimension."""
+def _unpadded(x: Node, facts: Facts) -> tuple[Node, tuple[int, ...], float]:
+    """What a padding pads, how many elements it puts before each dimension, and of which value; of an image of bytes under the
+    cast to f32, if it is one. (A padding with -0 is left alone: the sum of nothing but outside is 0.)"""
+    scalar = facts.scalar(x) if x.inputs else None
+    if scalar is not None and scalar.op == "cast" and x.inputs[0].dtype in (i8, u8):
+        x = x.inputs[0]
     attrs = x.attrs
-    nothing = (x, (0,) * len(x.shape))
+    nothing = (x, (0,) * len(x.shape), 0.0)
     if not (x.inputs and x.op.has(Trait.MOVEMENT) and {"low", "high", "interior", "value"} <= set(attrs)):
         return nothing
-    zero = attrs["value"] == 0 and math.copysign(1.0, attrs["value"]) > 0
-    plain = zero and not any(attrs["interior"]) and all(isinstance(n, int) for n in attrs["low"])
-    return (x.inputs[0], tuple(as_int(n) for n in attrs["low"])) if plain else nothing
+    value = float(attrs["value"])
+    whole = x.dtype in (i8, u8) or (value == 0 and math.copysign(1.0, value) > 0)
+    plain = whole and not any(attrs["interior"]) and all(isinstance(n, int) for n in attrs["low"])
+    return (x.inputs[0], tuple(as_int(n) for n in attrs["low"]), value) if plain else nothing
 
 
 def _transposed(x: Node, order: Sequence[int]) -> Node:
@@ -99,7 +105,7 @@ def to_depthwise(node: Node, facts: Facts) -> Outcome:
     if len(channels) != 1 or any(x.extent != 1 for x in spec.of_kind("n")):
         return Miss("not each channel for itself", node)
     (g,) = channels
-    x, low = _unpadded(node.inputs[0], facts)
+    x, low, fill = _unpadded(node.inputs[0], facts)
     lines = [_line(m, spec) for m in spec.a]
     at = [d for d, m in enumerate(spec.a) if _terms(m, spec) == [(g, 1)] and m.constant == low[d] == 0]
     if len(at) != 1 or x.shape[at[0]] != g.extent:
@@ -138,6 +144,7 @@ def to_depthwise(node: Node, facts: Facts) -> Outcome:
         stride=(rows.stride, columns.stride),
         dilation=(rows.dilation, columns.dilation),
         origin=(rows.origin - low[order[1]], columns.origin - low[order[2]]),
+        fill=fill,
     )
     if [a.name for a in result] != [a.name for a in made]:
         y = make("reshape", y, shape=tuple(a.extent for a in made))

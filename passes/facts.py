@@ -16,7 +16,23 @@ from ..ir.dtypes import DType
 from ..ir.errors import ShapeError
 from ..ir.expr import Expr, ExprLike, lift, load, postorder, var
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Branch, Contract, Decompose, Loop, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View, While
+from ..ir.lowering import (
+    Branch,
+    Coded,
+    Contract,
+    Decompose,
+    Loop,
+    Lowering,
+    Map,
+    Reduce,
+    Scan,
+    Scatter,
+    Sort,
+    Sparse,
+    Structural,
+    View,
+    While,
+)
 from ..ir.op import Trait, make
 from ..ir.ops.structural import CONSTANT, FUSED, GET, INPUT
 from ..ir.types import TupleType
@@ -247,7 +263,8 @@ class Facts:
 
 
 _WORDS: Final = (
-    (Map, "map"), (Reduce, "reduce"), (Scan, "scan"), (Scatter, "scatter"), (Sort, "sort"), (View, "view"),
+    (Map, "map"), (Reduce, "reduce"), (Scan, "scan"), (Scatter, "scatter"), (Sort, "sort"), (Sparse, "sparse"), (Coded, "coded"),
+    (View, "view"),
     (Contract, "contract"), (Decompose, "decompose"), (Loop, "control"), (Branch, "control"), (While, "control"),
     (Structural, "other"),
 )  # fmt: skip

@@ -27,18 +27,18 @@ from .rewrite import Miss, Outcome, Rule, apply_rules, rule_on, use_counts
 
 
 @dataclass(frozen=True)
-class _Vector:
+class Vector:
     """A value that is constant but along one dimension of the result (None: along all): `node` is 1-d, or 0-d."""
 
     node: Node
     dimension: int | None
 
 
-def _vector(t: Node, fixed: Mapping[Node, bool], facts: Facts) -> _Vector | None:
+def vector_of(t: Node, fixed: Mapping[Node, bool], facts: Facts) -> Vector | None:
     """t as a vector along one of its dimensions, if it is a broadcast of weights or constants that is one."""
     scalar = facts.uniform(t)
     if scalar is not None:
-        return _Vector(scalar, None)
+        return Vector(scalar, None)
     if t not in fixed:
         return None
     index: IndexMap | None = None
@@ -50,24 +50,24 @@ def _vector(t: Node, fixed: Mapping[Node, bool], facts: Facts) -> _Vector | None
         return None
     used = [(d, i) for d, i in enumerate(index) if x.shape[d] != 1]
     if not used:
-        return _Vector(x if not x.shape else make("reshape", x, shape=()), None)
+        return Vector(x if not x.shape else make("reshape", x, shape=()), None)
     (d, term), *others = used
     if others or term.axis is None or term.coefficient != 1 or term.constant or t.shape[term.axis] != x.shape[d]:
         return None
-    return _Vector(x if len(x.shape) == 1 else make("reshape", x, shape=(x.shape[d],)), term.axis)
+    return Vector(x if len(x.shape) == 1 else make("reshape", x, shape=(x.shape[d],)), term.axis)
 
 
-def _combine(op: str, a: _Vector, b: _Vector) -> _Vector | None:
+def combine(op: str, a: Vector, b: Vector) -> Vector | None:
     """a op b, elementwise; None where they run along different dimensions."""
     if a.dimension is not None and b.dimension is not None and a.dimension != b.dimension:
         return None
     dimension = b.dimension if a.dimension is None else a.dimension
     shape = next((v.node.shape for v in (a, b) if v.dimension is not None), ())
     x, y = (v.node if v.node.shape == shape else make("broadcast_to", v.node, shape=shape) for v in (a, b))
-    return _Vector(make(op, x, y), dimension)
+    return Vector(make(op, x, y), dimension)
 
 
-def _spread(v: _Vector, like: Node) -> Node:
+def spread(v: Vector, like: Node) -> Node:
     """The vector broadcast to the shape of a node, along its dimension."""
     if v.dimension is None:
         return make("broadcast_to", v.node, shape=like.shape) if like.shape else v.node
@@ -76,30 +76,30 @@ def _spread(v: _Vector, like: Node) -> Node:
     return make("broadcast_to", x, shape=like.shape)
 
 
-def _scaled_weights(b: Node, spec: Contraction, v: _Vector) -> Node | None:
+def _scaled_weights(b: Node, spec: Contraction, v: Vector) -> Node | None:
     """B times the vector along the dimension of B that corresponds; None where there is none."""
     if v.dimension is None:
-        return make("mul", b, _spread(v, b))
+        return make("mul", b, spread(v, b))
     index = spec.c[v.dimension]
     if index.constant or not index.terms or any(spec.axis(name).kind not in ("n", "batch") for name, _ in index.terms):
         return None
     matching = [e for e, other in enumerate(spec.b) if other == index]
     if len(matching) != 1 or b.shape[matching[0]] != v.node.shape[0]:
         return None
-    return make("mul", b, _spread(replace(v, dimension=matching[0]), b))
+    return make("mul", b, spread(replace(v, dimension=matching[0]), b))
 
 
-def _shifted(u: Node, fixed: Mapping[Node, bool], facts: Facts) -> tuple[Node, _Vector | None] | None:
+def _shifted(u: Node, fixed: Mapping[Node, bool], facts: Facts) -> tuple[Node, Vector | None] | None:
     """u as (contraction, shift or None), if it is a contraction or one plus or minus a vector."""
     if spec_of(u, facts) is not None:
         return u, None
     kind = facts.form(u)
     if kind not in ("add", "sub") or spec_of(u.inputs[0], facts) is None:
         return None
-    v = _vector(u.inputs[1], fixed, facts)
+    v = vector_of(u.inputs[1], fixed, facts)
     if v is None:
         return None
-    return u.inputs[0], _Vector(make("neg", v.node), v.dimension) if kind == "sub" else v
+    return u.inputs[0], Vector(make("neg", v.node), v.dimension) if kind == "sub" else v
 
 
 def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
@@ -123,23 +123,23 @@ def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
             return Miss("B does not come from weights alone, or is packed", core)
         if uses[u] != 1 or uses[core] != 1:
             return Miss("the unscaled value is used elsewhere too", u)
-        scale = _vector(t, fixed, facts)
+        scale = vector_of(t, fixed, facts)
         if scale is None:
             return Miss("the scale is no vector of weights along one dimension", t)
         if kind == "div":
-            one = _Vector(constant(1.0, node.dtype), None)
-            scale = _combine("div", one, scale)
+            one = Vector(constant(1.0, node.dtype), None)
+            scale = combine("div", one, scale)
         b = None if scale is None else _scaled_weights(core.inputs[1], spec, scale)
         if scale is None or b is None:
             return Miss("the scale does not run along a dimension of B", t)
         new = generic(core, core.inputs[0], b, spec)
         if shift is None:
             return new
-        total = _combine("mul", shift, scale)
+        total = combine("mul", shift, scale)
         return (
             Miss("shift and scale run along different dimensions", node)
             if total is None
-            else make("add", new, _spread(total, node))
+            else make("add", new, spread(total, node))
         )
 
     @rule_on("add", "sub")
@@ -154,11 +154,11 @@ def _rules(fixed: Mapping[Node, bool], uses: Counter[Node]) -> tuple[Rule, ...]:
             return Miss("the left operand is no shifted contraction", u)
         if uses[u] != 1:
             return Miss("the sum before it is used elsewhere too", u)
-        second = _vector(t, fixed, facts)
-        total = None if second is None else _combine(kind, found[1], second)
+        second = vector_of(t, fixed, facts)
+        total = None if second is None else combine(kind, found[1], second)
         if total is None:
             return Miss("the shift is no vector of weights along the same dimension", t)
-        return make("add", found[0], _spread(total, node))
+        return make("add", found[0], spread(total, node))
 
     return (fold_scale, fold_shift)
 
@@ -188,12 +188,12 @@ class FoldAffine(Pass):
         if not given:
             return graph
         nodes = graph.nodes()
-        fixed = _Fixed(derived(nodes, given), nodes)
+        fixed = Fixed(derived(nodes, given), nodes)
         uses = use_counts(graph)
         return apply_rules(graph, _rules(fixed, uses), ctx, _nearer, uses)
 
 
-class _Fixed(dict[Node, bool]):
+class Fixed(dict[Node, bool]):
     """`derived`, extended on demand to nodes that the rules make. What depends on data is remembered too: otherwise each
     question would walk up to the inputs again."""
 

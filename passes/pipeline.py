@@ -12,6 +12,7 @@ from typing import Any, Final
 from ..ir.errors import AttributeValueError
 from ..ir.target import Target
 from .bytes_by_four import BytesByFour
+from .coded_weights import CodedWeights
 from .contract import Pass
 from .contract_form import ContractForm
 from .control import Control
@@ -22,6 +23,7 @@ from .fold_affine import FoldAffine
 from .fuse import Fuse
 from .gradient import Gradient
 from .hoist import Hoist
+from .integers import Integers
 from .layout import Layout
 from .mixed_precision import MixedPrecision
 from .pack_weights import PackWeights
@@ -30,6 +32,7 @@ from .simplify import Simplify
 from .sink import Sink
 from .slices import Slices
 from .strength import Strength
+from .weight_order import WeightOrder
 from .widen import Widen
 from .winograd import Winograd
 
@@ -55,6 +58,8 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
         Simplify(),  # ... and so are their identities and constants
         ContractForm(),  # one form for matmul and convolution, transposes inside index maps
         Simplify(),  # what those movements leave behind
+        Integers(),  # products have their one form, with no scales folded into weights that are integers
+        CodedWeights(),  # likewise; after it, these are no contractions any more
         FoldAffine(),  # scales by weights into weights: batch norm and its shift are gone where a convolution is before them
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
         Sink(),  # products are in their one form, and packing, which follows, sees the longer ones
@@ -83,6 +88,13 @@ def unsliced(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     return tuple(p for p in passes if not isinstance(p, Slices))
 
 
+def cuda(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The passes without those that suit layers to the registers and caches of a processor; weights are put in order in the
+    place of panels."""
+    chosen = [WeightOrder() if isinstance(p, PackWeights) else p for p in passes]
+    return tuple(p for p in chosen if not isinstance(p, BytesByFour | Slices | Winograd | Depthwise))
+
+
 def within(memory_budget: int) -> tuple[Pass, ...]:
     """What follows on the run graph, once what weights alone determine is split off: its memory is known only then."""
     return (Rematerialise(memory_budget),) if memory_budget else ()
@@ -92,6 +104,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
     p().name: p
     for p in (
         BytesByFour,
+        CodedWeights,
         Gradient,
         Control,
         DropMarks,
@@ -99,6 +112,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
         Sink,
         Slices,
         Hoist,
+        Integers,
         Layout,
         Decompose,
         Depthwise,
@@ -109,6 +123,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
         Fuse,
         MixedPrecision,
         Rematerialise,
+        WeightOrder,
         Widen,
         Winograd,
     )

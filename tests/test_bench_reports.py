@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from tensorwright import cli
-from tensorwright.benchmarks import compile_time, inference, report, roofline
+from tensorwright.benchmarks import compile_time, inference, int8, report, roofline
 from tensorwright.benchmarks.comparison import BenchmarkError, Comparison
 from tensorwright.benchmarks.contest import contestants, take_turns
 from tensorwright.benchmarks.installed import installed_bytes
@@ -49,6 +49,15 @@ def row(name: str = "mlp_b1", **changed: Any) -> dict[str, Any]:
 def compare(measure: Any, peers: dict[str, str] | None = None) -> Comparison:
     found = {"numpy": ""} if peers is None else peers
     return Comparison("test", None, ("a", "b", "c"), ("a", "b", "c"), lambda: found, measure, lambda r: "")
+
+
+def test_a_network_of_integers_is_remarked_beside_f32() -> None:
+    made = {"ratio_to_f32": 3.5, "f32_ms": 7.0, "gflops": 700.0, "fraction_of_peak": 0.75, "busy_elsewhere": 0.3}
+    text = int8.remark({**made, "out": {"openvino": "gone"}})
+    assert text == (
+        "3.50x of our f32 (7.000 ms)  700 GOP/s (75% of the integer peak)  0.30 cores busy elsewhere  openvino is out (gone)"
+    )
+    assert int8.match("mlp") == ["mlp_b64"] and int8.match("bert_b1") == ["bert_b1"] and not int8.match("gpt2")
 
 
 def test_a_wrong_contestant_is_out_before_anything_is_timed(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -510,6 +510,26 @@ class Trainer:
         self.model.load_state_dict(dict(weights), strict=False)
         self._steps.refresh(self.model)
 
+    def set_masks(self, masks: Mapping[str, Array]) -> None:
+        """Gives parameters of the model masks by path: what a mask leaves out is zero now, and stays so in every step.
+
+        Raises InputError for a path without parameter, and where the compiled step knows no mask of it: give parameters their
+        masks before the first fit (all true, if nothing is to go yet).
+        """
+        own, state = dict(self.model.named_parameters()), self._steps.state()
+        unknown = [path for path in masks if path not in own or (state and f"mask.{path}" not in state)]
+        if unknown:
+            raise InputError(f"the training step has no masks of {', '.join(unknown[:5])}: set them before the first fit")
+        values: dict[str, Array] = {}
+        for path, mask in masks.items():
+            own[path].mask = mask
+            values[f"mask.{path}"] = np.asarray(mask)
+            for name in (path, self._steps.averages.get(path, path)):
+                if name in state:
+                    values[name] = np.where(mask, state[name], np.zeros((), state[name].dtype))
+        if state:
+            self._steps.load(values)
+
     def averaged_weights(self) -> dict[str, Array]:
         """The moving averages of the weights (`ema`), buffers as they are; for `model.load_state_dict`.
 

@@ -23,7 +23,7 @@ COMPILERS = ("g++", "c++", "clang++")
 
 @dataclass(frozen=True)
 class Task:
-    """One workload as files in a folder (see `prepare.py`), for a number of threads and a precision ('f32' or 'bf16')."""
+    """One workload as files in a folder (see `prepare.py`), for a number of threads and a precision ('f32', 'bf16', 'int8')."""
 
     name: str
     folder: Path
@@ -41,8 +41,9 @@ class Task:
 
     @property
     def onnx(self) -> Path:
-        """The model as ONNX, opset 17, batch norm folded, weights as constants. Raises RuntimeError where there is none."""
-        path = self.folder / "model.onnx"
+        """The model as ONNX, opset 17, batch norm folded, weights as constants; in int8 with QDQ nodes. Raises RuntimeError where
+        there is none."""
+        path = self.folder / ("int8.onnx" if self.precision == "int8" else "model.onnx")
         if not path.exists():
             raise RuntimeError("there is no ONNX file of this model: PyTorch exports it, and is not installed")
         return path
@@ -150,9 +151,11 @@ def _no_recurrence(name: str) -> str:
 OURS = "tensorwright"
 OWN = ("tensorwright", "llvmlite", "cmeel-libomp", "numpy")
 PEERS: dict[str, Peer] = {
-    OURS: Peer("ours", ("tensorwright.driver",), precisions=("f32", "bf16"), distributions=OWN),
-    "onnxruntime": Peer("onnxruntime", ("onnxruntime",), distributions=("onnxruntime", "numpy")),
-    "openvino": Peer("openvino", ("openvino",), distributions=("openvino", "numpy")),
+    OURS: Peer("ours", ("tensorwright.driver",), precisions=("f32", "bf16", "int8"), distributions=OWN),
+    "onnxruntime": Peer(
+        "onnxruntime", ("onnxruntime",), precisions=("f32", "int8"), distributions=("onnxruntime", "numpy")
+    ),
+    "openvino": Peer("openvino", ("openvino",), precisions=("f32", "int8"), distributions=("openvino", "numpy")),
     "openvino_bf16": Peer("openvino", ("openvino",), precisions=("bf16",), distributions=("openvino", "numpy")),
     "torch": Peer("torch", ("torch",), distributions=("torch", "numpy")),
     "torch_channels_last": Peer("torch_channels_last", ("torch",), distributions=("torch", "numpy"), takes=_images),
@@ -164,6 +167,9 @@ PEERS: dict[str, Peer] = {
     "tvm": Peer("tvm", ("tvm", "onnx"), distributions=("apache-tvm", "apache-tvm-ffi", "numpy"), takes=_no_recurrence),
     "numpy": Peer("numpy", ("numpy",), distributions=("numpy",), takes=_plain),
 }  # fmt: skip
+# ours without Winograd's method, beside which integers are measured
+DIRECT = "tensorwright_direct"
+ASIDE: dict[str, Peer] = {DIRECT: Peer("ours_direct", ("tensorwright.driver",), distributions=OWN)}
 # compiles ahead of time into a file: it takes part where compile times are compared
 COMPILE_ONLY: dict[str, Peer] = {
     "iree": Peer("iree", ("iree.runtime", "iree.compiler"), distributions=("iree-base-compiler", "iree-base-runtime", "numpy")),

@@ -17,7 +17,10 @@ def enter(task: Task) -> Callable[[], Entry]:
     inputs = task.inputs()
 
     def build() -> Entry:
-        exe = tw.compile(module, *workload.arguments, threads=task.threads, precision=task.precision)
+        if task.precision == "int8":
+            exe = tw.compile(tw.onnx.Model(task.onnx), threads=task.threads)
+        else:
+            exe = tw.compile(module, *workload.arguments, threads=task.threads, precision=task.precision)
         kernels = exe.compiled.run.kernels
         facts = {
             "peak_bytes": exe.peak_bytes,

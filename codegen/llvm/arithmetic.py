@@ -86,7 +86,7 @@ class Arithmetic(FunctionText):
             if self.module.target.fma:  # every row with FMA converts halves in hardware (F16C, NEON)
                 return self.t(f"bitcast {h} {self.t(f'fptrunc {fl} {x} to {h}')} to {short}")
             return self._f16_bits(x, n)
-        if self.module.target.bf16 and n in (8, 16):
+        if self.module.is_x86 and self.module.target.bf16 and n in (8, 16):
             return self._native_bf16(x, n)
         return self._bf16_bits(x, n)
 
@@ -419,14 +419,34 @@ class Arithmetic(FunctionText):
         """f32 or f64 to an integer of 8 or 16 bits, by way of i32: LLVM would take the saturating conversion lane by lane."""
         here = element(source)
         v, w = vector(here, n), vector("i32", n)
-        low, high = (-(1 << (to.bits - 1)), (1 << (to.bits - 1)) - 1) if to.kind == "int" else (0, (1 << to.bits) - 1)
-        least, most = (literal(float(x), source, n) for x in (low, high))
-        x = self.choose(self.compare("fcmp ogt", here, n, a, least), here, n, a, least)  # a NaN becomes the least
-        x = self.choose(self.compare("fcmp olt", here, n, x, most), here, n, x, most)
-        whole = self.t(f"fptosi {v} {x} to {w}")
-        if low:
+        whole = self.t(f"fptosi {v} {self._within(source, to, n, a)} to {w}")
+        if to.kind == "int":
             whole = self.choose(self.compare("fcmp uno", here, n, a, a), "i32", n, literal(0, i32, n), whole)
         return self.t(f"trunc {w} {whole} to {vector(element(to), n)}")
+
+    def _within(self, source: DType, to: DType, n: int, a: str) -> str:
+        """A float no less than the least integer of a dtype, nor more than the largest; a NaN becomes the least."""
+        here = element(source)
+        low, high = (-(1 << (to.bits - 1)), (1 << (to.bits - 1)) - 1) if to.kind == "int" else (0, (1 << to.bits) - 1)
+        least, most = (literal(float(x), source, n) for x in (low, high))
+        x = self.choose(self.compare("fcmp ogt", here, n, a, least), here, n, a, least)
+        return self.choose(self.compare("fcmp olt", here, n, x, most), here, n, x, most)
+
+    def round_to_integer(self, source: DType, to: DType, n: int, a: str) -> str:
+        """cast{to}(round(a)) of f32 for integers of 8 or 16 bits: the conversion itself rounds half to even, and rounding changes
+        no order, so that what is within the limits may be rounded last."""
+        v, w = vector(element(source), n), vector("i32", n)
+        name = f"llvm.lrint.{suffix('i32', n)}.{suffix(element(source), n)}"
+        whole = self.call(name, w, [(v, self._within(source, to, n, a))])
+        if to.kind == "int":
+            whole = self.choose(self.compare("fcmp uno", element(source), n, a, a), "i32", n, literal(0, i32, n), whole)
+        return self.t(f"trunc {w} {whole} to {vector(element(to), n)}")
+
+    def through_bytes(self, source: DType, to: DType, n: int, a: str, whole: bool) -> str:
+        """cast{source}(cast{to}(a)) for an unsigned `to` of 8 or 16 bits: what is left of a, as a float. `whole`: a is rounded
+        already."""
+        v, x = vector(element(source), n), self._within(source, to, n, a)
+        return x if whole else self.call(f"llvm.trunc.{suffix(element(source), n)}", v, [(v, x)])
 
     def bitcast(self, source: DType, to: DType, n: int, a: str) -> str:
         bits = self.held_bits(source, a, n) if source in NARROW else a

@@ -7,9 +7,10 @@ from math import gcd
 from ...ir.dtypes import bool_, i64
 from ...ir.errors import CompileError
 from ...ir.expr import Expr, postorder, var
-from ..loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, expressions, statements
+from ..loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, Warp, expressions, statements
 from ..vectorize import vectorize_loop
 from .builder import ModuleText
+from .byte_stores import store_packed
 from .memory import Values
 from .types import element, literal, stored, suffix, vector
 
@@ -54,9 +55,13 @@ class KernelText(Values):
     def run(self, body: tuple[Stmt, ...]) -> None:
         """Emits a block; what it binds is forgotten at its end."""
         mark, known = self.mark(), set(self.registers)
-        for s in body:
-            self.statement(s)
+        at = 0
+        while at < len(body):
+            done = store_packed(self, body, at)
+            if not done:
+                self.statement(body[at])
             self.end_statement()
+            at += done or 1
         self.release(mark)
         for name in set(self.registers) - known:
             del self.registers[name]
@@ -194,7 +199,9 @@ class KernelText(Values):
         self.release(mark)
 
     def _stored_registers(self, body: tuple[Stmt, ...]) -> list[tuple[str, int]]:
-        names = dict.fromkeys(t.buffer.name for t in statements(body) if isinstance(t, Store) and t.buffer.scope == "register")
+        some = list(statements(body))
+        names = dict.fromkeys(t.buffer.name for t in some if isinstance(t, Store) and t.buffer.scope == "register")
+        names |= dict.fromkeys(t.places[0][0].name for t in some if isinstance(t, Warp) and t.places)
         return [(name, k) for name in names if name in self.registers for k in range(len(self.registers[name]))]
 
     def _slot_type(self, name: str) -> str:

@@ -11,7 +11,7 @@ from ...ir.expr import COMPARE, INTEGER_FACTORS, REDUCE, UNARY, Expr, picks
 from ..linear import Linear, free_variables, linear
 from ..loop_ir import LINE, Buffer
 from ..vecmath import expand
-from ..vecmath_parts import scale_steps
+from ..vecmath_parts import four_bits_steps, scale_steps
 from .arithmetic import Arithmetic
 from .builder import ModuleText
 from .types import NARROW, element, literal, stored, suffix, vector
@@ -87,7 +87,7 @@ class Values(Arithmetic):
     def known(self, e: Expr) -> int | None:
         """The value of an i64 or bool scalar that constants and unrolled variables fix, else None."""
         if e.is_const and e.lanes == 1:
-            return int(e.attr)
+            return None if e.dtype.is_float else int(e.attr)
         if e in self.constants:
             return self.constants[e]
         if e.lanes != 1 or (e.dtype is not i64 and e.dtype is not bool_) or e.op in ("var", "load", "cast") or not self.constants:
@@ -224,6 +224,9 @@ class Values(Arithmetic):
             return self._scale(e)
         if op == "table":
             return self._table(e)
+        if op == "four_bits":
+            looked_up = self.module.is_x86 and self.module.target.vector_bits >= 512 and n % 16 == 0
+            return self.value(four_bits_steps(e, looked_up=looked_up))
         args = [self.memo[a] for a in e.args]
         first = e.args[0]
         if op in COMPARE:
@@ -237,7 +240,7 @@ class Values(Arithmetic):
         if op == "select":
             return self.choose(args[0], element(d), n, args[1], args[2])
         if op == "cast":
-            return self.cast(first.dtype, d, n, args[0])
+            return self._narrowed(e) or self.cast(first.dtype, d, n, args[0])
         if op == "bitcast":
             return self.bitcast(first.dtype, d, n, args[0])
         if op == "ramp":
@@ -256,6 +259,19 @@ class Values(Arithmetic):
         if op in ("floordiv", "mod") and n == 1 and d is i64 and fixed is not None and fixed > 0 and self.is_natural(first):
             return self.t(f"{'udiv' if op == 'floordiv' else 'urem'} i64 {args[0]}, {fixed}")
         return self.binary(op, d, n, *args, first_const=first.is_const, second_const=fixed)
+
+    def _narrowed(self, e: Expr) -> str:
+        """A cast that is one with the operation under it: round and to bytes, or to bytes and back; "" for any other."""
+        first, n = e.args[0], e.lanes
+        inner = first.args[0] if first.args else first
+        x = self.memo.get(inner)
+        if n == 1 or x is None or inner.dtype is not f32 or self.module.target.sm:
+            return ""
+        if first.op == "round" and e.dtype.is_integer and e.dtype.bits in (8, 16):
+            return self.round_to_integer(f32, e.dtype, n, x)
+        if first.op == "cast" and e.dtype is f32 and first.dtype.kind == "uint" and first.dtype.bits in (8, 16):
+            return self.through_bytes(f32, first.dtype, n, x, inner.op == "round")
+        return ""
 
     def _to_line(self, b: Buffer) -> str:
         """How many elements lie before the first one whose address is a multiple of a line."""

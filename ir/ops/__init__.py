@@ -5,6 +5,7 @@ from . import (
     barriers,
     binary,
     bits,
+    coded,
     compare,
     contract,
     control,
@@ -13,6 +14,7 @@ from . import (
     indexing,
     matmul,
     movement,
+    multiply_add,
     order,
     pool,
     quantize,
@@ -20,6 +22,7 @@ from . import (
     reduce,
     resample,
     scatter,
+    sparse,
     structural,
     unary,
     winograd,
@@ -27,7 +30,7 @@ from . import (
 from .common import sample_node
 
 __all__ = [
-    "adaptive", "barriers", "binary", "bits", "compare", "contract", "control", "conv", "depthwise", "indexing", "matmul",
-    "movement", "order", "pool", "quantize", "random", "reduce", "resample", "sample_node", "scatter", "structural", "unary",
-    "winograd",
+    "adaptive", "barriers", "binary", "bits", "coded", "compare", "contract", "control", "conv", "depthwise", "indexing",
+    "matmul", "movement", "multiply_add", "order", "pool", "quantize", "random", "reduce", "resample", "sample_node",
+    "scatter", "sparse", "structural", "unary", "winograd",
 ]  # fmt: skip

@@ -1,6 +1,8 @@
 """Depthwise convolution, channels last: each channel has a kernel of its own, and no channel meets another.
 
-    y[n, i, j, c] = sum over h, w of  x[n, i*s + h*d + o, j*s' + w*d' + o', c] * k[h, w, c]      pixels outside the image are 0
+    y[n, i, j, c] = sum over h, w of  x[n, i*s + h*d + o, j*s' + w*d' + o', c] * k[h, w, c]   pixels outside are `fill`
+
+An image of bytes with a kernel of f32 is one of floats that are whole: they are converted where they are read.
 
 The origin (o, o') is the pixel of the first tap of the first output: minus the padding. The passes make this op of the
 contraction that a depthwise convolution or its input gradient is, once gradients are expanded: it has none of its own.
@@ -13,8 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..dtypes import f32, i8, u8
 from ..errors import AttributeValueError, ShapeError
-from ..expr import Expr, const
+from ..expr import Expr, cast, const, select
 from ..graph import Attrs, Node
 from ..lowering import Load, Reduce
 from ..op import REQUIRED, Array, NotDifferentiable, Op, Sample, Trait, register
@@ -31,8 +34,11 @@ def _ints(name: str, value: object) -> tuple[int, int]:
 
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     x, k = types
-    c.check_dtype("depthwise", types, 0, c.is_wide_float)
-    c.check_same("depthwise", [TensorType(t.dtype, ()) for t in types])
+    c.check_dtype("depthwise", types, 1, c.is_wide_float)
+    if not (k.dtype is f32 and x.dtype in (i8, u8)):
+        c.check_same("depthwise", [TensorType(t.dtype, ()) for t in types])
+    if not isinstance(attrs["fill"], float):
+        raise AttributeValueError(f"fill of depthwise is a float, not {attrs['fill']!r}")
     if x.rank != 4 or k.rank != 3 or k.shape[2] != x.shape[3]:
         raise ShapeError(
             f"depthwise takes x [n, height, width, C] and k [taps, taps, C], not {c.show(x.shape)} and {c.show(k.shape)}"
@@ -41,17 +47,17 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     for name in ("stride", "dilation"):
         c.check_ints("depthwise", name, attrs[name], 2, 1)
     _ints("origin", attrs["origin"])
-    return TensorType(x.dtype, (x.shape[0], *size, x.shape[3]))
+    return TensorType(k.dtype, (x.shape[0], *size, x.shape[3]))
 
 
 def _value(arrays: Sequence[Array], attrs: Attrs) -> Array:
     x, k = arrays
     size, stride, dilation, origin = (attrs[n] for n in ("size", "stride", "dilation", "origin"))
-    y = np.zeros((x.shape[0], *size, x.shape[3]), x.dtype)
+    y = np.zeros((x.shape[0], *size, x.shape[3]), k.dtype)
     with np.errstate(all="ignore"):
         for h in range(k.shape[0]):
             for w in range(k.shape[1]):
-                tap = np.zeros(y.shape, x.dtype)
+                tap = np.full(y.shape, attrs["fill"], k.dtype)
                 at = [np.arange(n) * s + t * d + o for n, s, t, d, o in zip(size, stride, (h, w), dilation, origin, strict=True)]
                 rows, columns = (np.flatnonzero((p >= 0) & (p < e)) for p, e in zip(at, x.shape[1:3], strict=True))
                 tap[:, rows[:, None], columns] = x[:, at[0][rows][:, None], at[1][columns]]
@@ -76,7 +82,11 @@ def _lower(node: Node) -> Reduce:
             if not isinstance(room, int) or room < 0:
                 inside.append(pixel < image[d])
             at.append(pixel)
-        return c.at(load, 0, (n, *at, channel), c.all_of(inside)) * load(1, (*r, channel))
+        mask = c.all_of(inside)
+        pixel = cast(c.at(load, 0, (n, *at, channel), mask), node.dtype)
+        if mask is not None and node.attrs["fill"]:
+            pixel = select(mask, pixel, const(node.attrs["fill"], node.dtype))
+        return pixel * load(1, (*r, channel))
 
     return Reduce("sum", taps, value, fused=True)
 
@@ -93,15 +103,21 @@ def _samples() -> list[Sample]:
         ((1, 3, 3, 5), (3, 3), {"size": (9, 10), "origin": (-7, 1)}),
         ((0, 4, 4, 8), (3, 3), {"size": (4, 4), "origin": (-1, -1)}),
     ]
-    return [
+    made = [
         Sample(
             c.uniform(x, (*k, x[3])), {"stride": (1, 1), "dilation": (1, 1), **attrs}, budget=5e-6, reason=REASON, gradient=False
         )
         for x, k, attrs in cases
     ]
+    for dtype, low, fill, (x, k, attrs) in ((u8, 0, 0.0, cases[0]), (u8, 0, 119.0, cases[1]), (i8, -128, -3.0, cases[2])):
+        draw = c.together(c.integers(x, low=low, high=low + 256, dtype=dtype), c.uniform((*k, x[3])))
+        made.append(Sample(draw, {**attrs, "fill": fill}, budget=5e-6, reason=REASON, gradient=False, label=f"{dtype} {fill}"))
+    return made
 
 
-_DEFAULTS: Final[dict[str, Any]] = {"size": REQUIRED, "origin": (0, 0), "stride": (1, 1), "dilation": (1, 1)}
+_DEFAULTS: Final[dict[str, Any]] = {
+    "size": REQUIRED, "origin": (0, 0), "stride": (1, 1), "dilation": (1, 1), "fill": 0.0,
+}  # fmt: skip
 
 depthwise = register(
     Op(
@@ -110,7 +126,8 @@ depthwise = register(
         reference=_value,
         lower=_lower,
         grad=NotDifferentiable("it stands for a depthwise convolution once gradients are expanded; differentiate conv2d"),
-        doc="Depthwise convolution of x [n, height, width, C] with k [taps, taps, C]: images of `size` from pixel `origin` on.",
+        doc="Depthwise convolution of x [n, height, width, C] with k [taps, taps, C]: images of `size` from pixel `origin` on, "
+        "of pixels `fill` outside.",
         arity=2,
         traits=frozenset({Trait.REDUCTION}),
         attrs=_DEFAULTS,

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..dims import Dim, Shape, as_int
-from ..dtypes import DType, f64, i32
+from ..dtypes import DType, as_dtype, f64, i8, i32, u8
 from ..errors import AttributeValueError, DTypeError, ShapeError
 from ..expr import Expr, cast, const, eq, lift, maximum, minimum, select
 from ..graph import Attrs, Node
@@ -135,13 +135,18 @@ def _masked(value: Expr, mask: Expr | None, other: float) -> Expr:
     return value if mask is None else select(mask, value, const(other, value.dtype))
 
 
+def _least(dtype: DType) -> float | int:
+    """What padding counts as for a maximum."""
+    return int(np.iinfo(dtype.numpy).min) if dtype.is_integer else float("-inf")
+
+
 def _lower_max(kind: str) -> Callable[[Node], Reduce]:
     def lower(node: Node) -> Reduce:
         w = _of(node)
 
         def value(idx: tuple[Expr, ...], r: tuple[Expr, ...], load: Load) -> Expr:
             index, mask = _pixel(w, idx, r)
-            return _masked(c.at(load, 0, index, mask), mask, float("-inf"))
+            return _masked(c.at(load, 0, index, mask), mask, _least(node.inputs[0].dtype))
 
         return Reduce(kind, w.kernel, value)
 
@@ -212,8 +217,9 @@ def _border(w: _Windows) -> tuple[tuple[int, int], ...]:
 
 def _max_value(arrays: Sequence[Array], attrs: Attrs) -> Array:
     w = _windows("max_pool2d", arrays[0].shape, attrs)
-    x = np.pad(arrays[0], _border(w), constant_values=-np.inf)
-    y = np.full(c.static(w.y_shape), -np.inf, x.dtype)
+    least = _least(as_dtype(arrays[0].dtype))
+    x = np.pad(arrays[0], _border(w), constant_values=least)
+    y = np.full(c.static(w.y_shape), least, x.dtype)
     for _, pixels in _taps(w):
         y = np.maximum(y, x[pixels])
     return y
@@ -321,7 +327,8 @@ def _check_count(op: str, attrs: Attrs) -> None:
 
 def _infer_forward(op: str, dtype: DType | None) -> c.Infer:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
-        c.check_dtype(op, types, 0, c.is_float)
+        if op != "max_pool2d" or types[0].dtype not in (u8, i8):
+            c.check_dtype(op, types, 0, c.is_float)
         _check_count(op, attrs)
         return TensorType(dtype or types[0].dtype, _windows(op, types[0].shape, attrs).y_shape)
 
@@ -417,7 +424,7 @@ def _forward(name: str, doc: str, value: Any, lower: Any, grad: Any, dtype: DTyp
             grad=grad,
             doc=doc,
             arity=1,
-            traits=frozenset({Trait.REDUCTION}),
+            traits=frozenset({Trait.REDUCTION, Trait.ORDER} if name == "max_pool2d" else {Trait.REDUCTION}),
             attrs={**_COMMON, **extra},
             to_layout=lambda node, layout: moved(node, layout, (0,)),
             onnx=onnx,
@@ -446,7 +453,7 @@ def _backward(name: str, doc: str, value: Any, lower: Any, grad: Any, arity: int
 
 
 max_pool2d = _forward(
-    "max_pool2d", "The largest element of each window; padding counts as -Inf; NaN if any is NaN.",
+    "max_pool2d", "The largest element of each window, also of 8-bit integers; padding counts as the least; NaN if any is NaN.",
     _max_value, _lower_max("max"), c.rule(_max_grad), onnx=("MaxPool", 12),
 )  # fmt: skip
 max_pool2d_index = _forward(

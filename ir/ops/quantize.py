@@ -168,7 +168,7 @@ quantize = register(
         doc="round(x / scale) + zero point, half to even, saturated to an integer dtype, NaN to 0; in f32 at least. "
         "Operands x, scale and zero point, the latter two numbers, or vectors along `axis`.",
         arity=3,
-        traits=frozenset({Trait.CHEAP}),
+        traits=frozenset({Trait.CHEAP, Trait.QUANTIZE}),
         attrs={"axis": None, "dtype": REQUIRED},
         transpose=_transpose,
         onnx=("QuantizeLinear", 13),
@@ -185,7 +185,7 @@ dequantize = register(
         doc="(x - zero point) * scale in the scale's dtype, computed in f32 at least. "
         "Operands x, scale and zero point, the latter two numbers, or vectors along `axis`.",
         arity=3,
-        traits=frozenset({Trait.CHEAP}),
+        traits=frozenset({Trait.CHEAP, Trait.DEQUANTIZE}),
         attrs={"axis": None},
         transpose=_transpose,
         onnx=("DequantizeLinear", 13),

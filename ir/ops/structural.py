@@ -13,7 +13,7 @@ from ..lowering import Structural
 from ..op import REQUIRED, Array, NotDifferentiable, Op, Trait, register
 from ..types import TensorType, TupleType, Type, tensor
 
-FUSED_KINDS: Final = ("map", "rows", "reduce", "window", "contraction")
+FUSED_KINDS: Final = ("map", "rows", "reduce", "window", "contraction", "sparse")
 _STRUCTURAL = frozenset({Trait.STRUCTURAL})
 
 

@@ -13,7 +13,7 @@ from tensorwright.codegen.loop_parse import parse_module
 from tensorwright.codegen.loop_text import print_module
 from tensorwright.codegen.loop_verify import verify
 from tensorwright.ir.contraction import Contraction
-from tensorwright.ir.dtypes import as_dtype, f32, i8, i32, u8
+from tensorwright.ir.dtypes import as_dtype, f32, i8, i16, i32, u8
 from tensorwright.ir.expr import BYTE_FACTORS, cast, const, fma_integers, load, maximum, minimum, unary
 from tensorwright.ir.ops.contract import pack, unpack
 from tensorwright.ir.target import Target, row, with_vnni
@@ -186,3 +186,60 @@ def test_sums_requantised_in_the_epilogue(target: Target) -> None:
         case = Case(spec, target, panel, epilogue=value, out=np.uint8)
         wanted = np.clip(np.rint(case.expected().astype(np.float32) * np.float32(0.001)) + 3, 0, 255).astype(np.uint8)
         assert np.array_equal(case.run(threads=2), wanted), case.scheduled.note
+
+
+@EVERY_ROW
+def test_rounding_to_bytes_is_one_conversion(target: Target) -> None:
+    """Of ties, limits, NaN and infinity too; and bytes that become floats again never leave the floats."""
+    values = [0.5, 1.5, 2.5, -0.5, -0.4, 254.5, 255.5, 256.0, 127.5, 126.5, -128.5, -129.5, 32767.5, 3e9, -3e9, 1e30, -1e30]
+    x = np.array([*values, np.nan, np.inf, -np.inf, -0.0, 1e-40, *np.linspace(-300, 300, 42)], np.float32)
+    source = Buffer("x", f32, (64,), align=64, writable=False)
+    lanes = target.lanes(32)
+
+    def stored(dtype: Any, value: Any) -> tuple[Buffer, list[Store]]:
+        y = Buffer(f"y{len(made)}", dtype, (64,), align=64)
+        at = range(0, 64, lanes)
+        return y, [Store(y, (const(k),), value(load(source, (const(k),), f32, None, lanes))) for k in at]
+
+    made: list[tuple[Buffer, list[Store]]] = []
+    for dtype in (u8, i8, i16):
+        made.append(stored(dtype, lambda v, d=dtype: cast(unary("round", v), d)))
+        made.append(stored(f32, lambda v, d=dtype: cast(cast(unary("round", v), d), f32)))
+        made.append(stored(f32, lambda v, d=dtype: cast(cast(v, d), f32)))
+    module = Module((Kernel("k", (source, *(b for b, _ in made)), tuple(s for _, stores in made for s in stores)),))
+    given = [x, *(np.zeros(64, b.dtype.numpy) for b, _ in made)]
+    native = [aligned(v) for v in given]
+    interpret(module, "k", given)
+    emitted = emit_kernel(module, "k", target)
+    Loaded(emitted)([v.ctypes.data for v in native])
+    for a, b, (buffer, _) in zip(given[1:], native[1:], made, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=buffer.name)
+    assert "cvtps2dq" in emitted.asm and "lrint" not in emitted.asm and "trunc" not in emitted.asm  # no calls
+
+
+@EVERY_ROW
+def test_bytes_of_several_vectors_are_packed(target: Target) -> None:
+    """Two, three or four stores side by side are one, of the same bytes; others, and those that a value reads, stay apart."""
+    lanes = target.lanes(32)
+    size = 10 * lanes
+    x = np.random.default_rng(3).normal(0, 200, size).astype(np.float32)
+    x[:8] = np.nan, np.inf, -np.inf, 3e9, -3e9, 0.5, 1.5, 255.5
+    source, out = Buffer("x", f32, (size,), align=64, writable=False), Buffer("y", u8, (size,), align=64)
+
+    def store(at: int, read: int, more: Any = None) -> Store:
+        value = load(source, (const(read),), f32, None, lanes)
+        return Store(out, (const(at),), cast(unary("round", value if more is None else value + more), u8))
+
+    whole = [store(k * lanes, k * lanes) for k in range(4)]  # then three, two, and one that reads what was stored just before
+    rest = [store((k + 4) * lanes, (9 - k) * lanes) for k in (0, 1, 2)], [store((k + 7) * lanes, k * lanes) for k in (0, 1)]
+    last = store(9 * lanes, 0, cast(load(out, (const(8 * lanes),), u8, None, lanes), f32))
+    gap = Store(out, (const(0),), cast(const(7, i32), u8))
+    body = (*whole, gap, *rest[0], gap, *rest[1], last)
+    module = Module((Kernel("k", (source, out), body),))
+    given = [x, np.zeros(size, np.uint8)]
+    native = [aligned(v) for v in given]
+    interpret(module, "k", given)
+    emitted = emit_kernel(module, "k", target)
+    Loaded(emitted)([v.ctypes.data for v in native])
+    np.testing.assert_array_equal(native[1], given[1])
+    assert emitted.asm.count("packuswb") == 3

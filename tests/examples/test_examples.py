@@ -113,6 +113,12 @@ def test_mnist_convnet(example: Any, tmp_path: Path) -> None:
     assert example("mnist_convnet").main(tmp_path, epochs=3)["test_accuracy"] > 0.7
 
 
+def test_mnist_pruned(example: Any, tmp_path: Path) -> None:
+    stand_in(example, tmp_path, "mnist")
+    figures = example("mnist_pruned").main(tmp_path, epochs=3, more=2)
+    assert abs(figures["zeros"] - 0.8) < 1e-3 and figures["test_accuracy"] > 0.7
+
+
 def test_emoji_cnn(example: Any, tmp_path: Path) -> None:
     stand_in(example, tmp_path, "emoji")
     figures = example("emoji_cnn").main(tmp_path, epochs=6)

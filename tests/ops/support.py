@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,20 @@ from tensorwright.ir.contraction import Contraction, strided_view
 from tensorwright.ir.dtypes import DType, bool_, f32, f64
 from tensorwright.ir.graph import Graph, Node, postorder
 from tensorwright.ir.interp import run
-from tensorwright.ir.lowering import Contract, Decompose, Lowering, Map, Reduce, Scan, Scatter, Sort, Structural, View
+from tensorwright.ir.lowering import (
+    Coded,
+    Contract,
+    Decompose,
+    Lowering,
+    Map,
+    Reduce,
+    Scan,
+    Scatter,
+    Sort,
+    Sparse,
+    Structural,
+    View,
+)
 from tensorwright.ir.op import REGISTRY, Trait, make
 from tensorwright.ir.ops.common import full
 from tensorwright.ir.ops.compare import cast_array
@@ -195,6 +209,10 @@ def lowered(node: Node, operands: Sequence[Array]) -> Array:
             return _sorted(form, operands[0])
         case Scatter():
             return _scattered(form, node, operands, load)
+        case Sparse():
+            return _sparse(form, operands, shape)
+        case Coded():
+            return _coded(form, operands, shape)
         case View():
             return operands[0].reshape(shape)
         case Contract():
@@ -251,6 +269,33 @@ def _reduced(form: Reduce, node: Node, operands: Sequence[Array], load: Any) -> 
         return np.full(shape, {"sum": 0, "prod": 1}.get(form.kind, 0), flat.dtype)
     with np.errstate(all="ignore"):
         return getattr(np, form.kind)(flat, axis=-1, **({} if form.kind in ("max", "min") else {"dtype": flat.dtype}))
+
+
+def _sparse(form: Sparse, operands: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """By a dense matrix with the entries where they are, each held inside what there is."""
+    x, values, offsets, starts = operands
+    dense = np.zeros((x.shape[-1], shape[-1]), x.dtype)
+    ends = np.clip(starts, 0, len(values))
+    for b, (first, end) in enumerate(itertools.pairwise(ends)):
+        for e in range(first, end):
+            at = min(max(int(offsets[e]), 0), x.shape[-1] - 1)
+            dense[at, b * form.block : (b + 1) * form.block] += values[e]
+    return x @ dense
+
+
+def _coded(form: Coded, operands: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """By the matrix of floats, made one weight at a time."""
+    x, panels, scales = operands
+    width, dense = panels.shape[2], np.zeros((x.shape[-1], shape[-1]), np.float32)
+    for k, n in np.ndindex(*dense.shape):
+        p, j = divmod(n, width)
+        if form.bits == 8:
+            q = int(panels[p, k, j])
+        else:
+            q = (int(panels[p, k // 8, j]) >> (4 * (k % 8))) & 15
+            q -= 16 * (q > 7)
+        dense[k, n] = np.float32(q) * np.float32(scales[p, k // form.block, j])
+    return x @ dense
 
 
 def _sorted(form: Sort, x: Array) -> Array:

@@ -109,6 +109,21 @@ def test_compositions(name, checked):
     assert not any(n.op.has(Trait.BARRIER) and n.op.name == "mark" for n in after.nodes())
 
 
+def test_what_is_behind_a_stop_is_a_constant_to_the_check(checked):
+    """A straight-through estimator: rounding in the value, none in the gradient. Central differences would see the steps."""
+
+    def rounded(x, w):
+        y = make("add", x, make("stop_gradient", make("sub", make("round", x), x)))
+        return total(make("mul", y, w))
+
+    graph = gradient_graph(rounded, ((3, 5), (3, 5)))
+    after = checked(graph, Gradient(), DropMarks())
+    x, w = (np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32) * 3 for _ in range(2))
+    _, dx, dw = run(after, [x, w])
+    np.testing.assert_array_equal(dx, w)
+    np.testing.assert_allclose(dw, np.rint(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["softmax", "layer norm", "linear twice", "shared"])
 def test_gradient_of_gradient(name, checked):
     """d/dx of |dy/dx|^2: the inner gradient is expanded first, and the outer one goes through it."""

@@ -13,7 +13,7 @@ import pytest
 import tensorwright as tw
 from tensorwright.ir import differentiate
 from tensorwright.ir.build import constant, full, get, input_node
-from tensorwright.ir.dtypes import bf16
+from tensorwright.ir.dtypes import bf16, u8
 from tensorwright.ir.errors import ValidationError
 from tensorwright.ir.graph import Graph, Label, Location
 from tensorwright.ir.lowering import Decompose as Decomposition
@@ -23,11 +23,13 @@ from tensorwright.ir.types import tensor
 from tensorwright.passes import (
     algebra,
     bytes_by_four,
+    coded_weights,
     contract_form,
     control,
     depthwise,
     fold_affine,
     hoist,
+    integers,
     layout,
     movement,
     pack_weights,
@@ -36,11 +38,12 @@ from tensorwright.passes import (
     simplify,
     sink,
     strength,
+    weight_order,
     widen,
 )
 from tensorwright.passes.contract import Context
 from tensorwright.passes.manager import Hooks, run_pipeline
-from tensorwright.passes.pipeline import PASSES, inference, training
+from tensorwright.passes.pipeline import PASSES, cuda, inference, training
 from tensorwright.passes.rewrite import Miss, rule
 from tensorwright.passes.validate import Validator, validate_split
 
@@ -294,13 +297,13 @@ def operands_swapped_one_map_reversed(plant):
 
 
 def shift_is_not_scaled(plant):
-    right = fold_affine._combine
-    plant.function(fold_affine, "_combine", lambda op, a, b: a if op == "mul" else right(op, a, b))
+    right = fold_affine.combine
+    plant.function(fold_affine, "combine", lambda op, a, b: a if op == "mul" else right(op, a, b))
 
 
 def padding_is_forgotten(plant):
     right = depthwise._unpadded
-    plant.function(depthwise, "_unpadded", lambda x, facts: (right(x, facts)[0], (0,) * len(x.shape)))
+    plant.function(depthwise, "_unpadded", lambda x, facts: (right(x, facts)[0], (0,) * len(x.shape), 0.0))
 
 
 def minus_is_plus(plant):
@@ -322,6 +325,15 @@ def panels_padded_in_front(plant):
 
     right = pack_weights.matrix
     plant.function(pack_weights, "matrix", matrix)
+
+
+def weights_upside_down(plant):
+    def matrix(b, spec):
+        x = right(b, spec)
+        return x if x is None else make("reverse", x, axes=(0,))
+
+    right = weight_order.matrix
+    plant.function(weight_order, "matrix", matrix)
 
 
 def outputs_in_another_order(plant):
@@ -453,6 +465,31 @@ def column_sums_negated(plant):
     plant.function(bytes_by_four, "sums", lambda b, spec: make("neg", right(b, spec)))
 
 
+def dequantised_product():
+    x, w = input_node("x", t(4, 8)), input_node("w", t(8, 3, dtype="i8"), "parameter")
+    scale, zero = constant(np.float32(0.25)), constant(np.uint8(3))
+    x = make("dequantize", make("quantize", x, scale, zero, axis=None, dtype=u8), scale, zero, axis=None)
+    w = make("dequantize", w, scale, constant(np.int8(0)), axis=None)
+    return Graph((x.inputs[0].inputs[0], w.inputs[0]), (make("matmul", x, w),))
+
+
+def blocks_of_weights():
+    x, q = input_node("x", t(2, 16)), input_node("q", t(16, 3, dtype="i8"), "parameter")
+    s = input_node("s", t(2, 3), "parameter")
+    w = make("dequantize_blocks", q, s, axis=0, block=8)
+    return Graph((x, q, s), (make("matmul", make("exp", x), w),))
+
+
+def scales_of_other_columns(plant):
+    right = coded_weights._scale_panels
+    plant.function(coded_weights, "_scale_panels", lambda scale, n: right(make("reverse", scale, axes=(0,)), n))
+
+
+def zero_point_is_added(plant):
+    right = integers.thin_sums
+    plant.function(integers, "thin_sums", lambda b, spec: make("neg", right(b, spec)))
+
+
 BUGS = {
     "x + 0.0 -> x": Bug(plus_zero, signed_zero, "simplify", "add_zero"),
     "x * 0 -> 0": Bug(
@@ -543,8 +580,13 @@ BUGS = {
         "to_depthwise",
     ),
     "shift is not scaled": Bug(shift_is_not_scaled, linear, "fold_affine", "fold_scale"),
+    "scales of other columns": Bug(scales_of_other_columns, blocks_of_weights, "coded_weights", "coded_product"),
+    "zero point is added": Bug(zero_point_is_added, dequantised_product, "integers", "product"),
     "minus taken for plus": Bug(minus_is_plus, conv_block, "fold_affine", "fold_scale"),
     "panels upside down": Bug(panels_padded_in_front, linear, "pack_weights", "pack_operand"),
+    "weights of a GPU upside down": Bug(
+        weights_upside_down, conv_block, "weight_order", "order_weights", lambda: cuda(inference())
+    ),
     "outputs of a region exchanged": Bug(outputs_in_another_order, update, "fuse", "fuse_map", training),
     "operands of a region exchanged": Bug(
         operands_in_another_order, lambda: around(lambda x, y: make("sub", make("exp", x), y), (3,), (3,)), "fuse", "fuse_map"

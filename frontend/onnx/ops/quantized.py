@@ -79,6 +79,18 @@ def dequantized(x: Tensor, scale: Tensor, zero: Tensor | None, axis: int = 1) ->
     return apply("dequantize", x, scale, zero, axis=_thin(scale, x, axis))
 
 
+def _known(n: Call, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A scale that is a number, and a zero point that is the same everywhere, as constants where the file has them: what passes
+    may do with integers depends on these."""
+    if scale.ndim == 0 or scale.shape == (1,):
+        number = n.importer.evaluate(scale)
+        scale = scale if number is None else as_tensor(np.asarray(number).reshape(()))
+    numbers = None if zero is None else n.importer.evaluate(zero)
+    if zero is not None and numbers is not None and numbers.size and (numbers == numbers.reshape(-1)[0]).all():
+        zero = broadcast_to(as_tensor(numbers.reshape(-1)[0]), zero.shape)
+    return scale, zero
+
+
 @op("QuantizeLinear", 10)
 @op("QuantizeLinear", 1, domain=_MICROSOFT)
 def quantize_linear(n: Call) -> Tensor:
@@ -89,7 +101,7 @@ def quantize_linear(n: Call) -> Tensor:
     precision = n.dtype("precision")
     wide = precision or (x.dtype if x.dtype.is_float else scale.dtype)
     if not block and dtype.is_integer and dtype.bits >= 8:
-        return quantized(x.astype(wide), scale, zero, dtype, axis)
+        return quantized(x.astype(wide), *_known(n, scale, zero), dtype, axis)
     divided = x.astype(wide) / aligned(n, scale, x, axis, block).astype(wide)
     if dtype.is_float:
         if zero is not None and dtype.bits < 8:
@@ -105,7 +117,7 @@ def dequantize_linear(n: Call) -> Tensor:
     axis, block = n.integer("axis", 1), n.integer("block_size", 0)
     dtype = n.dtype("output_dtype") or scale.dtype
     if not block and x.dtype.is_integer and x.dtype.bits >= 8 and dtype is scale.dtype:
-        return dequantized(x, scale, zero, axis)
+        return dequantized(x, *_known(n, scale, zero), axis)
     value = x.astype(f64 if x.dtype.bits >= 32 else f32)
     if zero is not None:
         value = value - aligned(n, zero, x, axis, block).astype(value.dtype)

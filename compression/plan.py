@@ -1,0 +1,277 @@
+"""What is to be quantised of a model and how: chosen once by calibration, then made a graph for any values of its weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..ir.build import input_node
+from ..ir.dtypes import as_dtype, f32, i8
+from ..ir.errors import InputError
+from ..ir.graph import Graph, Node
+from ..ir.graphs import bind_sizes
+from ..ir.types import TensorType
+from ..passes.facts import Facts, derived
+from ..passes.insert_quantize import (
+    DTYPES,
+    Points,
+    Quantization,
+    dequantized_weights,
+    exact_readers,
+    find_points,
+    insert_quantize,
+    sources,
+)
+from ..passes.layers import Layer, find_layers
+from ..passes.weight_only import fits
+from .bias import corrections
+from .blocks import block_nodes, block_weights
+from .observe import observe
+from .ranges import Histogram, Range, quantized_weights, scale_of
+from .report import LayerReport, Report
+from .source import Array, Source
+from .timing import Measure, Timer
+
+Keep = str | Iterable[str] | Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Options:
+    """As the arguments of `quantize`."""
+
+    weights: str | None = "int8"
+    activations: str | None = "uint8"
+    per_channel: bool = True
+    method: str = "minmax"
+    percentile: float = 99.99
+    bias_correction: bool = False
+    group: int = 32
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether what layers read is quantised over ranges that were seen."""
+        return self.activations in DTYPES
+
+
+@dataclass
+class Plan:
+    """Layers to quantise and to keep, and the scales of the values between them.
+
+    points   values that are quantised, in groups with one scale
+    seen     how these were distributed in calibration
+    """
+
+    source: Source
+    options: Options
+    report: Report
+    batches: Sequence[tuple[Array, ...]]
+    chosen: list[Layer] = field(default_factory=list)
+    kept: list[Layer] = field(default_factory=list)
+    points: Points = field(default_factory=lambda: Points(()))
+    seen: dict[Node, Histogram] = field(default_factory=dict)
+    scales: dict[Node, Quantization] = field(default_factory=dict)
+
+    def make(self, keep: Keep, measure: Measure | None) -> Plan:
+        """Chooses layers, calibrates, and keeps those in floats that are no faster in integers."""
+        self.chosen, self.kept = _choose(self.source, keep, self.report)
+        self._calibrate()
+        if measure is not None and self.options.calibrated and self.options.weights is not None:
+            timer = Timer(measure, _sizes(self.source.graph, self.batches))
+            for layer in list(self.chosen):
+                line = self._line(layer)
+                reason = timer.slower(layer, self.source.value(layer.w), self.reads(layer), line)
+                if reason:
+                    line.choice, line.reason = "float", reason
+                    self.chosen.remove(layer)
+                    self.kept.append(layer)
+            self._calibrate()
+        return self
+
+    def _line(self, layer: Layer) -> LayerReport:
+        return next(x for x in self.report.layers if x.name == layer.name)
+
+    def _calibrate(self) -> None:
+        """The scale of each value: that of the widest range of its group."""
+        if not self.options.calibrated:
+            return
+        o = self.options
+        self.points = find_points(self.source.graph, self.chosen)
+        missing = [n for g in self.points.groups for n in g if n not in self.seen]
+        if missing:
+            names = [_said(self.source.graph, n) for n in missing]
+            found = observe(self.source.graph, self.source.values, missing, names, self.batches)
+            self.seen |= dict(zip(missing, found, strict=True))
+        signed = o.activations == "int8"
+        self.scales = {}
+        for g in self.points.groups:
+            ranges = [self.seen[n].range(o.method, o.percentile, signed) for n in g]
+            whole = Range(min(r.low for r in ranges), max(r.high for r in ranges))
+            s = scale_of(whole, "i8" if signed else "u8")
+            self.scales |= {n: Quantization(s.scale, s.zero, DTYPES[str(o.activations)]) for n in g}
+
+    def read(self, layer: Layer) -> tuple[Node, ...]:
+        """The group of values that a layer reads."""
+        group = self.points.group
+        found = [n for n in sources(layer.x, Facts(), derived([layer.x], frozenset())) if n in group]
+        return self.points.groups[group[found[0]]] if found else ()
+
+    def reads(self, layer: Layer) -> Quantization | None:
+        """How what a layer reads is quantised, None where it is not, or in each run."""
+        return next((self.scales[n] for n in self.read(layer) if n in self.scales), None)
+
+    def readers_of_floats(self) -> set[Node]:
+        """The nodes that read values as they were before quantisation."""
+        exact = exact_readers(self.source.graph, {x.node for x in self.chosen}, set(self.scales), Facts())
+        return {x.node for x in self.kept} | exact
+
+    def graph(self, values: Mapping[str, Array]) -> Graph:
+        """The quantised graph for these values of the weights; the report's lines on weights are theirs."""
+        source, o = Source(self.source.graph, dict(values)), self.options
+        new_weights: dict[Node, Node] = {}
+        errors: dict[Node, Array] = {}
+        numbers = dict(values)
+        inputs = list(source.graph.inputs)
+        for layer in self.chosen:
+            line = self._line(layer)
+            line.reason = "reads bytes" if o.activations else "weights only"
+            if o.activations and o.weights:
+                line.reason = "reads and multiplies bytes"
+            read = self.reads(layer)
+            if read is not None:
+                seen = next(self.seen[n] for n in self.read(layer))
+                line.scale, line.zero, line.low, line.high = read.scale, read.zero, seen.low, seen.high
+            if o.weights is not None:
+                w = source.value(layer.w)
+                if o.weights == "int4" and fits(layer):
+                    new_weights[layer.node], near, line.bytes_after = _in_blocks(layer, w, o.group, inputs, numbers)
+                    line.choice = "int4"
+                else:
+                    axis = layer.output[1] if o.per_channel else None
+                    q, scale = quantized_weights(w, axis)
+                    new_weights[layer.node] = _weight_nodes(layer.name, q, scale, axis, inputs, numbers)
+                    near = q * (scale if axis is None else scale.reshape([-1 if k == axis else 1 for k in range(w.ndim)]))
+                    line.bytes_after = q.nbytes + scale.nbytes
+                    if o.weights == "int4":
+                        line.reason = "weights only, of 8 bits: those of 4 are for matrix products"
+                errors[layer.node] = w - near
+                line.weight_error = float(np.sqrt(np.mean(errors[layer.node] ** 2) / max(float(np.mean(w * w)), 1e-30)))
+        shifts: dict[Node, Node] = {}
+        if o.bias_correction and errors:
+            means = corrections(source, self.chosen, errors, self.batches)
+            for layer in self.chosen:
+                name = _free(f"{layer.name}.correction", inputs)
+                shifts[layer.node] = input_node(name, TensorType(f32, means[layer.node].shape), "parameter")
+                inputs.append(shifts[layer.node])
+                numbers[name] = means[layer.node]
+        dynamic = o.activations == "dynamic"
+        made = insert_quantize(source.graph, self.chosen, self.scales, new_weights, self.readers_of_floats(), shifts, dynamic)
+        return _used(Graph(tuple(inputs), made.outputs, made.output_names, made.name, (), made.labels, numbers))
+
+
+def kept_by(keep: Keep) -> Callable[[str], bool]:
+    """Whether a layer's name is one of those to be kept."""
+    if callable(keep):
+        return keep
+    patterns = [keep] if isinstance(keep, str) else list(keep)
+    return lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def _choose(source: Source, keep: Keep, report: Report) -> tuple[list[Layer], list[Layer]]:
+    """(layers to quantise, layers that stay float), each with a line in the report."""
+    wanted = kept_by(keep)
+    chosen: list[Layer] = []
+    kept: list[Layer] = []
+    layers = find_layers(source.graph)
+    for layer in layers:
+        w = layer.w.tensor
+        line = LayerReport(layer.name, layer.node.op.name, "int8", "", bytes_before=_bytes(w), bytes_after=_bytes(w))
+        if wanted(layer.name):
+            line.reason = "asked to be kept"
+        elif layer.node.dtype is not f32 or w.dtype is not f32:
+            line.reason = f"computes in {layer.node.dtype}"
+        elif not np.any(source.value(layer.w)):
+            line.reason = "its weights are all zero"
+        (kept if line.reason else chosen).append(layer)
+        line.choice = "float" if line.reason else "int8"
+        report.layers.append(line)
+    if not layers:
+        report.notes.append("no layer: no contraction of data with weights outside loops")
+    unknown = [] if callable(keep) else [p for p in ([keep] if isinstance(keep, str) else keep) if not _matches(p, layers)]
+    if unknown:
+        raise InputError(f"keep: no layer is named {unknown}; there are {[x.name for x in layers][:20]}")
+    return chosen, kept
+
+
+def _matches(pattern: str, layers: Sequence[Layer]) -> bool:
+    return any(fnmatch.fnmatchcase(x.name, pattern) for x in layers)
+
+
+def _bytes(t: TensorType) -> int:
+    return math.prod(t.static_shape) * t.dtype.itemsize
+
+
+def _sizes(graph: Graph, batches: Sequence[tuple[Array, ...]]) -> dict[str, int]:
+    """The sizes of named dimensions in the largest batch."""
+    arguments = [i for i in graph.inputs if i.attrs["role"] == "data"]
+    largest = max(batches, key=lambda b: sum(a.size for a in b))
+    shapes = dict(zip((str(i.attrs["name"]) for i in arguments), (a.shape for a in largest), strict=False))
+    return bind_sizes(Graph(tuple(arguments), (), ("",)), shapes) if any(i.tensor.symbols for i in arguments) else {}
+
+
+def _used(graph: Graph) -> Graph:
+    """The graph without weights that nothing reads any more."""
+    used = {i for n in graph.nodes() for i in n.inputs} | set(graph.outputs)
+    inputs = tuple(i for i in graph.inputs if i.attrs["role"] == "data" or i in used)
+    names = {str(i.attrs["name"]) for i in inputs}
+    kept = {n: v for n, v in graph.weights.items() if n in names}
+    return Graph(inputs, graph.outputs, graph.output_names, graph.name, (), graph.labels, kept)
+
+
+def _weight_nodes(name: str, q: Array, scale: Array, axis: int | None, inputs: list[Node], values: dict[str, Array]) -> Node:
+    """Inputs for quantised weights and their scales, and the numbers that these stand for."""
+    made: list[Node] = []
+    for suffix, array in (("weight_q", q), ("weight_scale", scale)):
+        key = _free(f"{name}.{suffix}", inputs)
+        node = input_node(key, TensorType(i8 if array is q else f32, array.shape), "parameter")
+        inputs.append(node)
+        values[key] = array
+        made.append(node)
+    return dequantized_weights(made[0], made[1], axis)
+
+
+def _in_blocks(layer: Layer, w: Array, group: int, inputs: list[Node], values: dict[str, Array]) -> tuple[Node, Array, int]:
+    """Weights of four bits: their node, the numbers that they stand for, and their bytes."""
+    assert layer.inputs is not None  # `fits` says so
+    axis = layer.inputs[1]
+    q, scale = block_weights(w, axis, 4, group)
+
+    def add(name: str, array: Array) -> Node:
+        key = _free(name, inputs)
+        node = input_node(key, TensorType(as_dtype(array.dtype), array.shape), "parameter")
+        inputs.append(node)
+        values[key] = array
+        return node
+
+    node, nbytes = block_nodes(layer.name, q, scale, axis, 4, group, add)
+    spread = np.repeat(scale.astype(np.float32), group, axis).take(range(w.shape[axis]), axis)
+    return node, q * spread, nbytes
+
+
+def _free(name: str, inputs: Sequence[Node]) -> str:
+    """A name that no input has yet."""
+    taken = {str(i.attrs["name"]) for i in inputs}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _said(graph: Graph, node: Node) -> str:
+    """A value in words, for messages."""
+    if "role" in node.attrs:
+        return f"the input {node.attrs['name']!r}"
+    label = graph.labels.get(node)
+    return f"the result of {label.name} ({node.op.name})" if label is not None and label.name else f"a result of {node.op.name}"

@@ -1,0 +1,133 @@
+"""What was done to each layer, and why: as text, JSON or a page of HTML."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class LayerReport:
+    """One layer.
+
+    choice        'int8', 'int4', 'float'; reason says why
+    scale, zero   of what it reads, None where that is not quantised, or in each run
+    low, high     the range that was seen of it
+    bytes_before, bytes_after   of its weights
+    weight_error  of the quantised weights: root of the mean squared error over that of the weights
+    float_ms, int8_ms  measured, None where nobody measured
+    """
+
+    name: str
+    op: str
+    choice: str
+    reason: str
+    scale: float | None = None
+    zero: int | None = None
+    low: float | None = None
+    high: float | None = None
+    bytes_before: int = 0
+    bytes_after: int = 0
+    weight_error: float = 0.0
+    float_ms: float | None = None
+    int8_ms: float | None = None
+
+
+@dataclass
+class Report:
+    """What `tw.quantize(..., report=Report())` fills in."""
+
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    layers: list[LayerReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Layers by choice, and bytes of weights."""
+        choices = sorted({x.choice for x in self.layers})
+        return {
+            "layers": {c: sum(x.choice == c for x in self.layers) for c in choices},
+            "bytes_before": sum(x.bytes_before for x in self.layers),
+            "bytes_after": sum(x.bytes_after for x in self.layers),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "settings": self.settings,
+            "layers": [asdict(x) for x in self.layers],
+            "notes": self.notes,
+            "totals": self.totals,
+        }
+
+    def __str__(self) -> str:
+        wide = max([len(x.name) for x in self.layers] + [5])
+        lines = [f"{'layer':{wide}}  choice  weights     error    reason"]
+        for x in self.layers:
+            lines.append(f"{x.name:{wide}}  {x.choice:6}  {x.bytes_after:>9,}  {x.weight_error:7.4f}  {x.reason}")
+        t = self.totals
+        counts = ", ".join(f"{n} {c}" for c, n in t["layers"].items()) or "no layers"
+        lines.append(f"{counts}; weights {t['bytes_before']:,} -> {t['bytes_after']:,} bytes")
+        return "\n".join([*lines, *self.notes])
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, or a page of HTML where the name ends in .html."""
+        p = Path(path)
+        text = self.html() if p.suffix in (".html", ".htm") else json.dumps(self.as_dict(), indent=1) + "\n"
+        p.write_text(text, encoding="utf-8")
+
+    def html(self) -> str:
+        """A page that needs nothing else: a table, and bars of weights and of errors."""
+        most = max([x.bytes_before for x in self.layers] + [1])
+        worst = max([x.weight_error for x in self.layers] + [1e-9])
+        rows = []
+        for x in self.layers:
+            seen = "" if x.low is None or x.high is None else f"{x.low:.4g} .. {x.high:.4g}"
+            scale = "" if x.scale is None else f"{x.scale:.4g}, {x.zero}"
+            times = "" if x.float_ms is None or x.int8_ms is None else f"{x.float_ms:.3f} / {x.int8_ms:.3f}"
+            cells = [x.name, x.op, x.choice, x.reason, seen, scale, times]
+            bars = [
+                f'<td class="n">{x.bytes_before:,} &rarr; {x.bytes_after:,}'
+                f"{_bar(x.bytes_before / most, x.bytes_after / most)}</td>",
+                f'<td class="n">{x.weight_error:.4f}{_bar(x.weight_error / worst)}</td>',
+            ]
+            rows.append("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "".join(bars) + "</tr>")
+        t = self.totals
+        settings = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
+        notes = "".join(f"<p>{html.escape(n)}</p>" for n in self.notes)
+        heads = [
+            "layer",
+            "op",
+            "choice",
+            "reason",
+            "range seen",
+            "scale, zero point",
+            "ms float / int8",
+            "bytes of weights",
+            "error",
+        ]
+        head = "".join(f"<th>{h}</th>" for h in heads)
+        return (
+            f"<!doctype html><meta charset=utf-8><title>{html.escape(self.model)}: quantised</title><style>{_STYLE}</style>"
+            f"<h1>{html.escape(self.model)}: quantised</h1><p>{html.escape(settings)}</p>{notes}"
+            f"<p>Weights: {t['bytes_before']:,} &rarr; {t['bytes_after']:,} bytes.</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>\n"
+        )
+
+
+_STYLE = (
+    "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:3px 9px;border-bottom:1px solid #ddd;"
+    "text-align:left;vertical-align:top}.n{text-align:right;min-width:11em}.b{height:5px;background:#cdd6e4;margin-top:3px}"
+    ".b>i{display:block;height:5px;background:#3568b0}"
+)
+
+
+def _bar(share: float, inner: float | None = None) -> str:
+    width = 100 * min(max(share, 0.0), 1.0)
+    within = 100.0 if inner is None or share <= 0 else 100 * min(inner / share, 1.0)
+    return f'<div class="b" style="width:{width:.1f}%"><i style="width:{within:.1f}%"></i></div>'

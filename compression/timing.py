@@ -1,0 +1,92 @@
+"""How long one layer takes alone, in floats and in integers: the reason why a layer stays float."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ..driver import build
+from ..ir.build import constant, input_node
+from ..ir.dtypes import i8
+from ..ir.graph import Graph, Node
+from ..ir.graphs import specialize
+from ..ir.op import make
+from ..ir.types import TensorType
+from ..passes.insert_quantize import Quantization, dequantized_weights
+from ..passes.layers import Layer, along
+from .ranges import quantized_weights
+from .report import LayerReport
+from .source import Array
+
+Measure = Callable[[Graph], float]
+
+
+def milliseconds(graph: Graph, seconds: float = 0.1) -> float:
+    """The median time of a call of a compiled graph on numbers like those of its weights, in about so many seconds."""
+    rng = np.random.default_rng(0)
+    given = [_numbers(rng, i) for i in graph.inputs if i.attrs["role"] == "data"]
+    exe = build(graph, graph.weights)
+    exe(*given)
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < 5 or (time.perf_counter() < end and len(found) < 1000):
+        start = time.perf_counter()
+        exe(*given)
+        found.append(time.perf_counter() - start)
+    return float(np.median(found)) * 1e3
+
+
+class Timer:
+    """Measures layers in floats and in integers; layers alike are measured once."""
+
+    def __init__(self, measure: Measure, sizes: Mapping[str, int]) -> None:
+        self.measure, self.sizes = measure, sizes
+        self._found: dict[str, float] = {}
+
+    def slower(self, layer: Layer, weights: Array, read: Quantization | None, line: LayerReport) -> str:
+        """Why the layer had better stay float, or '' where it is faster in integers; the times go into the report."""
+        line.float_ms, line.int8_ms = (self._time(alone(layer, weights, self.sizes, r)) for r in (None, read))
+        if line.int8_ms < line.float_ms:
+            return ""
+        return f"no faster in integers: {line.int8_ms:.3f} ms against {line.float_ms:.3f} in floats"
+
+    def _time(self, graph: Graph) -> float:
+        key = graph.fingerprint()
+        if key not in self._found:
+            self._found[key] = self.measure(graph)
+        return self._found[key]
+
+
+def _numbers(rng: np.random.Generator, node: Node) -> Array:
+    shape, dtype = node.tensor.static_shape, node.dtype
+    return (rng.integers(0, 100, shape) if dtype.is_integer else rng.normal(size=shape)).astype(dtype.numpy)
+
+
+def alone(layer: Layer, weights: Array, sizes: Mapping[str, int], read: Quantization | None) -> Graph:
+    """One layer with relu: in floats, or from integers to integers where it is said how it reads them. Its result is given the
+    scale of what it reads: no time depends on it."""
+    x = input_node("x", TensorType(layer.x.dtype if read is None else read.dtype, layer.x.shape))
+    values: dict[str, Array] = {"w": weights}
+    if read is None:
+        w = input_node("w", layer.w.tensor, "parameter")
+        inputs = [x, w]
+        y = layer.node.replace((x, w))
+    else:
+        q, scale = quantized_weights(weights, layer.output[1])
+        values = {"w": q, "scale": scale}
+        w = input_node("w", TensorType(i8, q.shape), "parameter")
+        s = input_node("scale", TensorType(layer.w.dtype, scale.shape), "parameter")
+        inputs = [x, w, s]
+        of_x, zero = constant(np.float32(read.scale)), constant(read.zero, read.dtype)
+        y = layer.node.replace((make("dequantize", x, of_x, zero, axis=None), dequantized_weights(w, s, layer.output[1])))
+    bias = input_node("bias", TensorType(y.dtype, (weights.shape[layer.output[1]],)), "parameter")
+    values["bias"] = np.zeros(weights.shape[layer.output[1]], np.float32)
+    y = make("add", y, along(bias, layer.output[0], y))
+    y = make("maximum", y, make("broadcast_to", constant(np.float32(0)), shape=y.shape))
+    if read is not None:
+        y = make("quantize", y, of_x, zero, axis=None, dtype=read.dtype)
+    graph = Graph((*inputs, bias), (y,), name="layer")
+    found = specialize(graph, sizes) if sizes else graph
+    return Graph(found.inputs, found.outputs, found.output_names, found.name, (), {}, values)
