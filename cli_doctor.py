@@ -15,6 +15,7 @@ from .driver import cache_of, compiler_digest, measured_peak
 from .ir.errors import RuntimeUnavailableError
 from .ir.target import ROWS
 from .runtime import host, openmp, threads
+from .runtime.cuda import devices as cuda_devices
 from .runtime.native import llvm_version
 from .settings import describe, flags
 
@@ -79,7 +80,7 @@ def report(peaks: bool = True) -> dict[str, dict[str, Any]]:
         "flags": {
             variable: f"{'(unset)' if value in ('', 'None') else value}: {meaning}" for _, variable, value, meaning in describe()
         },
-        "CUDA": {"driver": "not looked for: this version generates code for CPUs only"},
+        "CUDA": cuda_devices.report(),
     }
     if peaks:
         found["measured peaks"] = _peaks(threads.resolve(flags().threads))

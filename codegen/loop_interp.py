@@ -146,6 +146,8 @@ class _Machine:
                 values[e] = frame.values[e]
             elif e.op == "load":
                 values[e] = self.load(frame, e, values)
+            elif e.op == "lane_xor":
+                self.fail(frame, "threads that exchange values run on the PTX interpreter, not here")
             elif e.op == "to_line":
                 values[e] = np.array([3], np.int64)  # as good as any: results must not depend on it
             else:
@@ -180,7 +182,7 @@ class _Machine:
                 case Prefetch():
                     pass  # a hint
                 case _:
-                    self.fail(frame, f"{type(s).__name__} has no meaning on a CPU")
+                    self.fail(frame, f"{type(s).__name__} needs threads that wait for each other: run it on the PTX interpreter")
         for v in bound:
             frame.values.pop(v, None)
 
@@ -188,6 +190,7 @@ class _Machine:
         if s.kind == "vector":
             self.block(frame, vectorize_loop(s, 16))
             return
+        # Blocks and threads run one after the other: enough where no thread waits for another one (barriers, lane_xor).
         parallel = s.kind == "parallel"
         if parallel and self.iteration != _NOBODY:
             self.fail(frame, "a parallel loop stands inside another one")

@@ -10,6 +10,7 @@
               | call NAME(view*, expr*)                   buffers are passed as (buffer, offset): a view from there on
               | prefetch buffer[expr*] LEVEL              a hint: this element is wanted soon in L1 (1) or L2 (2)
               | barrier                                   all threads of a block (GPU)
+              | warp OP view* [expr*]                     what a warp, or a thread for it, does in one instruction (GPU)
 
 Expressions are those of `ir.expr`; `load` has a Buffer as its source, and `to_line(buffer)` is how many elements of a global
 buffer lie before the first whose address is a multiple of a line: known when the kernel runs, and results must not depend on it.
@@ -141,6 +142,25 @@ class Barrier(Stmt):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Warp(Stmt):
+    """An instruction of a GPU that is no arithmetic of one thread. `places` are elements of buffers, `values` i64 scalars.
+
+    copy_async [shared, global] (bytes)
+        16 bytes to shared memory, zeros after the first `bytes` of them; done once waited for
+    commit_async, wait_async (n)
+        a group of copies ends here; wait until at most n groups are not done
+    load_matrix, load_matrix_trans [4 registers i32, shared]
+        four 8x8 matrices of 16 bits; lane l names row l % 8 of matrix l // 8
+    mma_bf16, mma_f16 [4 registers f32, 4 i32, 2 i32]
+        a 16x8 tile of sums += 16x16 times 16x8, each lane its part
+    """
+
+    op: str
+    places: tuple[tuple[Buffer, tuple[Expr, ...]], ...] = ()
+    values: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
     """A function over global buffers and i64 scalars. `noinline` keeps a shared microkernel one copy.
 
@@ -164,6 +184,18 @@ class Module:
 
     def __getitem__(self, name: str) -> Kernel:
         return next(k for k in self.kernels if k.name == name)
+
+
+# What a Warp statement takes: per place the scope, dtypes and elements, and the number of values; the first place is written.
+WARP_OPS: Final[dict[str, tuple[tuple[tuple[str, tuple[str, ...], int], ...], int]]] = {
+    "copy_async": ((("shared", (), 1), ("global", (), 1)), 1),
+    "commit_async": ((), 0),
+    "wait_async": ((), 1),
+    "load_matrix": ((("register", ("i32",), 4), ("shared", ("bf16", "f16"), 1)), 0),
+    "load_matrix_trans": ((("register", ("i32",), 4), ("shared", ("bf16", "f16"), 1)), 0),
+    "mma_bf16": ((("register", ("f32",), 4), ("register", ("i32",), 4), ("register", ("i32",), 2)), 0),
+    "mma_f16": ((("register", ("f32",), 4), ("register", ("i32",), 4), ("register", ("i32",), 2)), 0),
+}
 
 
 def vector_variable(name: str, dtype: DType, lanes: int) -> Expr:
@@ -196,6 +228,8 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
             return s.index
         case If():
             return (s.condition,)
+        case Warp():
+            return (*(i for _, index in s.places for i in index), *s.values)
         case Call():
             return tuple(offset for _, offset in s.views) + s.scalars
     return ()

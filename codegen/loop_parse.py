@@ -8,10 +8,11 @@ from typing import Final, NoReturn
 
 from ..ir.dtypes import ALL, DType, bool_, i64
 from ..ir.errors import ParseError
-from ..ir.expr import BINARY, COMPARE, OPS, REDUCE, UNARY, Expr, var
+from ..ir.expr import BINARY, COMPARE, OPS, REDUCE, UNARY, Expr, four_bits, lane_xor, var
 from .loop_ir import (
     KINDS,
     SCOPES,
+    WARP_OPS,
     Alloc,
     Barrier,
     Buffer,
@@ -24,6 +25,7 @@ from .loop_ir import (
     Prefetch,
     Stmt,
     Store,
+    Warp,
     vector_variable,
 )
 from .loop_text import INFIX
@@ -237,8 +239,24 @@ class _Parser:
                 return Prefetch(b, self.index("]"), self.integer())
             case "barrier":
                 return Barrier()
+            case "warp":
+                return self.warp()
         self.at -= 1
-        self.fail("expected a statement (for, store, let, if, alloc, call, prefetch, barrier)")
+        self.fail("expected a statement (for, store, let, if, alloc, call, prefetch, barrier, warp)")
+
+    def warp(self) -> Warp:
+        op = self.name("an operation of warps")
+        if op not in WARP_OPS:
+            self.at -= 1
+            self.fail(f"expected an operation of warps ({', '.join(WARP_OPS)})")
+        places = []
+        for _ in WARP_OPS[op][0]:
+            b = self.known_buffer()
+            places.append((b, self.index("]")))
+        values = []
+        while self.accept(";"):
+            values.append(self.expr())
+        return Warp(op, tuple(places), tuple(values))
 
     def loop(self) -> For:
         v = var(self.name("a loop variable"))
@@ -403,6 +421,10 @@ class _Parser:
             return Expr(op, (a,), a.dtype, 1, attr or None)
         if op in UNARY:
             return Expr(op, (a,), a.dtype, a.lanes, attr or None)
+        if op == "four_bits":
+            return four_bits(a)
+        if op == "lane_xor":
+            return lane_xor(a, int(attr) if attr.isdigit() else 0)
         if op == "shuffle":
             return Expr(op, tuple(args), a.dtype, a.lanes, attr)
         if op == "fma":

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..ir.dtypes import bool_, i64
 from ..ir.expr import COMPARE, Expr, postorder
-from .loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Module, Prefetch, Stmt, Store, expressions
+from .loop_ir import Alloc, Barrier, Buffer, Call, For, If, Kernel, Let, Module, Prefetch, Stmt, Store, Warp, expressions
 
 # operator -> (text, precedence); all are printed left-associative
 INFIX: Final[dict[str, tuple[str, int]]] = {
@@ -138,6 +138,10 @@ def statement_lines(s: Stmt, indent: str = "") -> list[str]:
             lines.append(f"{indent}call {s.kernel}({views}{scalars})")
         case Prefetch():
             lines.append(f"{indent}prefetch {s.buffer.name}[{', '.join(map(e, s.index))}] {s.level}")
+        case Warp():
+            places = "".join(f" {b.name}[{', '.join(map(e, index))}]" for b, index in s.places)
+            values = "".join(f"; {e(v)}" for v in s.values)
+            lines.append(f"{indent}warp {s.op}{places}{values}")
         case Barrier():
             lines.append(indent + "barrier")
         case _:

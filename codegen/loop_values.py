@@ -15,6 +15,7 @@ import numpy as np
 from ..ir.dtypes import DType, bf16, bool_, f16, f32, f64
 from ..ir.errors import CompileError
 from ..ir.expr import COMPARE, INTEGER_FACTORS, REDUCE, Expr, picks
+from ..ir.fma import fma32
 
 Array = np.ndarray[Any, Any]
 
@@ -63,20 +64,6 @@ def _integer_binary(op: str, d: DType, a: Array, b: Array) -> Array:
             count = np.where(inside, b, 0).astype(a.dtype)
             return np.where(inside, a << count if op == "shl" else a >> count, 0).astype(a.dtype)
     raise CompileError(f"{op} is not defined on {d} values")
-
-
-def _fma32(a: Array, b: Array, c: Array) -> Array:
-    """The product is exact in f64; the sum is rounded to odd there, so that the rounding to f32 is the only one."""
-    x, y, z = (np.asarray(v, np.float64) for v in (a, b, c))
-    p = x * y
-    s = p + z
-    t = s - p
-    error = (p - (s - t)) + (z - t)
-    inexact = np.isfinite(error) & (error != 0)
-    bits = s.view(np.int64)
-    step = np.where(np.signbit(error) == np.signbit(s), 1, -1)
-    bits = np.where(inexact & ((bits & 1) == 0), bits + step, bits)
-    return np.asarray(bits.view(np.float64).astype(np.float32))
 
 
 def _fma64(a: Array, b: Array, c: Array) -> Array:
@@ -151,7 +138,7 @@ def _dot_bf16(a: Array, b: Array, c: Array) -> Array:
             flushed(((v.view(np.uint32) & 0xFFFF0000) if half else (v.view(np.uint32) << 16)).astype(np.uint32).view(np.float32))
             for v in (a, b)
         )
-        total = flushed(_fma32(x, y, total))
+        total = flushed(fma32(x, y, total))
     return total
 
 
@@ -179,7 +166,7 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
         if op == "fma":
             if d is f64:
                 return _fma64(*args)
-            return _fma32(*args) if d is f32 else np.asarray(_fma32(*args).astype(d.numpy))
+            return fma32(*args) if d is f32 else np.asarray(fma32(*args).astype(d.numpy))
         if op == "select":
             return np.where(args[0], args[1], args[2])
         if op == "cast":
@@ -192,6 +179,8 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
             return np.repeat(args[0], e.lanes)
         if op == "shuffle":
             return np.concatenate(args)[list(picks(e.attr, e.lanes))]
+        if op == "four_bits":
+            return np.asarray(((args[0] & 15 ^ 8) - 8).astype(np.float32))
         if op == "scale":
             return np.ldexp(args[0].astype(np.longdouble), np.nan_to_num(args[1]).astype(np.int32)).astype(d.numpy)
         if op == "table":

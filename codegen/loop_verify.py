@@ -6,13 +6,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from ..ir.dtypes import bool_, i32, i64
+from ..ir.dtypes import bool_, f32, i32, i64
 from ..ir.errors import DTypeError, VerifyError
 from ..ir.expr import BINARY, COMPARE, INTEGER_FACTORS, MATH, REDUCE, UNARY, Expr, picks, postorder, var
 from .linear import Linear, free_variables, linear
 from .loop_ir import (
     KINDS,
     SCOPES,
+    WARP_OPS,
     Alloc,
     Barrier,
     Buffer,
@@ -25,6 +26,7 @@ from .loop_ir import (
     Prefetch,
     Stmt,
     Store,
+    Warp,
     expressions,
     statements,
 )
@@ -127,6 +129,12 @@ class _Verifier:
                 self.fail(
                     f"select takes a bool and two {e.dtype} of {e.lanes} lanes, got {[(a.dtype.name, a.lanes) for a in args]}"
                 )
+        elif op == "lane_xor":
+            if len(args) != 1 or lanes != {1} or e.lanes != 1 or dtypes != {e.dtype} or e.attr not in (1, 2, 4, 8, 16):
+                self.fail(f"lane_xor.{e.attr} takes a scalar of its dtype and a distance of 1, 2, 4, 8 or 16")
+        elif op == "four_bits":
+            if len(args) != 1 or lanes != {e.lanes} or dtypes != {i32} or e.dtype is not f32:
+                self.fail(f"four_bits takes an i32 and gives f32, not {e.dtype} from {[(a.dtype.name, a.lanes) for a in args]}")
         elif op in ("cast", "bitcast"):
             if len(args) != 1 or lanes != {e.lanes} or (op == "bitcast" and args[0].dtype.itemsize != e.dtype.itemsize):
                 self.fail(f"{op} to {e.dtype} of {[(a.dtype.name, a.lanes) for a in args]}")
@@ -230,6 +238,8 @@ class _Verifier:
                     self.indices(s.buffer, s.index, None, 1)
                 case Barrier():
                     pass
+                case Warp():
+                    self.warp(s, scope)
                 case _:
                     self.fail(f"unknown statement {type(s).__name__}")
 
@@ -269,6 +279,20 @@ class _Verifier:
         else:
             inner.certain = inner.certain and s.kind == "parallel"
         self.block(s.body, inner)
+
+    def warp(self, s: Warp, scope: _Scope) -> None:
+        if s.op not in WARP_OPS:
+            self.fail(f"warp operation {s.op!r}; expected one of {', '.join(WARP_OPS)}")
+        wanted, values = WARP_OPS[s.op]
+        if len(s.places) != len(wanted) or len(s.values) != values or any(v.dtype is not i64 or v.lanes != 1 for v in s.values):
+            self.fail(f"{s.op} takes {len(wanted)} places and {values} i64 values, got {len(s.places)} and {len(s.values)}")
+        for (b, index), (where, dtypes, count) in zip(s.places, wanted, strict=True):
+            self.visible(b, scope)
+            if b.scope != where or (dtypes and b.dtype.name not in dtypes) or len(index) != len(b.shape):
+                self.fail(f"{s.op} takes {where} {' or '.join(dtypes)}, not {b.name}: {b.scope} {b.dtype}{list(b.shape)}")
+            self.indices(b, index, None, 1)
+            lanes = count if b.scope == "register" else 1
+            self.place(b, index, lanes, bool(s.values), scope)  # a copy of no bytes may name any place
 
     def alloc(self, b: Buffer, scope: _Scope) -> None:
         if b.scope not in ("register", "local", "shared"):

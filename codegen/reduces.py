@@ -90,7 +90,7 @@ def lower_reduce(graph: Graph, target: Target, name: str, aligns: Sequence[int] 
         return lower_map(graph, target, name, aligns)
     first, shape = next(iter(forms.items()))
     for n, form in forms.items():
-        if (form.extents, form.axes) != (shape.extents, shape.axes) or _kept_shape(n, form) != _kept_shape(first, shape):
+        if (form.extents, form.axes) != (shape.extents, shape.axes) or kept_shape(n, form) != kept_shape(first, shape):
             raise CompileError(
                 f"a reduction region reduces one space over one set of axes; {n.op.name} {n.type} over "
                 f"{form.axes or form.extents} does not fit {first.op.name} {first.type} over {shape.axes or shape.extents}; "
@@ -123,7 +123,7 @@ def lower_reduce(graph: Graph, target: Target, name: str, aligns: Sequence[int] 
         if not group:
             continue
         body.forget()
-        part, shared, extra, note = _Emitter(_level(body, forms, group, homes, f"m{k}"), target, f"{k}").emit()
+        part, shared, extra, note = _Emitter(level_of(body, forms, group, homes, f"m{k}"), target, f"{k}").emit()
         statements += part
         spaces += extra
         parallel = parallel or shared
@@ -151,19 +151,19 @@ def _is_small(node: Node, form: Reduce) -> bool:
     return total <= (4 if contiguous else UNROLL_LIMIT)
 
 
-def _kept_shape(node: Node, form: Reduce) -> tuple[int, ...]:
+def kept_shape(node: Node, form: Reduce) -> tuple[int, ...]:
     shape = static_shape(node)
     if form.axes is None or not form.keepdims:
         return shape
     return tuple(n for d, n in enumerate(shape) if d not in form.axes)
 
 
-def _level(body: Body, forms: dict[Node, Reduce], group: Sequence[Node], homes: dict[Node, Buffer], name: str) -> Level:
+def level_of(body: Body, forms: dict[Node, Reduce], group: Sequence[Node], homes: dict[Node, Buffer], name: str) -> Level:
     """The reductions of a level over common variables, their axes merged."""
     form = forms[group[0]]
-    kept_shape = _kept_shape(group[0], form)
+    outer = kept_shape(group[0], form)
     extents = tuple(as_int(n) for n in form.extents)
-    kept = [Axis(var(f"i{k}"), n) for k, n in enumerate(kept_shape)]
+    kept = [Axis(var(f"i{k}"), n) for k, n in enumerate(outer)]
     reduced = [Axis(var(f"r{k}"), n) for k, n in enumerate(extents)]
     order: list[Axis] = []
     if form.axes is None:
@@ -185,7 +185,7 @@ def _level(body: Body, forms: dict[Node, Reduce], group: Sequence[Node], homes: 
             for axis in f.axes:
                 index.insert(axis, const(0))
         value = f.value(tuple(index), r, body.reader(n))
-        stores.append((homes[n], flat_index(at, kept_shape), value))
+        stores.append((homes[n], flat_index(at, outer), value))
     # The position rides along as a store of its own, so that merging keeps it linear too.
     positions = any(forms[n].kind in POSITIONS for n in group)
     if positions:

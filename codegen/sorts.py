@@ -13,7 +13,7 @@ from ..ir.dims import as_int
 from ..ir.dtypes import i64
 from ..ir.errors import CompileError
 from ..ir.expr import Expr, binary, const, load, logical_not, maximum, minimum, select, var
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from ..ir.lowering import Sort
 from ..ir.target import Target
 from .groups import Body, Lowered, flat_index, lowered, static_shape
@@ -32,12 +32,22 @@ def lower_sort(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     form = body.lowering(node)
     if not isinstance(form, Sort):
         raise CompileError(f"{node.op.name} {node.type} is not a sort")
+    if body.outputs[0].span == 0:
+        return lowered(body, name, [], doc="sort of nothing")
+    kept, statements, used = sort_statements(body, node, form)
+    n, count = static_shape(node.inputs[0])[form.axis], as_int(form.count)
+    levels = (n - 1).bit_length()
+    nested, parallel = parallel_nest(kept, statements, body.outputs[0].span // count * n * (levels + 1) * MERGE_NS)
+    note = f"first {count} of {n}" if count < n else f"{n} a row"
+    return lowered(body, name, nested, doc=f"sort along axis {form.axis}", workspaces=used, parallel=parallel, note=note)
+
+
+def sort_statements(body: Body, node: Node, form: Sort) -> tuple[list[Axis], list[Stmt], list[Buffer]]:
+    """The axes of rows, the statements that sort one, and the scratch arrays."""
     source = node.inputs[0]
     shape, n, count = static_shape(source), static_shape(source)[form.axis], as_int(form.count)
     rows = [Axis(var(f"i{k}"), m) for k, m in enumerate(shape) if k != form.axis]
     out = body.outputs[0]
-    if out.span == 0:
-        return lowered(body, name, [], doc="sort of nothing")
     kept, fixed = unit_axes(rows)
     simplifier = Simplifier(ranges_of([*kept, Axis(var("e"), n)]))
     body.normal = simplifier.simplify
@@ -47,7 +57,7 @@ def lower_sort(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     def index(e: Expr) -> list[Expr]:
         return [*outer[: form.axis], e, *outer[form.axis :]]
 
-    total = body.outputs[0].span // count * n
+    total = out.span // count * n
     keys = [Buffer(f"keys{k}", source.dtype, (total,), align=64) for k in range(2)]
     places = [Buffer(f"places{k}", i64, (total,), align=64) for k in range(2)]
     start, e = binary("mul", row, n), var("e")
@@ -63,10 +73,7 @@ def lower_sort(graph: Graph, target: Target, name: str, aligns: Sequence[int] = 
     there = simplifier.simplify(flat_index(index(e), static_shape(node)))
     result = Store(out, (there,), load(places[level % 2], (at,), i64))
     statements.append(For(e, const(0), const(count), (result,)))
-    nested, parallel = parallel_nest(kept, statements, total * (level + 1) * MERGE_NS)
-    used = [b for pair in (keys, places) for b in pair[: 1 + (level > 0)]]
-    note = f"first {count} of {n}" if count < n else f"{n} a row"
-    return lowered(body, name, nested, doc=f"sort along axis {form.axis}", workspaces=used, parallel=parallel, note=note)
+    return kept, statements, [b for pair in (keys, places) for b in pair[: 1 + (level > 0)]]
 
 
 class _Level:
@@ -132,4 +139,4 @@ def before(b: Expr, a: Expr, descending: bool) -> Expr:
     return binary("or", wins, binary("and", binary("ne", x, x), binary("eq", y, y)))
 
 
-__all__ = ["lower_sort"]
+__all__ = ["lower_sort", "sort_statements"]

@@ -61,3 +61,31 @@ class OnnxError(TensorwrightError, ValueError):
 
 class RuntimeUnavailableError(TensorwrightError):
     """Something the machine would need (an OpenMP runtime, a CUDA driver) is missing."""
+
+
+class PtxError(TensorwrightError, ValueError):
+    """PTX that is no PTX, or that holds what the interpreter does not support; the message names line and opcode."""
+
+
+class DeviceError(TensorwrightError):
+    """A device could not do what it was asked for."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A device has not enough memory left."""
+
+
+class LaunchError(DeviceError):
+    """A kernel could not be launched, or failed while it ran."""
+
+
+class KernelFaultError(LaunchError):
+    """The emulator found a mistake in a running kernel. `kind` names it; the message names threads, instruction and line."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+class DeviceLostError(DeviceError):
+    """A device's context is gone: after a failed launch nothing on it can be used any more."""

@@ -14,9 +14,10 @@ class Target:
 
     vector_bits    widest vector register used          registers     how many of them
     fma            whether a fused multiply-add is one instruction (else it is emulated: slow but to the bit)
-    bf16           whether two products of bf16 are added to an f32 in one instruction (AVX512_BF16)
+    bf16           whether products of bf16 are added to an f32 in one instruction (AVX512_BF16, tensor cores)
     vnni           whether four products of u8 and i8 are added to an i32 in one instruction (AVX512_VNNI, or AVX-VNNI)
     l1, l2, l3     data cache a core can use            l1_ways       associativity of L1
+    sm             compute capability of a CUDA device (80 for 8.0), 0 for a processor
     """
 
     name: str
@@ -33,6 +34,12 @@ class Target:
     line: int = 64
     bf16: bool = False
     vnni: bool = False
+    sm: int = 0
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether code is PTX for a CUDA device, and not for a processor."""
+        return self.sm > 0
 
     def lanes(self, bits: int) -> int:
         """Elements of `bits` bits in one register."""
@@ -51,11 +58,24 @@ ROWS: Final[dict[str, Target]] = {
 }
 
 
+_NVPTX: Final = "nvptx64-nvidia-cuda"
+# A thread's widest access is 16 bytes; `registers` are those a thread may have before it spills.
+CUDA_ROWS: Final[dict[str, Target]] = {
+    t.name: t
+    for t in (
+        Target("cuda-sm_75", _NVPTX, "sm_75", "", 128, 255, fma=True, l2=4 << 20, l3=4 << 20, line=128, sm=75),
+        Target("cuda-sm_80", _NVPTX, "sm_80", "", 128, 255, fma=True, l2=40 << 20, l3=40 << 20, line=128, bf16=True, sm=80),
+        Target("cuda-sm_90", _NVPTX, "sm_90", "", 128, 255, fma=True, l2=50 << 20, l3=50 << 20, line=128, bf16=True, sm=90),
+    )
+}
+
+
 def row(name: str) -> Target:
-    """The target row called `name`. Raises CompileError with the names there are."""
-    if name not in ROWS:
-        raise CompileError(f"unknown target {name!r}; expected 'host' or one of {', '.join(ROWS)}")
-    return ROWS[name]
+    """The target row called `name`, of processors or CUDA devices. Raises CompileError with the names there are."""
+    found = ROWS.get(name) or CUDA_ROWS.get(name)
+    if found is None:
+        raise CompileError(f"unknown target {name!r}; expected 'host' or one of {', '.join([*ROWS, *CUDA_ROWS])}")
+    return found
 
 
 def with_bf16(target: Target) -> Target:

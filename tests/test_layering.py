@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime", "training")
+FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime", "training", "compression")
 ALLOWED = {
     "ir": {"ir"},
     "frontend": {"frontend", "ir"},
@@ -18,15 +18,17 @@ ALLOWED = {
     "runtime": {"runtime", "ir"},
     "training": {"training", "driver", "settings", "frontend", "passes", "codegen", "runtime", "ir"},
 }
+ALLOWED["compression"] = ALLOWED["training"] | {"compression"}
 THIRD_PARTY = {
     "ir": {"numpy", "ml_dtypes", "networkx"},
     "frontend": {"numpy", "sklearn", "ml_dtypes", "onnx"},
     "passes": {"numpy"},
     "codegen": {"numpy", "llvmlite"},
-    "runtime": {"numpy", "llvmlite", "threadpoolctl", "safetensors", "rich"},
+    "runtime": {"numpy", "llvmlite", "threadpoolctl", "safetensors", "rich", "pycuda"},
+    "compression": {"numpy"},
     "training": {"numpy", "safetensors", "rich", "matplotlib", "tensorboardX", "mlflow", "optuna"},
 }
-LLVMLITE_HOMES = ("codegen/llvm/", "runtime/native.py")
+LLVMLITE_HOMES = ("codegen/llvm/", "codegen/cuda/compile.py", "runtime/native.py")
 SOURCES = sorted(p.relative_to(ROOT) for f in FOLDERS for p in (ROOT / f).rglob("*.py"))
 
 

@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_every_package_folder_is_listed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
-    homes = ("ir", "frontend", "passes", "codegen", "runtime", "training", "benchmarks")
+    homes = ("ir", "frontend", "passes", "codegen", "runtime", "training", "compression", "benchmarks")
     found = {"tensorwright"} | {
         ".".join(("tensorwright", *p.parent.relative_to(ROOT).parts))
         for home in homes

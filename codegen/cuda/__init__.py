@@ -1,0 +1,1 @@
+"""CUDA: graphs to kernels of a grid of threads, kernels to PTX. See docs/cuda.md."""

@@ -1,0 +1,312 @@
+"""Loop IR to LLVM text for NVPTX: what the CPU's emitter writes, with blocks, threads, shared memory, barriers and shuffles.
+
+A launch is one top-level `block` nest of a kernel:
+
+    for x in 0 .. GRID block { ... for t in 0 .. THREADS thread { body } }
+
+Up to three `block` loops stand inside each other, the innermost is blockIdx.x; there is one `thread` loop, threadIdx.x. Both
+have constant bounds. A `shared` buffer is allocated outside the thread loop, or in it: either way it is the block's.
+
+Pointers are generic in the text; LLVM finds out which are global and which shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ...ir.dtypes import i64
+from ...ir.errors import CompileError
+from ...ir.expr import Expr
+from ...ir.target import Target
+from ..linear import Linear
+from ..llvm.builder import ModuleText
+from ..llvm.kernel import KernelText, register_widths, written_buffers
+from ..llvm.types import element, stored
+from ..loop_ir import Barrier, Buffer, For, Kernel, Let, Stmt, Warp, statements
+from .machine import MOST_THREADS, STATIC_SHARED, check
+from .shape import shape_of
+
+_SPECIAL: Final = "llvm.nvvm.read.ptx.sreg."
+_BARRIER: Final = "llvm.nvvm.barrier.cta.sync.aligned.all"
+_SMALL: Final = 1 << 31
+
+
+class CudaModule(ModuleText):
+    """The module of a CUDA program: an intrinsic that the SM lacks is refused where it is first declared."""
+
+    def declare(self, name: str, result: str, args: str, attributes: str = "") -> None:
+        check(name, self.target)
+        super().declare(name, result, args, attributes)
+
+
+class CudaKernel(KernelText):
+    """Emits one launch."""
+
+    def __init__(self, module: ModuleText, header: str, kernel: Kernel, widths: dict[str, int]) -> None:
+        super().__init__(module, header, kernel, {}, widths)
+        self.most: dict[Expr, int] = {}  # what a variable does not exceed
+        self.block_dims = sum(1 for s in statements(kernel.body) if isinstance(s, For) and s.kind == "block")
+        self.shared: list[str] = []
+        self.shared_bytes = 0
+
+    # -- structure ----------------------------------------------------------------------------------------------------
+
+    def statement(self, s: Stmt) -> None:
+        if isinstance(s, Barrier):
+            self.module.declare(_BARRIER, "void", "i32")
+            self.line(f"call void @{_BARRIER}(i32 0)")
+            return
+        if isinstance(s, Warp):
+            self.warp(s)
+            return
+        super().statement(s)
+        if isinstance(s, Let) and s.var.dtype is i64:
+            self._limit(s.var, self.bound(s.value))
+
+    def _limit(self, v: Expr, most: int | None) -> None:
+        if most is None:
+            self.most.pop(v, None)
+        else:
+            self.most[v] = most
+
+    def loop(self, s: For) -> None:
+        if s.kind not in ("block", "thread"):
+            super().loop(s)
+            return
+        start, stop = self.known(s.start), self.known(s.stop)
+        if start != 0 or stop is None or s.step != 1:
+            raise CompileError(f"kernel {self.kernel}: {s.kind} loop {s.var.attr} runs from 0 to a constant in steps of 1")
+        if s.kind == "thread":
+            name = f"{_SPECIAL}tid.x"
+        else:
+            self.block_dims -= 1
+            name = f"{_SPECIAL}ctaid.{'xyz'[self.block_dims]}"
+        raw = self.call(name, "i32", [])
+        mark = self.mark()
+        self.bind(s.var, self.t(f"zext i32 {raw} to i64"), known=0 if stop == 1 else None, natural=True)
+        self.most[s.var] = stop - 1
+        self.run(s.body)
+        self.release(mark)
+
+    def serial(self, s: For) -> None:
+        stop = self.bound(s.stop)
+        self._limit(s.var, None if stop is None else stop - 1)
+        super().serial(s)
+
+    def allocate(self, b: Buffer) -> None:
+        if b.scope != "shared":
+            super().allocate(b)
+            return
+        if self.buffers.setdefault(b.name, b) != b:
+            raise CompileError(f"kernel {self.kernel}: two buffers are called {b.name}; names are unique in a kernel")
+        name = f"@{self.kernel}.{b.name}"
+        if b.name not in self.pointers:
+            size = max(b.span, 1)
+            self.shared.append(
+                f"{name} = internal addrspace(3) global [{size} x {stored(b.dtype)}] undef, align {max(b.align, 16)}"
+            )
+            self.shared_bytes = -(-self.shared_bytes // 16) * 16 + size * b.dtype.itemsize
+            self.pointers[b.name] = f"addrspacecast (ptr addrspace(3) {name} to ptr)"
+        if self.shared_bytes > STATIC_SHARED:
+            raise CompileError(
+                f"kernel {self.kernel} declares {self.shared_bytes} bytes of shared memory; a block may have {STATIC_SHARED}"
+            )
+
+    def warp(self, s: Warp) -> None:
+        """One instruction: see `Warp`."""
+        match s.op:
+            case "commit_async":
+                self._void("llvm.nvvm.cp.async.commit.group", [])
+            case "wait_async":
+                n = self.known(s.values[0])
+                if n is None:
+                    raise CompileError(f"kernel {self.kernel}: wait_async waits for a constant number of groups")
+                self._void("llvm.nvvm.cp.async.wait.group", [("i32 immarg", str(n))])
+            case "copy_async":
+                to, source = (self._pointer(b, index, space) for (b, index), space in zip(s.places, (3, 1), strict=True))
+                size = ("i32", self.t(f"trunc i64 {self.value(s.values[0])} to i32"))
+                args = [("ptr addrspace(3)", to), ("ptr addrspace(1)", source)]
+                if self.known(s.values[0]) == 16:
+                    self._void("llvm.nvvm.cp.async.cg.shared.global.16", args)
+                else:
+                    self._void("llvm.nvvm.cp.async.cg.shared.global.16.s", [*args, size])
+            case "load_matrix" | "load_matrix_trans":
+                (registers, at), (b, index) = s.places
+                name = f"llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4{'.trans' if s.op.endswith('trans') else ''}.b16.p3"
+                found = self.call(name, "{i32, i32, i32, i32}", [("ptr addrspace(3)", self._pointer(b, index, 3))])
+                self._spread(registers, at, "{i32, i32, i32, i32}", found)
+            case "mma_bf16" | "mma_f16":
+                (acc, at), left, right = s.places
+                parts = [*self._slots(*left, 4), *self._slots(*right, 2)]
+                if s.op == "mma_bf16":
+                    name, args = "llvm.nvvm.mma.m16n8k16.row.col.bf16", [("i32", x) for x in parts]
+                else:
+                    name = "llvm.nvvm.mma.m16n8k16.row.col.f32.f32"
+                    args = [("<2 x half>", self.t(f"bitcast i32 {x} to <2 x half>")) for x in parts]
+                kind = "{float, float, float, float}"
+                self._spread(acc, at, kind, self.call(name, kind, [*args, *(("float", x) for x in self._slots(acc, at, 4))]))
+            case _:
+                raise CompileError(f"kernel {self.kernel}: unknown warp operation {s.op}")
+
+    def _void(self, name: str, args: list[tuple[str, str]]) -> None:
+        self.module.declare(name, "void", ", ".join(t for t, _ in args))
+        given = ", ".join(f"{t.removesuffix(' immarg')} {x}" for t, x in args)
+        self.line(f"call void @{name}({given})")
+
+    def _pointer(self, b: Buffer, index: tuple[Expr, ...], space: int) -> str:
+        scalar = self._place(b, index)
+        return self.t(f"addrspacecast ptr {self.address(b, scalar)} to ptr addrspace({space})")
+
+    def _place(self, b: Buffer, index: tuple[Expr, ...]) -> Linear:
+        """The offset of one element."""
+        total = Linear(0)
+        for i, stride in zip(index, b.strides, strict=True):
+            total = total + self.form(i).scaled(stride)
+        return total
+
+    def _slots(self, b: Buffer, index: tuple[Expr, ...], count: int) -> list[str]:
+        """The values of neighbouring registers."""
+        self.widths.setdefault(b.name, 1)  # where nothing else reads or writes it
+        slot, _ = self._slot(b, index, 1)
+        return self.registers[b.name][slot : slot + count]
+
+    def _spread(self, b: Buffer, index: tuple[Expr, ...], kind: str, value: str) -> None:
+        self.widths.setdefault(b.name, 1)  # where nothing else reads or writes it
+        slot, _ = self._slot(b, index, 1)
+        for k in range(4):
+            self.registers[b.name][slot + k] = self.t(f"extractvalue {kind} {value}, {k}")
+
+    def fork(self, s: For) -> None:
+        raise CompileError(f"kernel {self.kernel}: parallel loop {s.var.attr} has no meaning on a CUDA target")
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    def bound(self, e: Expr) -> int | None:
+        """What an i64 scalar that is not negative does not exceed, where that can be told."""
+        if e.dtype is not i64 or e.lanes != 1:
+            return None
+        k = self.known(e)
+        if k is not None:
+            return k
+        if e in self.most:
+            return self.most[e]
+        if e.op in ("add", "mul", "max", "min", "floordiv", "mod"):
+            a, b = (self.bound(x) for x in e.args)
+            if e.op == "mod" and b is not None and self.known(e.args[1]) is not None:
+                return b - 1 if a is None else min(a, b - 1)
+            if e.op == "min" and (a is None or b is None) and self.is_natural(e):
+                return a if b is None else b
+            if a is None or b is None or not all(self.is_natural(x) for x in e.args):
+                return None
+            match e.op:
+                case "add":
+                    return a + b
+                case "mul":
+                    return a * b
+                case "max":
+                    return max(a, b)
+                case "min":
+                    return min(a, b)
+                case "floordiv":
+                    c = self.known(e.args[1])
+                    return a // c if c else a
+        return None
+
+    def _operation(self, e: Expr) -> str:
+        if e.op == "lane_xor":
+            return self._lane_xor(e, self.memo[e.args[0]])
+        if e.op in ("floordiv", "mod") and e.lanes == 1 and e.dtype is i64 and self.known(e) is None:
+            c, most = self.known(e.args[1]), self.bound(e.args[0])
+            if c is not None and 0 < c < _SMALL and most is not None and most < _SMALL and self.is_natural(e.args[0]):
+                # a division of 64 bits takes some seventy instructions, one of 32 by a constant three
+                low = self.t(f"trunc i64 {self.memo[e.args[0]]} to i32")
+                found = self.t(f"{'udiv' if e.op == 'floordiv' else 'urem'} i32 {low}, {c}")
+                return self.t(f"zext i32 {found} to i64")
+        return super()._operation(e)
+
+    def _lane_xor(self, e: Expr, x: str) -> str:
+        """The value that the lane at a distance of the warp has; all lanes of a warp must be here."""
+        kind = element(e.dtype)
+        if e.lanes != 1:
+            raise CompileError(f"kernel {self.kernel}: lanes are exchanged one value at a time, not {e.lanes}")
+
+        def exchange(word: str, x: str) -> str:
+            name = f"llvm.nvvm.shfl.sync.bfly.{'f32' if word == 'float' else 'i32'}"
+            return self.call(name, word, [("i32", "-1"), (word, x), ("i32", str(e.attr)), ("i32", "31")])
+
+        if kind in ("float", "i32"):
+            return exchange(kind, x)
+        if kind in ("double", "i64"):
+            bits = self.t(f"bitcast double {x} to i64") if kind == "double" else x
+            low = exchange("i32", self.t(f"trunc i64 {bits} to i32"))
+            high = exchange("i32", self.t(f"trunc i64 {self.t(f'lshr i64 {bits}, 32')} to i32"))
+            top = self.t(f"shl i64 {self.t(f'zext i32 {high} to i64')}, 32")
+            both = self.t(f"or i64 {top}, {self.t(f'zext i32 {low} to i64')}")
+            return self.t(f"bitcast i64 {both} to double") if kind == "double" else both
+        back = exchange("i32", self.t(f"zext {kind} {x} to i32"))
+        return self.t(f"trunc i32 {back} to {kind}")
+
+    def load(self, e: Expr) -> str:
+        b, rank = e.attr
+        if len(e.args) == rank or e.lanes > 1 or not isinstance(b, Buffer) or b.scope == "register":
+            return super().load(e)
+        # A masked load of one element: a branch around it, which becomes a predicate.
+        mask, kind = self.memo[e.args[rank]], stored(b.dtype)
+        if mask == "true":
+            return super().load(Expr("load", e.args[:rank], e.dtype, 1, (b, rank)))
+        some, join = self.fresh("read"), self.fresh("join")
+        scalar = self._place(b, e.args[:rank])
+        p, align = self.address(b, scalar), self.alignment(b, scalar)
+        before = self.block
+        self.line(f"br i1 {mask}, label %{some}, label %{join}")
+        self.label(some)
+        x = self.t(f"load {kind}, ptr {p}, align {align}")
+        self.line(f"br label %{join}")
+        self.label(join)
+        zero = self.zero(b.dtype, 1) if kind not in ("i8", "i16") else "0"
+        return self.from_memory(b.dtype, self.t(f"phi {kind} [{zero}, %{before}], [{x}, %{some}]"), 1)
+
+    def finish(self) -> None:
+        self.line("ret void")
+
+
+def emit_launch(module: CudaModule, kernel: Kernel) -> tuple[str, int]:
+    """The text of a kernel that is one launch, with its shared arrays, and how many bytes these take."""
+    _, threads = shape_of(kernel)
+    if threads > MOST_THREADS:
+        raise CompileError(f"kernel {kernel.name} has blocks of {threads} threads; the most is {MOST_THREADS}")
+    written = written_buffers(kernel, {})
+    params = []
+    for b in kernel.buffers:
+        attributes = [f"align {max(b.align, b.dtype.itemsize)}", "noundef"]
+        if kernel.noalias:
+            attributes.append("noalias")
+        if b.name not in written:
+            attributes.append("readonly")
+        params.append(f"ptr {' '.join(attributes)} %p.{b.name}")
+    header = f'define ptx_kernel void @{kernel.name}({", ".join(params)}) nounwind "nvvm.reqntid"="{threads}" {{'
+    f = CudaKernel(module, header, kernel, register_widths(kernel))
+    f.pointers = {b.name: f"%p.{b.name}" for b in kernel.buffers}
+    f.run(kernel.body)
+    f.finish()
+    return "\n".join([*f.shared, f.text()]), f.shared_bytes
+
+
+def module_text(kernels: Sequence[Kernel], target: Target, layout: str) -> tuple[str, dict[str, int]]:
+    """LLVM text of a program's kernels, each one launch, and the shared bytes of each."""
+    module = CudaModule(target)
+    shared: dict[str, int] = {}
+    for k in kernels:
+        text, shared[k.name] = emit_launch(module, k)
+        module.functions.append(text)
+    parts = [
+        f'target datalayout = "{layout}"\ntarget triple = "{target.triple}"',
+        "\n".join(f"{name} = internal constant {value}, align 16" for value, name in module.constants.items()),
+        *module.functions,
+        *sorted(module.declarations.values()),
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n", shared
+
+
+__all__ = ["CudaModule", "emit_launch", "module_text"]

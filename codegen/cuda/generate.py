@@ -1,0 +1,128 @@
+"""Graph to CudaProgram: the groups, the memory plan and the plan of the CPU's generator, with kernels of a grid of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ...ir import cuda_program as cuda
+from ...ir.errors import CompileError
+from ...ir.graph import Graph
+from ...ir.program import Argument
+from ...ir.target import Target
+from .. import plan as tree
+from ..arena import arena_use
+from ..assembly import Builder, Lower, check_static, groups_of, problem_of, steps_of
+from ..loop_ir import Kernel, Module
+from ..loop_text import print_module
+from ..memory_plan import check_plan, plan_memory
+from ..plan import EntryPlan, print_plan
+from .compile import data_layout, ptx
+from .contraction import lower_contraction
+from .emit import module_text
+from .machine import sm_of
+from .maps import lower_map
+from .products import lower_coded, lower_sparse
+from .reduces import lower_reduce
+from .rows import lower_rows
+from .shape import launches_of, shape_of
+from .updates import lower_scan, lower_scatter, lower_sort
+from .verify import verify_launch
+
+LOWERINGS: Final[dict[str, Lower]] = {
+    "map": lower_map,
+    "rows": lower_rows,
+    "reduce": lower_reduce,
+    "window": lower_reduce,
+    "scan": lower_scan,
+    "scatter": lower_scatter,
+    "sort": lower_sort,
+    "contraction": lower_contraction,
+    "sparse": lower_sparse,
+    "coded": lower_coded,
+}
+
+
+def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool = False) -> cuda.CudaProgram:
+    """The CUDA program of a graph of static shapes, whose nodes are fused regions and lowered ops.
+
+    With `verify`, loop IR and memory plan are verified before code is made of them. Raises CompileError for a node that has no
+    code, or an instruction that the SM lacks; VerifyError for a bug of the generator.
+    """
+    sm_of(target)
+    check_static(graph)
+    b = Builder(graph, target, 1, lowerings=LOWERINGS, outer_align=cuda.ALIGN, serial=True)
+    groups = groups_of(b)
+    problem, number, constants = problem_of(b, groups)
+    plan = plan_memory(problem)
+    if verify:
+        check_plan(plan, problem)
+    nodes, infos = steps_of(b, groups, plan, constants, number)
+    launches = {k.name: launches_of(k) for k in b.kernels.values()}
+    used = {s.kernel for s in tree.walk(nodes) if isinstance(s, tree.Step)}
+    kernels = [part for name, parts in launches.items() if name in used for part, _ in parts]
+    if verify:
+        from ..loop_verify import verify as verify_loops
+
+        verify_loops(Module(tuple(kernels)))
+        for k in kernels:
+            verify_launch(k)
+    text, shared = module_text(kernels, target, data_layout(target))
+    assembled = ptx(text, target) if kernels else ""
+    table = tuple(_row(k, shared[k.name]) for k in kernels)
+    entry = EntryPlan(name, tuple(nodes))
+    plain = all(isinstance(n, tree.Step) for n in nodes)
+    loops = print_module(Module(tuple(kernels)))
+    if not plain:
+        loops += "".join(f"# {line}\n" for line in print_plan(entry).splitlines())
+    return cuda.CudaProgram(
+        name=name,
+        target=target,
+        inputs=tuple(Argument(str(n.attrs["name"]), n.tensor, str(n.attrs["role"])) for n in graph.inputs),
+        outputs=tuple(Argument(o, n.tensor) for o, n in zip(graph.output_names, graph.outputs, strict=True)),
+        constants=tuple(c.array for c in constants),
+        arena_bytes=plan.arena_bytes,
+        ptx=assembled,
+        kernels=table,
+        plan=tuple(step for k, n in enumerate(nodes) for step in _nodes([n], launches, k)),
+        infos=tuple(infos),
+        aliases=graph.aliases,
+        use=arena_use(problem, plan),
+        texts={"loops": loops, "llvm": text, "ptx": assembled},
+    )
+
+
+def _row(k: Kernel, shared: int) -> cuda.CudaKernel:
+    from ..llvm.kernel import written_buffers
+
+    grid, threads = shape_of(k)
+    written = written_buffers(k, {})
+    parameters = tuple(cuda.Parameter(b.name, b.dtype.name, b.span * b.dtype.itemsize, b.name in written) for b in k.buffers)
+    return cuda.CudaKernel(k.name, grid, (threads, 1, 1), parameters, shared, source=print_module(Module((k,))))
+
+
+Launches = dict[str, list[tuple[Kernel, tuple[int, ...]]]]
+
+
+def _nodes(nodes: Sequence[tree.Node], launches: Launches, info: int) -> tuple[cuda.Node, ...]:
+    """The plan's nodes with a step for each launch."""
+    done: list[cuda.Node] = []
+    for n in nodes:
+        match n:
+            case tree.Step(kernel, views):
+                done += [cuda.Step(k.name, tuple(views[p] for p in places), info) for k, places in launches[kernel]]
+            case tree.Block(inner) | tree.Section(inner):
+                done += _nodes(inner, launches, info)
+            case tree.Loop(count, inner, reverse, pointers, regions):
+                if regions is not None:
+                    raise CompileError("a loop whose passes run at once is planned for processors, not for a stream")
+                moved = tuple(cuda.Pointer(p.slot, p.cycle, p.first, p.last) for p in pointers)
+                done.append(cuda.Loop(count, _nodes(inner, launches, info), reverse, moved))
+            case tree.Branch(predicate, then, orelse):
+                done.append(cuda.Branch(predicate, _nodes(then, launches, info), _nodes(orelse, launches, info)))
+            case tree.While(test, predicate, inner):
+                done.append(cuda.While(_nodes(test, launches, info), predicate, _nodes(inner, launches, info)))
+    return tuple(done)
+
+
+__all__ = ["LOWERINGS", "generate"]

@@ -1,0 +1,1 @@
+"""Runs PTX: an interpreter that checks what it runs, a real GPU through pycuda, and one Device interface over both."""

@@ -1,0 +1,161 @@
+"""The emulator as a Device: PTX runs in numpy, every access is checked. Slow, exact, and there on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from ...ir.errors import DeviceError, LaunchError
+from . import device as base
+from .device import Argument, Array, Extent, Signature, check_buffer, pack_arguments
+from .memory import GLOBAL_BASE, POISON, UNWRITTEN, WRITTEN, GlobalMemory
+from .ptx_interp import Loaded, LoadedModule, launch
+from .state import Counters, Options
+
+CAPACITY: Final = 1 << 30
+_KEPT: Final = 64  # launches of a kernel whose counters are kept
+
+
+class EmulatedFunction(base.Function):
+    """A kernel in the emulator."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        kernel = loaded.kernel
+        self.loaded = loaded
+        self.signature = Signature(kernel.name, tuple((p.type, p.size) for p in kernel.params))
+
+
+class EmulatedModule(base.Module):
+    """A module in the emulator."""
+
+    def __init__(self, module: LoadedModule) -> None:
+        self.module = module
+        self._functions = {name: EmulatedFunction(k) for name, k in module.kernels.items()}
+
+    def function(self, name: str) -> EmulatedFunction:
+        found = self._functions.get(name)
+        if found is None:
+            raise LaunchError(f"the module has no kernel {name!r}; it has {sorted(self._functions)}")
+        return found
+
+    def unload(self) -> None:
+        self.module.unload()
+
+
+class EmulatedGraph(base.Graph):
+    """Captured calls, run again one after the other."""
+
+    def __init__(self, calls: list[Callable[[], None]]) -> None:
+        self._calls = calls
+
+    def replay(self) -> None:
+        for call in self._calls:
+            call()
+
+
+class Emulator(base.Device):
+    """A device of `capacity` bytes that interprets PTX. `options` say what is checked and counted (state.py); `counters` are
+    those of the latest launches, by kernel."""
+
+    def __init__(self, capacity: int = CAPACITY, options: Options | None = None, sm: int = 80) -> None:
+        self.name = "PTX emulator (numpy)"
+        self.sm = sm
+        self.total = capacity
+        self.options = options or Options()
+        self.memory = GlobalMemory(capacity)
+        self.counters: dict[str, list[Counters]] = {}
+        self._recording: list[Callable[[], None]] | None = None
+
+    def allocate(self, nbytes: int, name: str = "") -> int:
+        return self.memory.allocate(nbytes, name)
+
+    def free(self, address: int) -> None:
+        self.memory.free(address)
+
+    def _do(self, call: Callable[[], None]) -> None:
+        if self._recording is None:
+            call()
+        else:
+            self._recording.append(call)
+
+    def upload(self, address: int, array: Array) -> None:
+        check_buffer(array, "a copy to the device")
+        at = self.memory.range(address, array.nbytes)
+
+        def go() -> None:
+            self.memory.data[at] = array.reshape(-1).view(np.uint8)
+            self.memory.state[at] = WRITTEN
+
+        self._do(go)
+
+    def download(self, address: int, array: Array) -> None:
+        if self._recording is not None:
+            raise DeviceError("a copy from the device cannot be captured: it would have to wait")
+        check_buffer(array, "a copy from the device")
+        at = self.memory.range(address, array.nbytes)
+        unwritten = np.flatnonzero(self.memory.state[at] != WRITTEN)
+        if len(unwritten) and self.options.check:
+            place = self.memory.describe(address - GLOBAL_BASE + int(unwritten[0]))
+            raise DeviceError(
+                f"{len(unwritten)} of {array.nbytes} bytes that are copied from the device were never written, the first {place}"
+            )
+        array.reshape(-1).view(np.uint8)[:] = self.memory.data[at]
+
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        a, b = self.memory.range(to, nbytes), self.memory.range(source, nbytes)
+
+        def go() -> None:
+            self.memory.data[a] = self.memory.data[b].copy()
+            self.memory.state[a] = self.memory.state[b].copy()
+
+        self._do(go)
+
+    def forget(self, address: int, nbytes: int) -> None:
+        at = self.memory.range(address, nbytes)
+
+        def go() -> None:
+            self.memory.state[at] = UNWRITTEN
+            self.memory.data[at] = POISON
+
+        self._do(go)
+
+    def load(self, ptx: str) -> EmulatedModule:
+        return EmulatedModule(LoadedModule(ptx, self.memory))
+
+    def launch(
+        self,
+        function: base.Function,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[Argument],
+        *,
+        shared: int = 0,
+        extents: Sequence[Extent] | None = None,
+    ) -> None:
+        if not isinstance(function, EmulatedFunction):
+            raise LaunchError(f"{function!r} was not loaded by the emulator")
+        params = pack_arguments(function.signature, arguments)
+
+        def go() -> None:
+            done = launch(function.loaded, grid, block, params, dynamic_shared=shared, options=self.options, extents=extents)
+            kept = self.counters.setdefault(function.signature.name, [])
+            kept.append(done)
+            del kept[:-_KEPT]
+
+        self._do(go)
+
+    def synchronize(self) -> None:
+        """Everything has run already."""
+
+    def capture(self, work: Callable[[], None]) -> EmulatedGraph:
+        if self._recording is not None:
+            raise DeviceError("a capture is running already")
+        calls: list[Callable[[], None]] = []
+        self._recording = calls
+        try:
+            work()
+        finally:
+            self._recording = None
+        return EmulatedGraph(calls)

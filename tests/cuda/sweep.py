@@ -1,0 +1,108 @@
+"""Every op record for every SM: emitted, assembled by ptxas with no spills, and run on the PTX interpreter against f64 numpy.
+
+    python tests/cuda/sweep.py [--sm 75,80,90] [--no-run] [--models] [OP ...]
+
+`--models` does the models too (emitted and assembled, forward and training step). Exits with 1 where something failed. LLVM may
+end the process: run it as a child of whatever must not end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import tensorwright as tw  # noqa: E402
+from tensorwright import driver  # noqa: E402
+from tensorwright.benchmarks import models, training  # noqa: E402
+from tensorwright.codegen.cuda.generate import generate  # noqa: E402
+from tensorwright.ir.op import REGISTRY, Op, Trait  # noqa: E402
+from tensorwright.ir.target import row  # noqa: E402
+from tensorwright.runtime.cuda.binding import CudaBinding, DeviceStore  # noqa: E402
+from tensorwright.runtime.cuda.emulator import Emulator  # noqa: E402
+
+from tests.codegen.programs import error  # noqa: E402
+from tests.codegen.test_lower_ops import cases, together  # noqa: E402
+from tests.cuda.assembler import assemble  # noqa: E402
+
+FORWARD = ("demo_b64", "resnet18_b32", "transformer_b8", "bilstm_b32")
+
+
+def check_op(op: Op, sm: int, *, run: bool) -> list[str]:
+    """What is wrong with an op's samples on an SM; empty where nothing is."""
+    some = cases(op)
+    if not some:
+        return [f"{op.name} has no samples"]
+    graph, arrays = together(some)
+    program = generate(graph, row(f"cuda-sm_{sm}"), verify=True)
+    wrong = assemble(program.ptx, sm).wrong if program.kernels else []
+    if run:
+        binding = CudaBinding(program, {}, DeviceStore(Emulator(1 << 27, sm=sm)))
+        out = binding.run([np.ascontiguousarray(a) for a in arrays])
+        results = out if isinstance(out, tuple) else (out,)
+        for k, (s, _, _, _, expected) in enumerate(some):
+            found = error(results[k], expected)
+            if not found <= s.budget:
+                wrong.append(f"sample {k} {s.label} {dict(s.attrs)}: error {found:.2e}, the budget is {s.budget:.0e}")
+    return wrong
+
+
+def model(name: str, sm: int, *, train: bool) -> Any:
+    """The Executable of a workload, or of its training step."""
+    target = f"cuda-sm_{sm}"
+    if not train:
+        w = (models.INFERENCE | models.TRAINING)[name]
+        return tw.compile(w.make(), *w.arguments, target=target)
+    build, training.build = training.build, functools.partial(driver.build, target=target)
+    try:
+        return training.compiled_step(name, training.initial_weights(name), 1)[0]
+    finally:
+        training.build = build
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", nargs="*")
+    parser.add_argument("--sm", default="75,80,90", help="SMs with commas between")
+    parser.add_argument("--no-run", action="store_true")
+    parser.add_argument("--models", action="store_true")
+    args = parser.parse_args()
+    failed = 0
+
+    def report(name: str, wrong: list[str], start: float) -> None:
+        nonlocal failed
+        failed += bool(wrong)
+        print(f"{name:40} {time.perf_counter() - start:6.2f} s  {'ok' if not wrong else '; '.join(wrong)}", flush=True)
+
+    for sm in map(int, args.sm.split(",")):
+        for op in REGISTRY.values():
+            if op.has(Trait.STRUCTURAL) or (args.ops and op.name not in args.ops):
+                continue
+            start = time.perf_counter()
+            try:
+                wrong = check_op(op, sm, run=not args.no_run)
+            except tw.TensorwrightError as e:
+                wrong = [f"{type(e).__name__}: {e}"]
+            report(f"sm_{sm} {op.name}", wrong, start)
+        for name in FORWARD if args.models else ():
+            for train in (False, True):
+                start = time.perf_counter()
+                report(
+                    f"sm_{sm} {name} {'step' if train else 'forward'}",
+                    assemble(model(name, sm, train=train).compiled.run.ptx, sm).wrong,
+                    start,
+                )
+    print(f"{failed} failed")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
