@@ -155,7 +155,11 @@ class _Product:
         full = self.groups(p, self.place(p), self.step) if self.panels else []
         left = self.groups(p, self.place(p), self.rest) if self.rest else []
         for k, (g, whole, _) in enumerate(full or left):
-            body = self.either(p, lambda rows, k=k: (left if rows == self.rest else full)[k][2])  # type: ignore[misc]
+
+            def group(rows: int, k: int = k) -> list[Stmt]:
+                return (left if rows == self.rest else full)[k][2]
+
+            body = self.either(p, group)
             made, threads = parallel_nest([Axis(g, whole), Axis(p, count)], body, self.nanoseconds, least=LEAST_NS, chunk=chunk)
             done, shared = done + made, shared or threads
         return done, shared

@@ -22,6 +22,7 @@ from ..ir.errors import InputError
 from ..ir.graph import Graph, Literal, Node
 from ..ir.op import Trait, make
 from ..ir.ops.conv_geometry import split
+from ..ir.types import TupleType
 from ..passes.contract_form import segments
 from ..passes.layers import find_layers
 
@@ -322,7 +323,8 @@ def _loop(t: Tracks, node: Node, given: list[Dims]) -> list[Dims]:
         t.stay(dims[1:] if k < steps else dims)
     for dims in given[1:steps]:
         t.unite(given[0][0], dims[0])
-    results = [[np.zeros(n if isinstance(n, int) else 1, np.int64) for n in i.shape] for i in node.type.items]  # type: ignore[union-attr]
+    assert isinstance(node.type, TupleType), "a loop's results"
+    results = [[np.zeros(n if isinstance(n, int) else 1, np.int64) for n in i.shape] for i in node.type.items]
     return [[given[0][0], *dims[1:]] for dims in results] if steps else results
 
 

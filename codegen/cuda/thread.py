@@ -3,7 +3,7 @@ schedule of its own (windows of pooling, short reductions, argmax, nested reduct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...ir.dims import as_int
 from ...ir.expr import Expr, binary, cast, const, load, select, var
@@ -86,7 +86,7 @@ class Thread:
         ]
         return inner, load(where, ZERO, node.dtype)
 
-    def _reader(self, node: Node, mask: Expr | None):  # type: ignore[no-untyped-def]
+    def _reader(self, node: Node, mask: Expr | None) -> Callable[..., Expr]:
         def operand(k: int, index: Sequence[Expr], inner: Expr | None = None) -> Expr:
             both = mask if inner is None else inner if mask is None else binary("and", mask, inner)
             return self.body.value(node.inputs[k], index, both)
