@@ -35,7 +35,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = [n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n]
     assert all(n.startswith("tensorwright/") and (n.endswith(".py") or n.endswith("py.typed")) for n in names), names
     folders = {n.split("/")[1] for n in names if n.count("/") > 1}
-    assert folders == {"ir", "frontend", "passes", "codegen", "runtime", "training", "benchmarks"}
+    assert folders == {"ir", "frontend", "passes", "codegen", "runtime", "compression", "training", "benchmarks"}
     assert {"tensorwright/py.typed", "tensorwright/cli.py", "tensorwright/driver.py", "tensorwright/ir/ops/unary.py"} <= set(
         names
     )
