@@ -118,8 +118,8 @@ def test_text_cannot_grow_a_polynomial_without_bound():
     nested = "N // 2"
     for _ in range(80):
         nested = f"({nested} + 1) // 2"
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("*".join(sums), "N" + " // 2" * 500, nested, "*".join(["N"] * 5000), "*".join(["99999999"] * 2000)):
         with pytest.raises(ParseError):
             parse_dim(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -147,14 +147,14 @@ def deep_bodies(levels: int) -> str:
 )  # fmt: skip
 def test_text_made_to_harm_is_refused_soon_and_in_little_memory(text):
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(ParseError):
             parse_graph(text)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert peak < 20_000_000 + 200 * len(text)
 
 

@@ -95,9 +95,9 @@ def test_a_picture_has_a_limit_and_dot_has_none():
     with pytest.raises(TensorwrightError, match="use to_dot"):
         to_svg(Graph((x,), (n,)))
     assert to_dot(Graph((x,), (n,))).count("->") == 6000
-    start = time.perf_counter()
+    start = time.process_time()
     to_svg(residual(500))
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_importing_ir_does_not_import_networkx():

@@ -126,11 +126,11 @@ def test_lies_with_a_right_checksum(saved):
     tracemalloc.start()
     try:
         for what, lie in lies.items():
-            start = time.perf_counter()
+            start = time.process_time()
             with pytest.raises(ArtifactError):
                 artifact.loads(lie)
                 pytest.fail(f"accepted: {what}")
-            assert time.perf_counter() - start < 5, what
+            assert time.process_time() - start < 5, what
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()
