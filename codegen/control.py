@@ -21,11 +21,11 @@ from typing import Final, Protocol
 
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, Literal, Node
+from ..ir.places import Pointer, View
 from ..ir.program import KernelInfo
 from ..ir.types import TensorType, TupleType
 from . import plan as tree
 from .memory_plan import Place, Plan, PlannedStep, Problem, aligned
-from .plan import View
 
 FLOPS_PER_NS: Final = 50.0
 BYTES_PER_NS: Final = 15.0
@@ -155,7 +155,7 @@ def placed(nodes: Iterable[tree.Node], slots: Mapping[int, View], counter: bool)
                 return tree.While(block(test), put(predicate), block(nodes))
             case tree.Loop(count, nodes, reverse, pointers, regions):
                 moved = tuple(
-                    tree.Pointer(p.slot, tuple(put(v) for v in p.cycle), maybe(p.first), maybe(p.last)) for p in pointers
+                    Pointer(p.slot, tuple(put(v) for v in p.cycle), maybe(p.first), maybe(p.last)) for p in pointers
                 )
                 if regions is not None:
                     regions = tree.Regions(regions.slot, put(regions.view), regions.stride, regions.count)

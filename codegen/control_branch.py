@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Branch, While
+from ..ir.places import View
 from . import plan as tree
 from .control import (
     Assembly,
@@ -25,7 +26,6 @@ from .control import (
 )
 from .control_check import Memory
 from .memory_plan import ALIGN, Place, PlannedStep, aligned, check_plan
-from .plan import View
 
 
 @dataclass(frozen=True)

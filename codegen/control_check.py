@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..ir.places import View
 from .control import Assembly, Id, Value
 from .memory_plan import Place, PlanError, PlannedStep, overlap
-from .plan import View
 
 
 class Memory:

@@ -10,6 +10,7 @@ from typing import Final
 from ..ir.dims import as_int
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Loop
+from ..ir.places import Pointer, View
 from ..ir.types import TensorType
 from . import plan as tree
 from .control import (
@@ -31,7 +32,6 @@ from .control import (
 from .control_check import Memory
 from .memory_plan import ALIGN, Place, PlannedStep, aligned, check_plan
 from .nests import PARALLEL_NS
-from .plan import View
 
 REGIONS: Final = 16  # threads that a loop without carries can use at most
 REGION_BYTES: Final = 32 * 1024 * 1024  # memory that their private regions take together, unless two take more
@@ -43,7 +43,7 @@ class Layout:
     """Where a body's slots are, and the copies (kernel, from, to, carry) before the first and after the last pass."""
 
     slots: dict[int, View]
-    pointers: list[tree.Pointer] = field(default_factory=list)
+    pointers: list[Pointer] = field(default_factory=list)
     before: list[tuple[str, View, View, int]] = field(default_factory=list)
     after: list[tuple[str, View, View, int]] = field(default_factory=list)
 
@@ -84,13 +84,13 @@ class LoopControl(Control):
                 assert final is not None
                 spare = part_of(step.workspace, c.spare, c.nbytes)
                 turns = (view_of(final), view_of(spare)) if count % 2 else (view_of(spare), view_of(final))
-                made.pointers.append(tree.Pointer(inside[0], (turns[1], turns[0]), first=view_of(init)))
-                made.pointers.append(tree.Pointer(inside[1], turns))
+                made.pointers.append(Pointer(inside[0], (turns[1], turns[0]), first=view_of(init)))
+                made.pointers.append(Pointer(inside[1], turns))
                 made.slots[i], made.slots[output["carry", i]] = (inside[0], 0), (inside[1], 0)
             elif c.how == "stack":
                 assert stack is not None
                 before = view_of(stack, -way * c.nbytes, c.nbytes)
-                made.pointers.append(tree.Pointer(inside[0], (before,), first=view_of(init)))
+                made.pointers.append(Pointer(inside[0], (before,), first=view_of(init)))
                 made.slots[i] = (inside[0], 0)
                 if final is not None:
                     made.after.append((c.copy, view_of(stack, last * c.nbytes), view_of(final), i))
@@ -99,7 +99,7 @@ class LoopControl(Control):
                 made.before.append((c.copy, view_of(init), view_of(stack, first * c.nbytes), i))
                 made.slots[i] = view_of(stack, 0, c.nbytes)
                 following = view_of(stack, way * c.nbytes, c.nbytes)
-                made.pointers.append(tree.Pointer(inside[1], (following,), last=view_of(final)))
+                made.pointers.append(Pointer(inside[1], (following,), last=view_of(final)))
                 made.slots[output["carry", i]] = (inside[1], 0)
         for q in range(self.form.sequences):
             made.slots[k + q] = view_of(step.reads[k + q][1], 0, self.strides[q])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..ir.lowering import Coded, Contract, Decompose, Load, Lowering, Map, Reduc
 from ..ir.target import Target
 from .loop_ir import Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, Warp, expressions, statements
 
+Form = TypeVar("Form", bound=Lowering)
 UNROLL_LIMIT: Final = 32  # reductions over no more elements than this may be inlined as one expression
 
 
@@ -228,6 +229,8 @@ class Body:
     `reduced` decides what the value of a Reduce at an index is; by default small ones are inlined.
     """
 
+    refusal: ClassVar[type[CompileError]] = CompileError  # of a node that has no code here
+
     def __init__(self, graph: Graph, aligns: Sequence[int] = ()) -> None:
         self.graph = graph
         self.operand = {n: i for i, n in enumerate(graph.inputs)}
@@ -258,6 +261,14 @@ class Body:
                 )
             self._lowering[node] = found
         return found
+
+    def sole(self, kind: type[Form]) -> tuple[Node, Form]:
+        """The node of a group's first output, which is of that kind, and its form. Raises `refusal` for any other."""
+        node = self.graph.outputs[0]
+        form = self.lowering(node)
+        if not isinstance(form, kind):
+            raise self.refusal(f"{node.op.name} {node.type} is not a {kind.__name__.lower()}, which the group was made for")
+        return node, form
 
     def forget(self) -> None:
         """Drops remembered values: needed when `reduced` or `bound` change their answers."""

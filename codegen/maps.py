@@ -517,13 +517,8 @@ def lower_map(graph: Graph, target: Target, name: str, aligns: Sequence[int] = (
     return lowered(body, name, statements, doc=doc, in_place=pairs, parallel=parallel, note=note)
 
 
-def map_outputs(
-    body: Body, outputs: Sequence[int], target: Target, numbers: Iterator[int] | None = None, *, nontemporal: bool = False
-) -> tuple[list[Stmt], bool, frozenset[tuple[int, int]], int]:
-    """The loops that compute some outputs, all of one size, in one visit of each element.
-
-    Gives the statements, whether they are parallel, the pairs that may share memory, and the number of boxes.
-    """
+def output_stores(body: Body, outputs: Sequence[int]) -> tuple[list[Axis], list[tuple[Buffer, Expr, Expr]]]:
+    """The axes over the elements of some outputs, all of one size, and for each output the buffer, the place and the value."""
     nodes = [body.graph.outputs[k] for k in outputs]
     shape = static_shape(nodes[0])
     axes = [Axis(var(f"i{k}"), n) for k, n in enumerate(shape)]
@@ -537,6 +532,17 @@ def map_outputs(
         its = static_shape(node)
         at = index if its == shape else unflatten(whole.simplify(flat_index(index, shape)), its)
         stores.append((body.outputs[k], whole.simplify(flat_index(at, its)), body.value(node, at)))
+    return kept, stores
+
+
+def map_outputs(
+    body: Body, outputs: Sequence[int], target: Target, numbers: Iterator[int] | None = None, *, nontemporal: bool = False
+) -> tuple[list[Stmt], bool, frozenset[tuple[int, int]], int]:
+    """The loops that compute some outputs, all of one size, in one visit of each element.
+
+    Gives the statements, whether they are parallel, the pairs that may share memory, and the number of boxes.
+    """
+    kept, stores = output_stores(body, outputs)
     tiles = tiled_boxes(kept, stores)
     boxes = [merge_axes(b) for b in (cut(*split_axes(kept, stores)) if tiles is None else tiles)]
     pairs = in_place_pairs(body, boxes, outputs) if tiles is None else frozenset()
@@ -553,4 +559,4 @@ def map_outputs(
     return statements, parallel, pairs, len(boxes)
 
 
-__all__ = ["Box", "box_nest", "cut", "lower_map", "map_outputs", "merge_axes", "restrict"]
+__all__ = ["Box", "box_nest", "cut", "lower_map", "map_outputs", "merge_axes", "output_stores", "restrict"]

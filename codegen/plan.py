@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-View = tuple[int, ...]
+from ..ir.places import Pointer, View
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,6 @@ class Block:
     """Nodes that run one after the other and count as one step of the program."""
 
     nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """A place that changes from pass to pass of a loop. `slot` (negative) is its name in the views of the loop's body.
-
-    In pass n of `count` it is `first` if n is 0, `last` if n is count - 1 (that one counts if both), else
-    `cycle[n % len(cycle)]`. Those views are at the strides of the counters around and of this loop's own.
-    """
-
-    slot: int
-    cycle: tuple[View, ...]
-    first: View | None = None
-    last: View | None = None
-
-    def at(self, n: int, count: int) -> View:
-        """The view of pass n."""
-        if n == count - 1 and self.last is not None:
-            return self.last
-        return self.first if n == 0 and self.first is not None else self.cycle[n % len(self.cycle)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 
-from ..ir.errors import CompileError
 from ..ir.expr import Expr, binary, cast, const, load, substitute, var
 from ..ir.graph import Graph
 from ..ir.lowering import Scan
@@ -19,10 +18,7 @@ from .nests import Axis, Spot, VectorLoop, has_masks, parallel_nest, unit_axes, 
 def lower_scan(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
     """The kernel of a cumulative sum or product: serial along its axis, the others in vectors and threads."""
     body = Body(graph, aligns)
-    node = graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Scan):
-        raise CompileError(f"{node.op.name} {node.type} is not a scan")
+    node, form = body.sole(Scan)
     shape = static_shape(node)
     axes = [Axis(var(f"i{k}"), n) for k, n in enumerate(shape)]
     length, t = shape[form.axis], axes[form.axis].var

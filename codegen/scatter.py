@@ -9,7 +9,6 @@ import numpy as np
 
 from ..ir.dims import as_int
 from ..ir.dtypes import i64
-from ..ir.errors import CompileError
 from ..ir.expr import Expr, binary, broadcast, const, load, postorder, substitute, var
 from ..ir.graph import Graph
 from ..ir.lowering import Scatter
@@ -24,10 +23,7 @@ from .simplify_index import Simplifier
 def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
     """The kernel of a scatter. Each element of the result gets its updates in row-major order of the updates."""
     body = Body(graph, aligns)
-    node = graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Scatter):
-        raise CompileError(f"{node.op.name} {node.type} is not a scatter")
+    node, form = body.sole(Scatter)
     out, shape = body.outputs[0], static_shape(node)
     copied, shared = _copy(body, graph, target)
     extents = tuple(as_int(n) for n in form.extents)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from ..ir.dims import as_int
 from ..ir.dtypes import i64
-from ..ir.errors import CompileError
 from ..ir.expr import Expr, binary, const, load, logical_not, maximum, minimum, select, var
 from ..ir.graph import Graph, Node
 from ..ir.lowering import Sort
@@ -28,10 +27,7 @@ MERGE_NS = 3.0  # of one element in one level
 def lower_sort(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
     """The kernel of a sort: rows in threads, one row after the other in each."""
     body = Body(graph, aligns)
-    node = graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Sort):
-        raise CompileError(f"{node.op.name} {node.type} is not a sort")
+    node, form = body.sole(Sort)
     if body.outputs[0].span == 0:
         return lowered(body, name, [], doc="sort of nothing")
     kept, statements, used = sort_statements(body, node, form)

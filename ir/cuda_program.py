@@ -18,13 +18,13 @@ from typing import Any, Final
 import numpy as np
 
 from .memory import ArenaUse
+from .places import Pointer, View
 from .program import Argument, KernelInfo
 from .target import Target
 
 ALIGN: Final = 256  # bytes: of every slot's address, as cuMemAlloc gives them
 
 Place = tuple[int, int]  # slot, byte offset
-View = tuple[int, ...]  # slot (negative: a pointer of a loop around), offset, bytes per unit of each loop counter around
 Read = Callable[[Place], int]
 
 
@@ -72,22 +72,6 @@ class Step:
     kernel: str
     views: tuple[View, ...]
     info: int = -1
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """A place that changes from pass to pass of a loop: `first` in pass 0, `last` in the last one, else `cycle` in turn."""
-
-    slot: int
-    cycle: tuple[View, ...]
-    first: View | None = None
-    last: View | None = None
-
-    def at(self, n: int, count: int) -> View:
-        """The view of pass n."""
-        if n == count - 1 and self.last is not None:
-            return self.last
-        return self.first if n == 0 and self.first is not None else self.cycle[n % len(self.cycle)]
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,7 @@ def _nodes(nodes: Sequence[tree.Node], launches: Launches, info: int) -> tuple[c
             case tree.Loop(count, inner, reverse, pointers, regions):
                 if regions is not None:
                     raise CompileError("a loop whose passes run at once is planned for processors, not for a stream")
-                moved = tuple(cuda.Pointer(p.slot, p.cycle, p.first, p.last) for p in pointers)
-                done.append(cuda.Loop(count, _nodes(inner, launches, info), reverse, moved))
+                done.append(cuda.Loop(count, _nodes(inner, launches, info), reverse, pointers))
             case tree.Branch(predicate, then, orelse):
                 done.append(cuda.Branch(predicate, _nodes(then, launches, info), _nodes(orelse, launches, info)))
             case tree.While(test, predicate, inner):

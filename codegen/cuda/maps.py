@@ -10,11 +10,10 @@ from typing import Final
 from ...ir.expr import Expr, binary, var
 from ...ir.graph import Graph
 from ...ir.target import Target
-from ..groups import Body, Lowered, body_name, cost, flat_index, lowered, static_shape, unflatten
+from ..groups import Body, Lowered, body_name, cost, lowered, static_shape
 from ..loop_ir import Buffer, If, Let, Stmt, Store
-from ..maps import Box, in_place_pairs, loads_of, merge_axes, ranges_of, restrict, split_axes, stride_along
-from ..nests import Axis, Spot, store_piece, unit_axes
-from ..simplify_index import Simplifier
+from ..maps import Box, in_place_pairs, loads_of, merge_axes, output_stores, restrict, split_axes, stride_along
+from ..nests import Axis, Spot, store_piece
 from .grid import BLOCK, BX, TX, launch, over
 
 WIDEST: Final = 16  # bytes of one access
@@ -41,19 +40,7 @@ def lower_map(graph: Graph, target: Target, name: str, aligns: Sequence[int] = (
 
 def map_outputs(body: Body, outputs: Sequence[int], tag: str = "") -> tuple[Stmt, frozenset[tuple[int, int]], str]:
     """The launch that computes some outputs, all of one size above 0; the pairs that may share memory; and a note."""
-    nodes = [body.graph.outputs[k] for k in outputs]
-    shape = static_shape(nodes[0])
-    axes = [Axis(var(f"i{k}"), n) for k, n in enumerate(shape)]
-    kept, fixed = unit_axes(axes)
-    index = tuple(fixed.get(a.var, a.var) for a in axes)
-    whole = Simplifier(ranges_of(kept))
-    body.normal = whole.simplify
-    body.forget()
-    stores: list[tuple[Buffer, Expr, Expr]] = []
-    for k, node in zip(outputs, nodes, strict=True):
-        its = static_shape(node)
-        at = index if its == shape else unflatten(whole.simplify(flat_index(index, shape)), its)
-        stores.append((body.outputs[k], whole.simplify(flat_index(at, its)), body.value(node, at)))
+    kept, stores = output_stores(body, outputs)
     box = merge_axes(restrict(*split_axes(kept, stores)))
     pairs = in_place_pairs(body, [box], outputs)
     stmt, lanes = box_launch(box, tag)

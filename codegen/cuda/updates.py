@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ir.dims import as_int
-from ...ir.errors import CompileError
 from ...ir.expr import Expr, binary, cast, const, eq, load, postorder, var
 from ...ir.graph import Graph
 from ...ir.lowering import Scan, Scatter, Sort
@@ -28,10 +27,7 @@ ONE = [Axis(var("one"), 1)]
 def lower_scan(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
     """The launch of a cumulative sum or product."""
     body = Body(graph, aligns)
-    node = graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Scan):
-        raise CompileError(f"{node.op.name} {node.type} is not a scan")
+    node, form = body.sole(Scan)
     shape = static_shape(node)
     axes = [Axis(var(f"i{k}"), n) for k, n in enumerate(shape)]
     length, t = shape[form.axis], axes[form.axis].var
@@ -66,10 +62,7 @@ def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int]
     """A copy of operand 0, then the updates: a thread for each position of the dimensions that do not collide goes through the
     others in order; where all may collide, a thread for each element of the result looks for its own."""
     body = Body(graph, aligns)
-    node = graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Scatter):
-        raise CompileError(f"{node.op.name} {node.type} is not a scatter")
+    node, form = body.sole(Scatter)
     out, shape = body.outputs[0], static_shape(node)
     extents = tuple(as_int(n) for n in form.extents)
     if 0 in shape:
@@ -125,10 +118,7 @@ def lower_scatter(graph: Graph, target: Target, name: str, aligns: Sequence[int]
 def lower_sort(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
     """The launch of a sort: a thread for each row."""
     body = Body(graph, aligns)
-    node = graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Sort):
-        raise CompileError(f"{node.op.name} {node.type} is not a sort")
+    node, form = body.sole(Sort)
     if body.outputs[0].span == 0:
         return lowered(body, name, [], doc="sort of nothing")
     rows, statements, used = sort_statements(body, node, form)

@@ -22,6 +22,8 @@ class UnsupportedError(CompileError):
 class GenericBody(Body):
     """`Body` with flat buffers of unknown extent and indices over a Space."""
 
+    refusal = UnsupportedError
+
     def __init__(self, graph: Graph, aligns: Sequence[int]) -> None:
         self.graph = graph
         self.space = Space()

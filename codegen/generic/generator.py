@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from ...ir import places
 from ...ir.build import input_node
 from ...ir.dims import Dim, product
 from ...ir.errors import CompileError, ShapeError
@@ -191,7 +192,7 @@ class _Generator:
                 continue
             scratch = [self._place(size, itemsize, here, here) for size, itemsize in g.workspaces]
             for call in g.calls:
-                views: list[plan.View] = []
+                views: list[places.View] = []
                 for what, k in call.arguments:
                     match what:
                         case "operand":
@@ -404,7 +405,7 @@ class _Generator:
 def _renumbered(node: plan.Node, slot: Any) -> plan.Node:
     """The tree with slots as `slot` numbers them."""
 
-    def view(v: plan.View) -> plan.View:
+    def view(v: places.View) -> places.View:
         return (slot(v[0]), *v[1:])
 
     def all_of(nodes: Sequence[plan.Node]) -> tuple[plan.Node, ...]:

@@ -13,7 +13,7 @@ from ..groups import accumulator, combine, identity, lanes_for
 from ..loop_ir import Alloc, Buffer, For, If, Let, Stmt, Store
 from ..nests import Spot
 from ..sorts import before
-from .body import GenericBody, UnsupportedError
+from .body import GenericBody
 from .elementwise import box
 from .loops import FINE, UNKNOWN, Walk, nest, shared, wide
 
@@ -21,10 +21,7 @@ from .loops import FINE, UNKNOWN, Walk, nest, shared, wide
 def scan_statements(body: GenericBody, target: Target, numbers: Iterator[int]) -> tuple[list[Stmt], bool]:
     """A running sum or product: serial along its axis, vectors along the last of the others, threads over the rest."""
     space = body.space
-    node = body.graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Scan):
-        raise UnsupportedError(f"{node.op.name} {node.type} after a running sum")
+    node, form = body.sole(Scan)
     axes = space.axes_over("i", node.shape)
     along = axes[form.axis]
     t = along.var
@@ -65,10 +62,7 @@ def scan_statements(body: GenericBody, target: Target, numbers: Iterator[int]) -
 def scatter_statements(body: GenericBody, target: Target, numbers: Iterator[int]) -> tuple[list[Stmt], bool]:
     """A copy of operand 0, then the updates one after the other in row-major order."""
     space = body.space
-    node = body.graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Scatter):
-        raise UnsupportedError(f"{node.op.name} {node.type} after a scatter")
+    node, form = body.sole(Scatter)
     axes = space.axes_over("i", node.shape)
     index = tuple(const(0) if a.extent == 1 else a.var for a in axes)
     copied = (body.outputs[0], body.flat(node, index), space.simplify(body.value(node.inputs[0], index)))
@@ -107,10 +101,7 @@ def sort_statements(body: GenericBody, numbers: Iterator[int]) -> tuple[list[Stm
     The scratch arrays hold two states each, of which a level reads one and writes the other.
     """
     space = body.space
-    node = body.graph.outputs[0]
-    form = body.lowering(node)
-    if not isinstance(form, Sort):
-        raise UnsupportedError(f"{node.op.name} {node.type} after a sort")
+    node, form = body.sole(Sort)
     source = node.inputs[0]
     rows = [space.axis("i", space.size(d)) for k, d in enumerate(source.shape) if k != form.axis]
     outer = [const(0) if a.extent == 1 else a.var for a in rows]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...ir.errors import CompileError
+from ...ir.places import Pointer, View
 from ...ir.target import Target
 from ..loop_ir import Kernel, Module
-from ..plan import Block, Branch, EntryPlan, Loop, Node, Pointer, Section, Step, View, While, walk
+from ..plan import Block, Branch, EntryPlan, Loop, Node, Section, Step, While, walk
 from .builder import FunctionText, ModuleText
 from .kernel import emit_kernel
 

@@ -15,11 +15,12 @@ from tensorwright.codegen.generate import assemble, generate
 from tensorwright.codegen.llvm import emit
 from tensorwright.codegen.loop_parse import parse_module
 from tensorwright.codegen.memory_plan import PlanError, PlannedStep, check_plan
-from tensorwright.codegen.plan import Block, Branch, EntryPlan, Loop, Pointer, Regions, Section, Step, While, calls, walk
+from tensorwright.codegen.plan import Block, Branch, EntryPlan, Loop, Regions, Section, Step, While, calls, walk
 from tensorwright.ir.build import constant
 from tensorwright.ir.errors import CompileError
 from tensorwright.ir.graph import Graph
 from tensorwright.ir.op import make
+from tensorwright.ir.places import Pointer
 from tensorwright.ir.types import tensor
 
 from .helpers import Loaded, host
