@@ -154,9 +154,7 @@ def placed(nodes: Iterable[tree.Node], slots: Mapping[int, View], counter: bool)
             case tree.While(test, predicate, nodes):
                 return tree.While(block(test), put(predicate), block(nodes))
             case tree.Loop(count, nodes, reverse, pointers, regions):
-                moved = tuple(
-                    Pointer(p.slot, tuple(put(v) for v in p.cycle), maybe(p.first), maybe(p.last)) for p in pointers
-                )
+                moved = tuple(Pointer(p.slot, tuple(put(v) for v in p.cycle), maybe(p.first), maybe(p.last)) for p in pointers)
                 if regions is not None:
                     regions = tree.Regions(regions.slot, put(regions.view), regions.stride, regions.count)
                 return tree.Loop(count, block(nodes), reverse, moved, regions)

@@ -222,7 +222,7 @@ def test_values_that_an_output_joins_are_written_into_it() -> None:
     a, b = make("exp", x), make("neg", y)
 
     def kernels(*parts: object, axis: int = 0) -> list[str]:
-        joined = make("concat", *(make("reshape", p, shape=(1, 6, 4)) for p in parts), axis=axis)  # type: ignore[call-overload]
+        joined = make("concat", *(make("reshape", p, shape=(1, 6, 4)) for p in parts), axis=axis)  # type: ignore[call-overload]  # by op
         graph = Graph((x, y), (joined, make("tanh", make("matmul", a, make("transpose", b, perm=(1, 0))))))
         rng = np.random.default_rng(1)
         runner = agree(graph, [rng.standard_normal((6, 4)).astype(np.float32) for _ in range(2)])

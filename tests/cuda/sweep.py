@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # a script: imports from the checkout come after this, hence E402
 
 import tensorwright as tw  # noqa: E402
 from tensorwright import driver  # noqa: E402

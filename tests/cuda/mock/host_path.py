@@ -63,7 +63,7 @@ def main() -> None:
     x = r.standard_normal((5, 6)).astype("f4")
     y = exe(x)
     np.testing.assert_allclose(y, tw.compile(Net_like(exe), tw.spec(5, 6))(x), rtol=1e-5, atol=1e-6)
-    device = exe.device  # type: ignore[attr-defined]
+    device = exe.device  # type: ignore[attr-defined]  # it is a CudaExecutable
     assert device.name == "mock of libcuda (PTX emulator)" and device.sm == 80
     assert {"load", "function", "upload", "launch", "download"} <= set(driver.log)
     print("ok load, copies and launches")
