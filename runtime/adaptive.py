@@ -9,10 +9,11 @@ use is tried again for two calls once the other has run 20 times as long as that
 finding out, and less and less while trying one thread keeps being slower. Where both take about the same, a try loses
 nothing and is made often: what a neighbour does to two threads is over as soon as it stops.
 
-Most disturbances are short, and one thread costs half the speed for as long as it is kept. So after the first one in a while
-all threads are tried again soon, after twice what a try may lose, and then after twice as long each time. The first calls of
-a program prove nothing against all threads, since they make the pages of its outputs: if one thread seems faster then, all
-are tried again at once.
+Most disturbances are short, and one thread costs half the speed for as long as it is kept. So after a disturbance all threads
+are tried again soon, after twice what a try may lose, and after twice as long each time that one follows upon the other: that
+is, when the good calls on all threads between them took less than twice what one of its calls lost. The first calls of a
+program prove nothing against all threads, since they make the pages of its outputs: if one thread seems faster then, all are
+tried again at once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import math
 from typing import Final
 
 _PATIENCE: Final = 40.0  # in what one call of the other way loses; a try makes two
-_HASTE: Final = 4.0  # the patience after the first disturbance in a while
-_PEACE: Final = 64  # calls on all threads that make a while, tries of one thread aside
+_HASTE: Final = 4.0  # the patience after a disturbance that does not follow upon another
+_PEACE: Final = 2.0  # good calls on all threads that part two disturbances, in what one call lost by the second
 _LEAST_LOSS: Final = 0.1  # of a call: a difference below it is noise
 _MOST_PATIENCE: Final = 1000.0
 
@@ -40,7 +41,7 @@ class ThreadChoice:
         self._since = 0.0  # seconds in this way, since the other was tried
         self._patience = _PATIENCE  # on all threads, before one is tried
         self._waiting = 0.0  # on one thread, before all are tried
-        self._peace = 0  # calls on all threads, since one was kept
+        self._peace = 0.0  # seconds of good calls on all threads, since one was kept
         self._trying = True
 
     def record(self, seconds: float) -> None:
@@ -49,7 +50,8 @@ class ThreadChoice:
         estimate = min(self._last[now], seconds)
         self._last[now] = seconds
         self._calls += 1
-        self._peace += now
+        if now == 1 and seconds < self._estimates[0] < math.inf:
+            self._peace += seconds
         self._since += estimate if estimate < math.inf else 0.0
         if self._calls < 2:
             return
@@ -62,8 +64,9 @@ class ThreadChoice:
             else:
                 self._patience = _PATIENCE
                 if other == 0:
-                    self._waiting = _HASTE if self._peace >= _PEACE else min(max(2 * self._waiting, 2 * _HASTE), _PATIENCE)
-                    self._peace = 0
+                    apart = self._peace >= _PEACE * (estimate - self._estimates[0])
+                    self._waiting = _HASTE if apart else min(max(2 * self._waiting, 2 * _HASTE), _PATIENCE)
+                    self._peace = 0.0
             self._change(other, trying=False)
         elif self._trying:
             self._trying = False  # what was tried is better, and stays

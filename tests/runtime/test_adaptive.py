@@ -61,6 +61,17 @@ def test_after_a_short_disturbance_all_threads_come_back_soon():
     assert sum(spend(choice, 20, one=2.0, all_=1.0)[1]) >= 14
 
 
+def test_short_disturbances_one_after_the_other_do_not_keep_one_thread():
+    """Every 60 units two calls on all threads take eight times as long; the rest of the time all threads are twice as fast."""
+    choice = ThreadChoice()
+    spend(choice, 100, one=2.0, all_=1.0)
+    ways: list[int] = []
+    for _ in range(30):
+        ways += spend(choice, 2, one=2.0, all_=8.0)[1]
+        ways += spend(choice, 60, one=2.0, all_=1.0)[1]
+    assert sum(ways) > 0.7 * len(ways)
+
+
 def test_the_first_calls_prove_nothing_against_all_threads():
     choice = ThreadChoice()
     for seconds in (100.0, 25.0):  # pages of the outputs are made
