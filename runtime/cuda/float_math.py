@@ -45,8 +45,9 @@ def fma32(a: Value, b: Value, c: Value) -> Value:
     s = np.add(p, c, dtype=np.float64)
     r = s.astype(np.float32)
     bits = np.asarray(s).view(np.int64)
-    tie = (bits & 0x0FFFFFFF) == 0  # every midpoint of two fp32 values, subnormal ones too, ends in 28 zeros
-    if tie.any():
+    low = bits & 0x0FFFFFFF  # every midpoint of two fp32 values, subnormal ones too, ends in 28 zeros
+    if not low.all():
+        tie = low == 0
         if r.ndim == 0:
             return odd_sum(p, np.float64(c)).astype(np.float32)[()]
         at = np.flatnonzero(tie)

@@ -45,6 +45,7 @@ _TIME: Final = 40
 _WHO: Final = np.int64((1 << 37) - 1)
 MAX_BLOCKS: Final = (1 << _BLOCK) - 2
 MAX_TIME: Final = (1 << 23) - 2
+_MOST_LATER: Final = 512  # reads that wait to be noted
 
 
 def pack(block: Array, thread: Array) -> Array:
@@ -67,6 +68,31 @@ class Shadow:
         cells = (nbytes >> self.shift) + 1
         self.writes = np.zeros(cells, np.int64)
         self.reads = np.zeros(cells, np.int64)
+        self._later: list[tuple[Array, Array]] = []  # reads not yet noted: only a write before the next barrier asks for them
+
+    def read_later(self, b: Batch, cells: Array, act: Array) -> tuple[int, int] | None:
+        """As `read` of a block's own memory, but noted only once a write asks: most are behind a barrier by then."""
+        w = self.writes[cells]
+        top = w.max(initial=0)
+        if top and (top >> _TIME) >= b.oldest_time:
+            hit = self._unordered(b, w, act, False)
+            if hit.any():
+                j = int(np.flatnonzero(hit)[0])
+                return j, int(w[j])
+        self._later.append((cells, act))
+        if len(self._later) > _MOST_LATER:
+            self.settle(b)
+        return None
+
+    def settle(self, b: Batch) -> None:
+        """Notes the reads that wait; before the clock of some threads moves on."""
+        waiting, self._later = self._later, []
+        for cells, act in waiting:
+            self._note_read(b, cells, act, False)
+
+    def drop(self) -> None:
+        """Forgets the reads that wait: every thread has passed a barrier since."""
+        self._later = []
 
     def _unordered(self, b: Batch, word: Array, act: Array, across: bool) -> Array:
         """Where an earlier access is by another thread and nothing orders it before now."""
@@ -92,6 +118,10 @@ class Shadow:
             if hit.any():
                 j = int(np.flatnonzero(hit)[0])
                 return j, int(w[j])
+        self._note_read(b, cells, act, across)
+        return None
+
+    def _note_read(self, b: Batch, cells: Array, act: Array, across: bool) -> None:
         me = b.stamp[act]
         old = self.reads[cells]
         live = old >= b.floor[act]
@@ -112,10 +142,11 @@ class Shadow:
                 np.bitwise_or.at(self.reads, at, mark)
             else:
                 self.reads[at] = now[lost] | _MANY
-        return None
 
     def write(self, b: Batch, cells: Array, act: Array, across: bool, atomic: bool) -> tuple[int, int, str] | None:
         """Notes a write. Returns (index into cells, word, what it races with)."""
+        if self._later:
+            self.settle(b)
         w = self.writes[cells]
         top = w.max(initial=0)
         if top and (across or (top >> _TIME) >= b.oldest_time):

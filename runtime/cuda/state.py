@@ -187,12 +187,19 @@ class Batch:
 
     def advance(self, blocks: Array) -> None:
         """A barrier of whole blocks (numbers in the batch) has been passed."""
+        if self.shared.shadow is not None:
+            if len(blocks) == self.n_blocks:
+                self.shared.shadow.drop()
+            else:
+                self.shared.shadow.settle(self)
         self.clock += 1
         self.block_time[blocks] = self.clock
         self._restamp()
 
     def advance_warps(self, warps: Array) -> None:
         """A barrier of whole warps has been passed."""
+        if self.shared.shadow is not None:
+            self.shared.shadow.settle(self)
         self.clock += 1
         self.warp_time[warps] = self.clock
         self._restamp()
@@ -361,6 +368,13 @@ class Batch:
         cells = place >> shadow.shift
         per = max(1, size >> shadow.shift)
         who = act
+        if kind in "rn" and space == "shared":
+            for k in range(per):
+                mine = cells + k if k else cells
+                early = shadow.read_later(self, mine, act)
+                if early is not None:
+                    self._raced(space, "reads", early[1], "writes", int(mine[early[0]]) << shadow.shift, act[early[0]], describe)
+            return
         if per > 1:
             cells = (cells[:, None] + np.arange(per)).reshape(-1)
             who = np.repeat(act, per)
@@ -374,6 +388,8 @@ class Batch:
             j, word, other = found
             mine = {"r": "reads", "n": "reads", "a": "updates"}.get(kind, "writes")
             theirs = "reads" if other == "read" else "writes"
-            where = describe(int(cells[j]) << shadow.shift)
-            what = f"{mine} {space} memory that {self.name_word(word)} {theirs} without a barrier between: {where}"
-            self.fault("race", what, who[j : j + 1])
+            self._raced(space, mine, word, theirs, int(cells[j]) << shadow.shift, who[j], describe)
+
+    def _raced(self, space: str, mine: str, word: int, theirs: str, at: int, thread: int, describe: Any) -> NoReturn:
+        what = f"{mine} {space} memory that {self.name_word(word)} {theirs} without a barrier between: {describe(at)}"
+        self.fault("race", what, np.array([thread]))

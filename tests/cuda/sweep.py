@@ -1,8 +1,9 @@
 """Every op record for every SM: emitted, assembled by ptxas with no spills, and run on the PTX interpreter against f64 numpy.
 
-    python tests/cuda/sweep.py [--sm 75,80,90] [--no-run] [--models] [OP ...]
+    python tests/cuda/sweep.py [--sm 75,80,90] [--no-run] [--models] [--train] [OP ...]
 
-`--models` does the models too (emitted and assembled, forward and training step). Exits with 1 where something failed. LLVM may
+`--models` does the models too (emitted and assembled, forward and training step), `--train` three steps of the demo's CNN on
+its own batches of 64 digits, on the interpreter and on this processor. Exits with 1 where something failed. LLVM may
 end the process: run it as a child of whatever must not end.
 """
 
@@ -68,12 +69,26 @@ def model(name: str, sm: int, *, train: bool) -> Any:
         training.build = build
 
 
+def train_demo() -> list[str]:
+    """What is wrong with the losses of the demo's first three steps on the interpreter."""
+    from tensorwright import demo
+
+    from tests.cuda.test_training import losses
+
+    x, y, _, _ = demo.digits()
+    n = 3 * demo.BATCH
+    batches = x[:n].reshape(3, demo.BATCH, *x.shape[1:]), y[:n].reshape(3, demo.BATCH)
+    found, expected = losses("cuda-emulator", *batches), losses(None, *batches)
+    return [] if np.abs(np.subtract(found, expected)).max() <= 1e-4 else [f"losses {found}, on the processor {expected}"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*")
     parser.add_argument("--sm", default="75,80,90", help="SMs with commas between")
     parser.add_argument("--no-run", action="store_true")
     parser.add_argument("--models", action="store_true")
+    parser.add_argument("--train", action="store_true")
     args = parser.parse_args()
     failed = 0
 
@@ -82,7 +97,10 @@ def main() -> int:
         failed += bool(wrong)
         print(f"{name:40} {time.perf_counter() - start:6.2f} s  {'ok' if not wrong else '; '.join(wrong)}", flush=True)
 
-    for sm in map(int, args.sm.split(",")):
+    if args.train:
+        start = time.perf_counter()
+        report("the demo's CNN, three steps", train_demo(), start)
+    for sm in map(int, args.sm.split(",") if args.sm else ()):
         for op in REGISTRY.values():
             if op.has(Trait.STRUCTURAL) or (args.ops and op.name not in args.ops):
                 continue
