@@ -9,6 +9,7 @@ of neural networks for efficient integer-arithmetic-only inference", 2018, whose
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from ..ir.graph import Graph, Node
 from ..ir.graphs import specialize
 from ..ir.op import make
 from ..ir.ops.quantize import limits
-from ..ir.types import TensorType
+from ..ir.types import TensorType, TupleType
 from ..passes.insert_quantize import Quantization, dequantized_weights, fake_quantized
+from ..passes.loop_layers import Change, changed_loop
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -58,6 +60,7 @@ class QuantAware(Module):
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._nodes = _with_loops(plan)
         self.weights = {n: Parameter(v) for n, v in plan.source.values.items()}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -91,10 +94,11 @@ class QuantAware(Module):
 
     def _sized(self, types: list[TensorType]) -> tuple[Graph, dict[Node, Node]]:
         """The graph for arguments of these types, and for each node of the plan's graph the node of this one."""
-        graph = self._plan.source.graph
+        source = self._plan.source.graph
+        graph = Graph(source.inputs, tuple(self._nodes[o] for o in source.outputs), source.output_names, source.name)
         data = [i for i in graph.inputs if i.attrs["role"] == "data"]
         if all(i.tensor.shape == t.shape for i, t in zip(data, types, strict=True)):
-            return graph, {n: n for n in graph.nodes()}
+            return graph, self._nodes
         sizes: dict[str, Dim] = {}
         for i, t in zip(data, types, strict=True):
             for d, given in zip(i.shape, t.shape, strict=False):
@@ -103,13 +107,35 @@ class QuantAware(Module):
             wanted = tuple(evaluate(d, sizes) for d in i.shape)
             if wanted != t.shape:
                 raise InputError(f"{graph.name}: argument {i.attrs['name']!r} is {i.type}, got {t}")
-        # every node as an output: specialise keeps their order
-        nodes = graph.nodes()
-        watched = Graph(graph.inputs, tuple(nodes), tuple(f"v{k}" for k in range(len(nodes))), graph.name)
+        # every node as an output but loops, of which there are results: specialise keeps their order
+        nodes = [n for n in source.nodes() if not isinstance(n.type, TupleType)]
+        watched = Graph(graph.inputs, tuple(self._nodes[n] for n in nodes), tuple(f"v{k}" for k in range(len(nodes))), graph.name)
         found = specialize(watched, sizes)
         table = dict(zip(nodes, found.outputs, strict=True))
-        return Graph(found.inputs, tuple(table[o] for o in graph.outputs), graph.output_names, graph.name), table
+        table |= {n.inputs[0]: table[n].inputs[0] for n in nodes if n.inputs and isinstance(n.inputs[0].type, TupleType)}
+        return Graph(found.inputs, tuple(table[o] for o in source.outputs), graph.output_names, graph.name), table
 
     def quantized(self) -> Graph:
         """The Graph in integers for the weights as they are now, as `tw.quantize` gives it."""
         return self._plan.graph({n: p.data.copy() for n, p in self.weights.items()})
+
+
+def _with_loops(plan: Plan) -> dict[Node, Node]:
+    """For each node of the plan's graph the same with rounding in the bodies of loops."""
+    done: dict[Node, Node] = {}
+    for n in plan.source.graph.nodes():
+        new = n if not n.inputs else n.replace(tuple(done[i] for i in n.inputs))
+        inside = {x.node: (x, read) for x, read in plan.inside.items() if x.loop is n}
+        if inside:
+            changes = {}
+            for node, (layer, read) in inside.items():
+                assert read is not None
+                w = weights_through(layer.w, layer.output[1] if plan.options.per_channel else None)
+                changes[node] = Change(_trained(read), w, (w,))
+            new = changed_loop(new, changes)
+        done[n] = new
+    return done
+
+
+def _trained(q: Quantization) -> Callable[[Node], Node]:
+    return lambda x: trained_through(x, q)

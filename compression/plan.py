@@ -12,7 +12,7 @@ import numpy as np
 from ..ir.build import input_node
 from ..ir.dtypes import as_dtype, f32, i8
 from ..ir.errors import InputError
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph, Node, postorder
 from ..ir.graphs import bind_sizes
 from ..ir.types import TensorType
 from ..passes.facts import Facts, derived
@@ -21,12 +21,15 @@ from ..passes.insert_quantize import (
     Points,
     Quantization,
     dequantized_weights,
+    dynamically_quantized,
     exact_readers,
+    fake_quantized,
     find_points,
     insert_quantize,
     sources,
 )
-from ..passes.layers import Layer, find_layers
+from ..passes.layers import Layer, find_layers, find_loop_layers
+from ..passes.loop_layers import Change, stacked
 from ..passes.weight_only import fits
 from .bias import corrections
 from .blocks import block_nodes, block_weights
@@ -63,6 +66,7 @@ class Plan:
 
     points   values that are quantised, in groups with one scale
     seen     how these were distributed in calibration
+    inside   those of the layers to quantise that are in bodies of loops, and how what they read there is quantised
     """
 
     source: Source
@@ -74,10 +78,13 @@ class Plan:
     points: Points = field(default_factory=lambda: Points(()))
     seen: dict[Node, Histogram] = field(default_factory=dict)
     scales: dict[Node, Quantization] = field(default_factory=dict)
+    inside: dict[Layer, Quantization | None] = field(default_factory=dict)
 
     def make(self, keep: Keep, measure: Measure | None) -> Plan:
         """Chooses layers, calibrates, and keeps those in floats that are no faster in integers."""
-        self.chosen, self.kept = _choose(self.source, keep, self.report)
+        chosen, kept = _choose(self.source, keep, self.report)
+        self.chosen, self.kept = ([x for x in some if x.loop is None] for some in (chosen, kept))
+        self.inside = {x: None for x in chosen if x.loop is not None}
         self._calibrate()
         if measure is not None and self.options.calibrated and self.options.weights is not None:
             timer = Timer(measure, _sizes(self.source.graph, self.batches))
@@ -88,6 +95,12 @@ class Plan:
                     line.choice, line.reason = "float", reason
                     self.chosen.remove(layer)
                     self.kept.append(layer)
+            for layer, read in list(self.inside.items()):
+                line = self._line(layer)
+                reason = timer.slower_in_loop(layer, self.source, read, line)
+                if reason:
+                    line.choice, line.reason = "float", reason
+                    del self.inside[layer]
             self._calibrate()
         return self
 
@@ -98,29 +111,60 @@ class Plan:
         """The scale of each value: that of the widest range of its group."""
         if not self.options.calibrated:
             return
-        o = self.options
         self.points = find_points(self.source.graph, self.chosen)
-        missing = [n for g in self.points.groups for n in g if n not in self.seen]
+        steps = {x: _in_all_steps(x) for x in self.inside}
+        missing = [n for n in (*(n for g in self.points.groups for n in g), *steps.values()) if n not in self.seen]
         if missing:
-            names = [_said(self.source.graph, n) for n in missing]
+            of_loops = {n: f"what {x.name} reads in the loop" for x, n in steps.items()}
+            names = [of_loops.get(n) or _said(self.source.graph, n) for n in missing]
             found = observe(self.source.graph, self.source.values, missing, names, self.batches)
             self.seen |= dict(zip(missing, found, strict=True))
-        signed = o.activations == "int8"
         self.scales = {}
         for g in self.points.groups:
-            ranges = [self.seen[n].range(o.method, o.percentile, signed) for n in g]
-            whole = Range(min(r.low for r in ranges), max(r.high for r in ranges))
-            s = scale_of(whole, "i8" if signed else "u8")
-            self.scales |= {n: Quantization(s.scale, s.zero, DTYPES[str(o.activations)]) for n in g}
+            self.scales |= dict.fromkeys(g, self._over(g))
+        self.inside = {x: self._over([n]) for x, n in steps.items()}
+
+    def _over(self, nodes: Sequence[Node]) -> Quantization:
+        """How values that share a scale are quantised."""
+        o = self.options
+        signed = o.activations == "int8"
+        ranges = [self.seen[n].range(o.method, o.percentile, signed) for n in nodes]
+        s = scale_of(Range(min(r.low for r in ranges), max(r.high for r in ranges)), "i8" if signed else "u8")
+        return Quantization(s.scale, s.zero, DTYPES[str(o.activations)])
+
+    def quantizer(self, read: Quantization | None) -> Callable[[Node], Node]:
+        """What a layer in a loop reads, quantised as `read` says, or in each run, or as it is."""
+        if read is not None:
+            return lambda x: fake_quantized(x, read)
+        return dynamically_quantized if self.options.activations == "dynamic" else lambda x: x
+
+    def _coded(self, layer: Layer, w: Array, inputs: list[Node], numbers: dict[str, Array]) -> tuple[Node, Array]:
+        """The integers of a layer's weights: the numbers that these stand for, as a node and as an array."""
+        line, o = self._line(layer), self.options
+        if o.weights == "int4" and fits(layer):
+            node, near, line.bytes_after = _in_blocks(layer, w, o.group, inputs, numbers)
+            line.choice = "int4"
+            return node, near
+        axis = layer.output[1] if o.per_channel else None
+        q, scale = quantized_weights(w, axis)
+        line.bytes_after = q.nbytes + scale.nbytes
+        if o.weights == "int4":
+            line.reason = "weights only, of 8 bits: those of 4 are for matrix products"
+        near = q * (scale if axis is None else scale.reshape([-1 if k == axis else 1 for k in range(w.ndim)]))
+        return _weight_nodes(layer.name, q, scale, axis, inputs, numbers), near
 
     def read(self, layer: Layer) -> tuple[Node, ...]:
         """The group of values that a layer reads."""
+        if layer.loop is not None:
+            return (_in_all_steps(layer),)
         group = self.points.group
         found = [n for n in sources(layer.x, Facts(), derived([layer.x], frozenset())) if n in group]
         return self.points.groups[group[found[0]]] if found else ()
 
     def reads(self, layer: Layer) -> Quantization | None:
         """How what a layer reads is quantised, None where it is not, or in each run."""
+        if layer.loop is not None:
+            return self.inside[layer]
         return next((self.scales[n] for n in self.read(layer) if n in self.scales), None)
 
     def readers_of_floats(self) -> set[Node]:
@@ -135,30 +179,28 @@ class Plan:
         errors: dict[Node, Array] = {}
         numbers = dict(values)
         inputs = list(source.graph.inputs)
-        for layer in self.chosen:
+        loops: dict[Node, dict[Node, Change]] = {}
+        for layer in (*self.chosen, *self.inside):
             line = self._line(layer)
             line.reason = "reads bytes" if o.activations else "weights only"
             if o.activations and o.weights:
                 line.reason = "reads and multiplies bytes"
             read = self.reads(layer)
             if read is not None:
-                seen = next(self.seen[n] for n in self.read(layer))
+                seen = self.seen[self.read(layer)[0]]
                 line.scale, line.zero, line.low, line.high = read.scale, read.zero, seen.low, seen.high
+            new = layer.w
             if o.weights is not None:
                 w = source.value(layer.w)
-                if o.weights == "int4" and fits(layer):
-                    new_weights[layer.node], near, line.bytes_after = _in_blocks(layer, w, o.group, inputs, numbers)
-                    line.choice = "int4"
-                else:
-                    axis = layer.output[1] if o.per_channel else None
-                    q, scale = quantized_weights(w, axis)
-                    new_weights[layer.node] = _weight_nodes(layer.name, q, scale, axis, inputs, numbers)
-                    near = q * (scale if axis is None else scale.reshape([-1 if k == axis else 1 for k in range(w.ndim)]))
-                    line.bytes_after = q.nbytes + scale.nbytes
-                    if o.weights == "int4":
-                        line.reason = "weights only, of 8 bits: those of 4 are for matrix products"
-                errors[layer.node] = w - near
-                line.weight_error = float(np.sqrt(np.mean(errors[layer.node] ** 2) / max(float(np.mean(w * w)), 1e-30)))
+                new, near = self._coded(layer, w, inputs, numbers)
+                line.weight_error = float(np.sqrt(np.mean((w - near) ** 2) / max(float(np.mean(w * w)), 1e-30)))
+                if layer.loop is None:
+                    new_weights[layer.node], errors[layer.node] = new, w - near
+            if layer.loop is not None:
+                held = (
+                    (new,) if new is layer.w else tuple(i for i in new.inputs if any("role" in n.attrs for n in postorder([i])))
+                )
+                loops.setdefault(layer.loop, {})[layer.node] = Change(self.quantizer(read), new, held)
         shifts: dict[Node, Node] = {}
         if o.bias_correction and errors:
             means = corrections(source, self.chosen, errors, self.batches)
@@ -168,8 +210,15 @@ class Plan:
                 inputs.append(shifts[layer.node])
                 numbers[name] = means[layer.node]
         dynamic = o.activations == "dynamic"
-        made = insert_quantize(source.graph, self.chosen, self.scales, new_weights, self.readers_of_floats(), shifts, dynamic)
-        return _used(Graph(tuple(inputs), made.outputs, made.output_names, made.name, (), made.labels, numbers))
+        floats = self.readers_of_floats()
+        made = insert_quantize(source.graph, self.chosen, self.scales, new_weights, floats, shifts, dynamic, loops)
+        return used(Graph(tuple(inputs), made.outputs, made.output_names, made.name, (), made.labels, numbers))
+
+
+def _in_all_steps(layer: Layer) -> Node:
+    """What a layer in a loop reads in all steps, as a node of the graph around."""
+    assert layer.loop is not None
+    return stacked(layer.loop, layer.x)
 
 
 def kept_by(keep: Keep) -> Callable[[str], bool]:
@@ -186,6 +235,7 @@ def _choose(source: Source, keep: Keep, report: Report) -> tuple[list[Layer], li
     chosen: list[Layer] = []
     kept: list[Layer] = []
     layers = find_layers(source.graph)
+    layers += find_loop_layers(source.graph, (x.name for x in layers))
     for layer in layers:
         w = layer.w.tensor
         line = LayerReport(layer.name, layer.node.op.name, "int8", "", bytes_before=_bytes(w), bytes_after=_bytes(w))
@@ -199,7 +249,7 @@ def _choose(source: Source, keep: Keep, report: Report) -> tuple[list[Layer], li
         line.choice = "float" if line.reason else "int8"
         report.layers.append(line)
     if not layers:
-        report.notes.append("no layer: no contraction of data with weights outside loops")
+        report.notes.append("no layer: no contraction of data with weights")
     unknown = [] if callable(keep) else [p for p in ([keep] if isinstance(keep, str) else keep) if not _matches(p, layers)]
     if unknown:
         raise InputError(f"keep: no layer is named {unknown}; there are {[x.name for x in layers][:20]}")
@@ -222,7 +272,7 @@ def _sizes(graph: Graph, batches: Sequence[tuple[Array, ...]]) -> dict[str, int]
     return bind_sizes(Graph(tuple(arguments), (), ("",)), shapes) if any(i.tensor.symbols for i in arguments) else {}
 
 
-def _used(graph: Graph) -> Graph:
+def used(graph: Graph) -> Graph:
     """The graph without weights that nothing reads any more."""
     used = {i for n in graph.nodes() for i in n.inputs} | set(graph.outputs)
     inputs = tuple(i for i in graph.inputs if i.attrs["role"] == "data" or i in used)

@@ -9,16 +9,18 @@ import numpy as np
 
 from ..driver import build
 from ..ir.build import constant, input_node
-from ..ir.dtypes import i8
+from ..ir.dtypes import f32, i8
 from ..ir.graph import Graph, Node
 from ..ir.graphs import specialize
 from ..ir.op import make
 from ..ir.types import TensorType
-from ..passes.insert_quantize import Quantization, dequantized_weights
+from ..passes.facts import derived, weights
+from ..passes.insert_quantize import Quantization, dequantized_weights, fake_quantized
 from ..passes.layers import Layer, along
+from ..passes.loop_layers import Change, changed_loop, results
 from .ranges import quantized_weights
 from .report import LayerReport
-from .source import Array
+from .source import Array, Source
 
 Measure = Callable[[Graph], float]
 
@@ -48,15 +50,22 @@ class Timer:
     def slower(self, layer: Layer, weights: Array, read: Quantization | None, line: LayerReport) -> str:
         """Why the layer had better stay float, or '' where it is faster in integers; the times go into the report."""
         line.float_ms, line.int8_ms = (self._time(alone(layer, weights, self.sizes, r)) for r in (None, read))
-        if line.int8_ms < line.float_ms:
-            return ""
-        return f"no faster in integers: {line.int8_ms:.3f} ms against {line.float_ms:.3f} in floats"
+        return _said(line.float_ms, line.int8_ms)
+
+    def slower_in_loop(self, layer: Layer, source: Source, read: Quantization | None, line: LayerReport) -> str:
+        """As `slower`, for a layer in a loop: the times are those of the whole loop."""
+        line.float_ms, line.int8_ms = (self._time(loop_alone(layer, source, self.sizes, r)) for r in (None, read))
+        return _said(line.float_ms, line.int8_ms)
 
     def _time(self, graph: Graph) -> float:
         key = graph.fingerprint()
         if key not in self._found:
             self._found[key] = self.measure(graph)
         return self._found[key]
+
+
+def _said(floats: float, integers: float) -> str:
+    return "" if integers < floats else f"no faster in integers: {integers:.3f} ms against {floats:.3f} in floats"
 
 
 def _numbers(rng: np.random.Generator, node: Node) -> Array:
@@ -90,3 +99,30 @@ def alone(layer: Layer, weights: Array, sizes: Mapping[str, int], read: Quantiza
     graph = Graph((*inputs, bias), (y,), name="layer")
     found = specialize(graph, sizes) if sizes else graph
     return Graph(found.inputs, found.outputs, found.output_names, found.name, (), {}, values)
+
+
+def loop_alone(layer: Layer, source: Source, sizes: Mapping[str, int], read: Quantization | None) -> Graph:
+    """The loop that a layer is in, in floats, or with this layer in integers where it is said how it reads."""
+    loop = layer.loop
+    assert loop is not None
+    fixed = derived(source.graph.nodes(), weights(source.graph))
+    held = {o for o in loop.inputs if fixed.get(o)}
+    roles = {o: "parameter" if o in held else "data" for o in loop.inputs}
+    table = {o: input_node(f"x{k}", o.tensor, role) for k, (o, role) in enumerate(roles.items())}
+    values = {str(table[o].attrs["name"]): source.value(o) for o in held}
+    new, inputs = loop.replace(tuple(table[o] for o in loop.inputs)), list(table.values())
+    if read is not None:
+        q, scale = quantized_weights(source.value(layer.w), layer.output[1])
+        values |= {"w": q, "scale": scale}
+        w, s = (
+            input_node("w", TensorType(i8, q.shape), "parameter"),
+            input_node("scale", TensorType(f32, scale.shape), "parameter"),
+        )
+        inputs += [w, s]
+        numbers = dequantized_weights(w, s, layer.output[1])
+        new = changed_loop(new, {layer.node: Change(lambda x: fake_quantized(x, read), numbers, (w, s))})
+    used = set(new.inputs)
+    graph = Graph(tuple(i for i in inputs if i in used), tuple(results(new)), name="loop")
+    found = specialize(graph, sizes) if sizes else graph
+    kept = {n: v for n, v in values.items() if n in {str(i.attrs["name"]) for i in found.inputs}}
+    return Graph(found.inputs, found.outputs, found.output_names, found.name, (), {}, kept)

@@ -24,6 +24,7 @@ from ..ir.op import Trait, make
 from ..ir.types import TensorType
 from .facts import Facts, derived, weights
 from .layers import Layer, along
+from .loop_layers import Change, changed_loop
 from .rewrite import use_counts
 
 
@@ -171,13 +172,14 @@ def insert_quantize(
     floats: Set[Node] = frozenset(),
     shifts: Mapping[Node, Node] | None = None,
     dynamic: bool = False,
+    loops: Mapping[Node, Mapping[Node, Change]] | None = None,
 ) -> Graph:
     """The graph with the values in `scales` in integers for all who read them but `floats`, and with `new_weights` (of a layer's
     node) in the place of weights. `shifts` are vectors that are added along a layer's output channels. With `dynamic`
-    each layer quantises what it reads by its range in the run."""
+    each layer quantises what it reads by its range in the run. `loops` says what becomes of the layers in their bodies."""
     chosen = {layer.node for layer in layers}
     channel = {layer.node: layer.output[0] for layer in layers}
-    offsets = shifts or {}
+    offsets, inside = shifts or {}, loops or {}
     given: dict[Node, Node] = {}  # of the new graph's values their fake-quantised ones
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
@@ -189,6 +191,8 @@ def insert_quantize(
                 x = dynamically_quantized(x)
             inputs = (x, new_weights.get(node, w))
         new = node.replace(inputs)
+        if node in inside:
+            new = changed_loop(new, inside[node])
         if node in offsets:
             new = make("add", new, along(offsets[node], channel[node], new))
         q = scales.get(node)

@@ -7,7 +7,7 @@ and dimension j of w. Both are read off the index maps of the contraction that t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from ..ir.op import Trait, make
 from ..ir.types import TensorType
 from .contract_form import segments, spec_of
 from .facts import Facts, derived, weights
+from .loop_layers import loops_with_weights
 
 Pairing = tuple[int, int]
 _SOME: Final = 23  # in the place of a size that is not known
@@ -32,6 +33,7 @@ class Layer:
     output    (dimension of the result, dimension of w) of the output channels
     inputs    (dimension of x, dimension of w) of the input channels, None where x's channels go apart in groups of several
     terms     products in one sum
+    loop      the loop in whose body node and x are (w is a node around it); None for the graph itself
     """
 
     name: str
@@ -41,6 +43,7 @@ class Layer:
     output: Pairing
     inputs: Pairing | None
     terms: int
+    loop: Node | None = None
 
 
 def find_layers(graph: Graph, facts: Facts | None = None) -> list[Layer]:
@@ -48,24 +51,47 @@ def find_layers(graph: Graph, facts: Facts | None = None) -> list[Layer]:
     facts = facts or Facts()
     nodes = graph.nodes()
     fixed = derived(nodes, weights(graph))
+    return _named_layers(graph, nodes, {n: n for n in fixed}, frozenset(fixed), facts, set(), None)
+
+
+def find_loop_layers(graph: Graph, taken: Iterable[str] = (), facts: Facts | None = None) -> list[Layer]:
+    """The layers in the bodies of a graph's loops; their names are none of those that are taken."""
+    facts = facts or Facts()
     found: list[Layer] = []
-    taken: set[str] = set()
+    names = set(taken)
+    for loop, form, outside in loops_with_weights(graph, facts):
+        same = frozenset(derived(form.body.nodes(), frozenset(form.body.inputs[form.carries + form.sequences :])))
+        found += _named_layers(form.body, form.body.nodes(), outside, same, facts, names, loop)
+    return found
+
+
+def _named_layers(
+    graph: Graph,
+    nodes: Iterable[Node],
+    held: Mapping[Node, Node],
+    same: frozenset[Node],
+    facts: Facts,
+    taken: set[str],
+    loop: Node | None,
+) -> list[Layer]:
+    """The layers among nodes whose weights are in `held`, which says what they are in the graph around; x is not in `same`."""
+    found: list[Layer] = []
     for n in nodes:
         if not n.op.has(Trait.QUANTISABLE) or len(n.inputs) != 2:
             continue
         x, w = n.inputs
-        if x in fixed or w not in fixed:
+        if x in same or w not in held:
             continue  # no weights, or weights on the left
         where = channels(n, facts)
         if where is None:
             continue
-        name = _name(graph, n, w)
+        name = first = _name(graph, n, held[w])
         count = 1
         while name in taken:
             count += 1
-            name = f"{_name(graph, n, w)}#{count}"
+            name = f"{first}#{count}"
         taken.add(name)
-        found.append(Layer(name, n, x, w, where[0], where[1], where[2]))
+        found.append(Layer(name, n, x, held[w], where[0], where[1], where[2], loop))
     return found
 
 
