@@ -1,7 +1,8 @@
 """Layers whose weights are mostly zeros, on sparse kernels where these measure faster.
 
 A matrix product or 1x1 convolution y = x w becomes `sparse_matmul` of x and three parameters: the blocks of w that are not all
-zero, their offsets, and where each block of columns starts. How wide the blocks are is read off the zeros themselves.
+zero, their offsets, and where each block of columns starts. A convolution with taps or a stride becomes `sparse_conv2d` of the
+same, w being the matrix [channels x taps, outputs]. How wide the blocks are is read off the zeros themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from ..ir.errors import InputError
 from ..ir.graph import Graph, Node
 from ..ir.graphs import rebuild
 from ..ir.op import make
-from ..ir.types import tensor
+from ..ir.ops.conv import conv2d
+from ..ir.types import TensorType, tensor
 from ..passes.layers import Layer, find_layers
 
 Array = np.ndarray[Any, Any]
@@ -65,6 +67,15 @@ class Blocks:
         return {"values": self.values, "offsets": self.offsets, "starts": self.starts}
 
 
+@dataclass(frozen=True)
+class Product:
+    """A layer as a product with a matrix [K, N], of the rows that a window reads where it is no plain one."""
+
+    layer: Layer
+    matrix: Array
+    window: dict[str, Any] | None = None
+
+
 def density(w: Array, width: int) -> float:
     """The share of 1 x width blocks of w [K, N] that hold something."""
     return float((w.reshape(w.shape[0], -1, width) != 0).any(2).mean()) if w.size else 1.0
@@ -86,21 +97,21 @@ def sparsify(
     (`Graph.weights`).
     """
     choices: dict[str, Choice] = {}
-    table: dict[Node, tuple[Layer, list[Node]]] = {}
+    table: dict[Node, tuple[Product, list[Node]]] = {}
     made: dict[str, Array] = {}
     wanted = None if layers is None else set(layers)
     for layer in find_layers(graph):
         if wanted is not None and layer.name not in wanted:
             continue
-        found = _matrix(graph, layer)
+        found = _product_of(graph, layer)
         if isinstance(found, str):
             choices[layer.name] = Choice(0, found)
             continue
-        choice = _always(found, widths) if always else _fastest(layer, found, measure, widths)
+        choice = _always(found.matrix, widths) if always else _fastest(found, graph, measure, widths)
         choices[layer.name] = choice
         if choice.width:
-            weights = _weights(layer, Blocks.of(found, choice.width))
-            table[layer.node] = layer, _inputs(weights)
+            weights = _weights(layer, Blocks.of(found.matrix, choice.width))
+            table[layer.node] = found, _inputs(weights)
             made |= weights
     if not table:
         return graph, choices
@@ -116,8 +127,8 @@ def sparsify(
     return Graph(inputs, new.outputs, new.output_names, new.name, (), new.labels, values), choices
 
 
-def _matrix(graph: Graph, layer: Layer) -> Array | str:
-    """The weights as [K, N]; or why the layer is no plain product of a matrix with them."""
+def _product_of(graph: Graph, layer: Layer) -> Product | str:
+    """The layer as a product with a matrix; or why it is none."""
     name = str(layer.w.attrs.get("name", ""))
     if name not in graph.weights or layer.w.attrs.get("role") != "parameter":
         return "its weights are computed from others"
@@ -128,11 +139,16 @@ def _matrix(graph: Graph, layer: Layer) -> Array | str:
         return f"its weights are {layer.w.dtype}"
     x, y = layer.x.shape, layer.node.shape
     (i, d), (e, o) = layer.inputs, layer.output
-    if w.size != w.shape[d] * w.shape[o] or layer.terms != w.shape[d]:
-        return "it has taps besides channels: no matrix product"
-    if (*x[:i], *x[i + 1 :]) != (*y[:e], *y[e + 1 :]) or x[i] != w.shape[d] or y[e] != w.shape[o]:
-        return "its stride or padding makes it no plain matrix product"
-    return np.ascontiguousarray(np.moveaxis(w, (d, o), (0, 1)).reshape(w.shape[d], w.shape[o]))
+    plain = w.size == w.shape[d] * w.shape[o] and layer.terms == w.shape[d]
+    if plain and (*x[:i], *x[i + 1 :]) == (*y[:e], *y[e + 1 :]) and x[i] == w.shape[d] and y[e] == w.shape[o]:
+        return Product(layer, np.ascontiguousarray(np.moveaxis(w, (d, o), (0, 1)).reshape(w.shape[d], w.shape[o])))
+    if layer.node.op is not conv2d:
+        return f"it is a {layer.node.op.name} whose sums run over more than its channels"
+    attrs = layer.node.attrs
+    if attrs["dilation"] != (1, 1):
+        return f"its taps lie {attrs['dilation']} apart: dilated convolutions stay dense"
+    window = {"kernel": w.shape[2:], "stride": attrs["stride"], "padding": attrs["padding"]}
+    return Product(layer, np.ascontiguousarray(w.reshape(w.shape[0], -1).T), window)
 
 
 def _always(w: Array, widths: Sequence[int]) -> Choice:
@@ -141,7 +157,8 @@ def _always(w: Array, widths: Sequence[int]) -> Choice:
     return Choice(fits[0], f"{1 - exact:.1%} zeros; sparse kernels were asked for")
 
 
-def _fastest(layer: Layer, w: Array, measure: Measure | None, widths: Sequence[int]) -> Choice:
+def _fastest(product: Product, graph: Graph, measure: Measure | None, widths: Sequence[int]) -> Choice:
+    layer, w = product.layer, product.matrix
     zeros = 1 - density(w, 1)
     fits = [(v, d) for v in widths if w.shape[1] % v == 0 and (d := density(w, v)) <= WORTH]
     if not fits:
@@ -150,26 +167,18 @@ def _fastest(layer: Layer, w: Array, measure: Measure | None, widths: Sequence[i
         return Choice(0, "its sizes are not known: nothing can be measured (give specs with numbers)")
     # wider blocks first; a narrower one is tried only if it holds much less
     tried = [(v, d) for k, (v, d) in enumerate(fits) if k == 0 or d < 0.7 * fits[0][1]]
-    dense = _alone(layer, layer.node, {str(layer.w.attrs["name"]): _stored(layer, w)})
+    name = str(layer.w.attrs["name"])
+    dense = _alone(layer, layer.node, {name: np.asarray(graph.weights[name])})
     graphs = {0: dense}
     for v, _ in tried:
         weights = _weights(layer, Blocks.of(w, v))
-        graphs[v] = _alone(layer, _product(layer, _inputs(weights), layer.x), weights)
+        graphs[v] = _alone(layer, _product(product, _inputs(weights), layer.x), weights)
     times = {v: measure(g) for v, g in graphs.items()} if measure is not None else stopwatch(graphs)
     best = min((v for v in times if v), key=lambda v: times[v])
     ratio = times[0] / times[best]
     if ratio <= 1:
         return Choice(0, f"{zeros:.1%} zeros, but dense measures {1 / ratio:.2f}x as fast", times[0], times[best])
     return Choice(best, f"{zeros:.1%} zeros, {ratio:.2f}x as fast as dense", times[0], times[best])
-
-
-def _stored(layer: Layer, w: Array) -> Array:
-    """The weights as the layer's parameter holds them."""
-    assert layer.inputs is not None
-    (_, d), (_, o) = layer.inputs, layer.output
-    shape = tuple(int(n) for n in layer.w.shape if isinstance(n, int))
-    moved = w.reshape(w.shape[0], w.shape[1], *(1 for _ in shape[2:]))
-    return np.ascontiguousarray(np.moveaxis(moved, (0, 1), (d, o)))
 
 
 def _weights(layer: Layer, blocks: Blocks) -> dict[str, Array]:
@@ -181,10 +190,15 @@ def _inputs(weights: dict[str, Array]) -> list[Node]:
     return [input_node(n, tensor(v.dtype, v.shape), "parameter") for n, v in weights.items()]
 
 
-def _product(layer: Layer, weights: Sequence[Node], x: Node) -> Node:
+def _product(product: Product, weights: Sequence[Node], x: Node) -> Node:
     """The layer's result on sparse weights."""
+    layer = product.layer
     assert layer.inputs is not None
-    y = make("sparse_matmul", _moved(x, layer.inputs[0], len(x.shape) - 1), *weights)
+    rows = _moved(x, layer.inputs[0], len(x.shape) - 1)
+    if product.window is None:
+        y = make("sparse_matmul", rows, *weights)
+    else:
+        y = make("sparse_conv2d", rows, *weights, **product.window)
     return _moved(y, len(y.shape) - 1, layer.output[0])
 
 
@@ -196,9 +210,13 @@ def _moved(x: Node, source: int, target: int) -> Node:
 
 
 def _alone(layer: Layer, node: Node, weights: dict[str, Array]) -> Graph:
-    """One layer as a graph of its own."""
-    x = input_node("layer input", layer.x.tensor)
-    (y,) = rebuild((node,), {layer.x: x})
+    """One layer as a graph of its own, channels last, as they lie between layers of a compiled graph."""
+    assert layer.inputs is not None
+    last = len(layer.x.shape) - 1
+    shape = [n for d, n in enumerate(layer.x.shape) if d != layer.inputs[0]]
+    x = input_node("layer input", TensorType(layer.x.dtype, (*shape, layer.x.shape[layer.inputs[0]])))
+    (y,) = rebuild((node,), {layer.x: _moved(x, last, layer.inputs[0])})
+    y = _moved(y, layer.output[0], len(y.shape) - 1)
     parameters = [n for n in Graph((), (y,)).nodes() if n.attrs.get("role") == "parameter"]
     return Graph((x, *parameters), (y,), weights=weights)
 

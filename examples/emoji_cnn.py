@@ -72,15 +72,15 @@ def load(data: Path, seed: int) -> tuple[list[Any], list[Any], list[str]]:
     return [x, x_valid, x_test], [y, y_valid, y_test], classes
 
 
-def main(data: Path, epochs: int = 120, seed: int = 0) -> dict[str, Any]:
-    (x, x_valid, x_test), (y, y_valid, y_test), classes = load(data, seed)
+def trainers(classes: int, seed: int) -> dict[str, tw.Trainer]:
+    """Both forms, each with what trains it."""
     tw.seed(seed)
-    forms = {
+    return {
         "plain": tw.Trainer(
-            Plain(len(classes)), loss=losses.cross_entropy, optimizer=optim.Adam(2e-3), metrics=["accuracy"], seed=seed
+            Plain(classes), loss=losses.cross_entropy, optimizer=optim.Adam(2e-3), metrics=["accuracy"], seed=seed
         ),
         "normalised": tw.Trainer(
-            Normalised(len(classes)),
+            Normalised(classes),
             loss=losses.cross_entropy,
             optimizer=optim.SGD(0.01, momentum=0.9),
             regularizers={"*.weight": regularizers.L1L2(l1=1e-5, l2=1e-4)},
@@ -88,10 +88,19 @@ def main(data: Path, epochs: int = 120, seed: int = 0) -> dict[str, Any]:
             seed=seed,
         ),
     }
+
+
+def fit(trainer: tw.Trainer, x: Any, y: Any, validation: tuple[Any, Any], epochs: int) -> None:
+    """Trains until the validation set says that nothing more comes of it, or for so many epochs."""
+    watch = [callbacks.ReduceOnPlateau(factor=0.5, patience=5), callbacks.EarlyStopping(patience=20)]
+    trainer.fit(x, y, epochs=epochs, batch_size=128, validation_data=validation, augment=augment, callbacks=watch)
+
+
+def main(data: Path, epochs: int = 120, seed: int = 0) -> dict[str, Any]:
+    (x, x_valid, x_test), (y, y_valid, y_test), classes = load(data, seed)
     figures = {}
-    for name, trainer in forms.items():
-        watch = [callbacks.ReduceOnPlateau(factor=0.5, patience=5), callbacks.EarlyStopping(patience=20)]
-        trainer.fit(x, y, epochs=epochs, batch_size=128, validation_data=(x_valid, y_valid), augment=augment, callbacks=watch)
+    for name, trainer in trainers(len(classes), seed).items():
+        fit(trainer, x, y, (x_valid, y_valid), epochs)
         result = trainer.evaluate(x_test, y_test)
         print(f"{name}: {result['accuracy']:.4f} of {len(x_test)} emoji not seen before")
         figures |= {f"{name}_accuracy": result["accuracy"], f"{name}_epochs": len(trainer.history)}

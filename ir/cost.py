@@ -109,7 +109,7 @@ def _flops(node: Node, low: Map | Reduce | Scan | Scatter | Sort | Sparse | Code
             n = as_int(product(node.inputs[0].shape))
             return n * max(1, as_int(low.count).bit_length())
         case Sparse():
-            return 2 * as_int(product(node.inputs[0].shape[:-1])) * as_int(product(node.inputs[1].shape))
+            return 2 * as_int(product(node.shape[:-1])) * as_int(product(node.inputs[1].shape))
         case Coded():
             return 2 * size * as_int(node.inputs[0].shape[-1])
         case Scatter(extents, _, value):

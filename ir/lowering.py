@@ -97,14 +97,35 @@ class Sort:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What a convolution without groups and dilation reads of images [N, H, W, C] for one pixel of its result: for channel c and
+    tap t, in row t // kernel[1] and column t % kernel[1] of the kernel, step c * taps + t of the sum."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
 class Sparse:
     """A product with a sparse matrix in blocks of `block` columns.
 
     Operands: x [..., K], values [E, block], offsets [E], starts [blocks + 1]; out[..., b * block + j] is the sum over the entries
-    e from starts[b] to starts[b + 1], in this order, of x[..., offsets[e]] * values[e, j].
+    e from starts[b] to starts[b + 1], in this order, of x[..., offsets[e]] * values[e, j]. With a `window`, the rows that are
+    multiplied are not those of x but what the window reads of images x, zeros around them.
     """
 
     block: int
+    window: Window | None = None
+
+    @property
+    def taps(self) -> int:
+        """Steps of the sum for each of x's last dimension."""
+        return 1 if self.window is None else self.window.taps
 
 
 @dataclass(frozen=True)
@@ -125,9 +146,10 @@ class View:
 
 @dataclass(frozen=True)
 class Contract:
-    """A multiply-and-sum of operands 0 and 1."""
+    """A multiply-and-sum of operands 0 and 1. Where `tf32`, these are f32 that are tf32 numbers (`ir.ops.tf32`)."""
 
     spec: Contraction
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +157,18 @@ class Decompose:
     """Stands for other ops: `build(node)` gives the equivalent node (a tuple of nodes for several outputs)."""
 
     build: Callable[[Node], Node | tuple[Node, ...]]
+
+
+@dataclass(frozen=True)
+class Attention(Decompose):
+    """Attention, which a device may have one kernel for; elsewhere it is taken apart by `build`.
+
+    Operands and results are those of `ir.ops.attention`; `side` is '' forward, 'query' or 'keys' for the cotangents of these.
+    """
+
+    scale: float
+    causal: bool
+    side: str
 
 
 @dataclass(frozen=True)

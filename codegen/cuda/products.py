@@ -9,7 +9,7 @@ from ...ir.dtypes import f32, i32
 from ...ir.errors import CompileError
 from ...ir.expr import Expr, binary, cast, const, fma, load, maximum, minimum, select, var
 from ...ir.graph import Graph, Node
-from ...ir.lowering import Coded, Sparse
+from ...ir.lowering import Coded, Sparse, Window
 from ...ir.target import Target
 from ..groups import Body, Lowered, accumulator, body_name, flat_index, lowered, static_shape
 from ..loop_ir import Alloc, Buffer, For, Let, Stmt, Store
@@ -33,14 +33,31 @@ def lower_sparse(graph: Graph, target: Target, name: str, aligns: Sequence[int] 
         depth, entries = static_shape(core.inputs[0])[-1], static_shape(core.inputs[1])[0]
         block, column = binary("floordiv", at[-1], form.block), binary("mod", at[-1], form.block)
         row = binary("mul", flat_index(at[:-1], shape[:-1]), depth)
+        images = static_shape(core.inputs[0])
 
         def term(e: Expr) -> tuple[Expr, Expr]:
-            left = load(x, (binary("add", row, _held(offsets, e, depth - 1)),), x.dtype)
+            step = _held(offsets, e, depth * form.taps - 1)
+            if form.window is None:
+                left = load(x, (binary("add", row, step),), x.dtype)
+            else:
+                left = _seen(x, images, form.window, at, step)
             return left, load(values, (binary("add", binary("mul", e, form.block), column),), values.dtype)
 
         return _held(starts, block, entries), _held(starts, binary("add", block, 1), entries), term
 
     return _product(graph, Sparse, terms, name, aligns)
+
+
+def _seen(x: Buffer, shape: Sequence[int], window: Window, at: Sequence[Expr], step: Expr) -> Expr:
+    """What a window reads of an image for one step of the sum of a pixel; 0 beyond the image."""
+    channel, tap = binary("floordiv", step, window.taps), binary("mod", step, window.taps)
+    index: list[Expr] = [at[0]]
+    inside: Expr = const(True, "bool")
+    for d, part in enumerate((binary("floordiv", tap, window.kernel[1]), binary("mod", tap, window.kernel[1]))):
+        place = binary("add", binary("mul", at[1 + d], window.stride[d]), binary("sub", part, window.padding[d][0]))
+        inside = binary("and", inside, binary("and", binary("le", const(0), place), binary("lt", place, const(shape[1 + d]))))
+        index.append(minimum(maximum(place, const(0)), const(shape[1 + d] - 1)))
+    return select(inside, load(x, (flat_index([*index, channel], shape),), x.dtype), const(0, x.dtype))
 
 
 def _held(b: Buffer, i: Expr, last: int) -> Expr:

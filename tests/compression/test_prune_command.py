@@ -50,15 +50,18 @@ def test_a_ratio_that_makes_no_sense_is_told(capsys: pytest.CaptureFixture[str])
 @pytest.mark.unvalidated("it is timed")
 def test_the_benchmark_of_sparse_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sparse, "LAYERS", (("gemm 1024", 32, 32, 64), ("1x1 32-48@4", 4, 32, 48)))
+    monkeypatch.setattr(sparse, "CONVOLUTIONS", (("3x3 16-16@5", 5, 16, 16, 3, 1),))
+    monkeypatch.setattr(sparse, "EVEN", ("gemm 1024",))
     monkeypatch.setattr(sparse, "RATIOS", (0.5, 0.9))
     monkeypatch.setattr(sparse, "PATTERNS", (("block 1x16", 0.75), ("unstructured", 0.9)))
     monkeypatch.setattr(sparse, "quiet", lambda: None)
     monkeypatch.setattr(sparse, "channels", lambda threads, seconds: _RESNET | {"threads": threads})
     assert cli.main(["bench", "sparse", "--threads", "1", "--quick", "--json", "s.json"]) == 0
     found = json.loads(Path("s.json").read_text())
-    assert len(found["rows"]) == 5 and all(r["ratio"] == pytest.approx(r["dense_ms"] / r["ours_ms"]) for r in found["rows"])
-    assert all(r["max_rel_error"] < 1e-5 for r in found["rows"][:4])  # sums of 32 products in another order
-    assert set(found["break_even"]) == {"block 1x16", "unstructured"}
+    assert len(found["rows"]) == 7 and all(r["ratio"] == pytest.approx(r["dense_ms"] / r["ours_ms"]) for r in found["rows"])
+    assert all(r["max_rel_error"] < 1e-5 for r in found["rows"][:6])  # sums of 144 products at most, in another order
+    assert all(("ratio_plain" in r) == r["name"].startswith("3x3") for r in found["rows"])
+    assert set(found["break_even"]["gemm 1024"]) == {"block 1x16", "unstructured"}
     assert "break-even" in capsys.readouterr().out
 
 

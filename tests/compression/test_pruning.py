@@ -258,15 +258,18 @@ def test_gradual_pruning_says_what_it_cannot_do() -> None:
 
 
 class Small(nn.Module):
-    """1x1 convolutions around one that is none."""
+    """Convolutions of one tap and of several, with and without strides; a dilated one and one in groups."""
 
     def __init__(self) -> None:
         self.a, self.n = nn.Conv2d(8, 32, 1), nn.BatchNorm2d(32)
         self.b, self.c = nn.Conv2d(32, 16, 3, padding=1), nn.Conv2d(16, 32, 1, stride=2)
+        self.d = nn.Conv2d(32, 32, (3, 2), stride=(2, 1), padding=1)
+        self.wide, self.apart = nn.Conv2d(32, 32, 3, padding=2, dilation=2), nn.Conv2d(32, 32, 3, padding=1, groups=2)
         self.fc = nn.Linear(32, 16)
 
     def __call__(self, x: Any) -> Any:
-        return self.fc(self.c(self.b(tw.relu(self.n(self.a(x))))).mean((2, 3)))
+        y = self.d(self.c(self.b(tw.relu(self.n(self.a(x))))) + 0.5)
+        return self.fc((y + self.apart(self.wide(tw.relu(y)))).mean((2, 3)))
 
 
 def test_a_pruned_graph_computes_the_same_on_sparse_kernels() -> None:
@@ -277,10 +280,12 @@ def test_a_pruned_graph_computes_the_same_on_sparse_kernels() -> None:
     dense = tw.prune(graph, ratio=0.75, pattern="block 1x16", kernels=None)
     sparse = tw.prune(graph, ratio=0.75, pattern="block 1x16", kernels="always")
     assert dense.graph is not None and sparse.graph is not None
-    assert {r.name: r.choice for r in sparse.layers} == {"a": "sparse 1x16", "b": "masked", "c": "masked", "fc": "sparse 1x16"}
-    assert "taps" in next(r.reason for r in sparse.layers if r.name == "b")
-    assert "stride" in next(r.reason for r in sparse.layers if r.name == "c")
-    assert sum(n.endswith(".offsets") for n in sparse.graph.weights) == 2 and str(sparse.graph).count("sparse_matmul(") == 2
+    choices = {r.name: r.choice for r in sparse.layers}
+    assert choices == {**dict.fromkeys(("a", "b", "c", "d", "fc"), "sparse 1x16"), "wide": "masked", "apart": "masked"}
+    assert "its taps lie (2, 2) apart" in next(r.reason for r in sparse.layers if r.name == "wide")
+    assert "groups" in next(r.reason for r in sparse.layers if r.name == "apart")
+    assert sum(n.endswith(".offsets") for n in sparse.graph.weights) == 5
+    assert str(sparse.graph).count("sparse_matmul(") == 2 and str(sparse.graph).count("sparse_conv2d(") == 3
     expected = run(dense.graph, {**dense.graph.weights, "x": x})[0]
     np.testing.assert_allclose(run(sparse.graph, {**sparse.graph.weights, "x": x})[0], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(tw.compile(sparse.graph)(x), expected, rtol=1e-5, atol=1e-6)

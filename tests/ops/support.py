@@ -26,6 +26,7 @@ from tensorwright.ir.lowering import (
     Sparse,
     Structural,
     View,
+    Window,
 )
 from tensorwright.ir.op import REGISTRY, Trait, make
 from tensorwright.ir.ops.common import full
@@ -274,6 +275,8 @@ def _reduced(form: Reduce, node: Node, operands: Sequence[Array], load: Any) -> 
 def _sparse(form: Sparse, operands: Sequence[Array], shape: tuple[int, ...]) -> Array:
     """By a dense matrix with the entries where they are, each held inside what there is."""
     x, values, offsets, starts = operands
+    if form.window is not None:
+        x = _windows(form.window, x, shape[:-1])
     dense = np.zeros((x.shape[-1], shape[-1]), x.dtype)
     ends = np.clip(starts, 0, len(values))
     for b, (first, end) in enumerate(itertools.pairwise(ends)):
@@ -281,6 +284,20 @@ def _sparse(form: Sparse, operands: Sequence[Array], shape: tuple[int, ...]) -> 
             at = min(max(int(offsets[e]), 0), x.shape[-1] - 1)
             dense[at, b * form.block : (b + 1) * form.block] += values[e]
     return x @ dense
+
+
+def _windows(window: Window, x: Array, pixels: tuple[int, ...]) -> Array:
+    """What a window reads for each pixel of the result, element by element."""
+    (_, h, w, c), (_, columns) = x.shape, window.kernel
+    (top, _), (left, _) = window.padding
+    found = np.zeros((*pixels, c * window.taps), x.dtype)
+    for image, row, column, step in np.ndindex(*found.shape):
+        channel, tap = divmod(step, window.taps)
+        i = row * window.stride[0] + tap // columns - top
+        j = column * window.stride[1] + tap % columns - left
+        if 0 <= i < h and 0 <= j < w:
+            found[image, row, column, step] = x[image, i, j, channel]
+    return found
 
 
 def _coded(form: Coded, operands: Sequence[Array], shape: tuple[int, ...]) -> Array:
