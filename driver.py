@@ -14,8 +14,10 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
@@ -40,16 +42,17 @@ from .settings import Flags, flags
 if TYPE_CHECKING:
     from .codegen.llvm import Workers
     from .frontend.onnx.model import Model
+    from .frontend.parameter import Parameter
     from .generic import GenericCompiler
     from .passes.contract import PassResult
     from .staged import StagedExecutable
 
 _ROOT: Final = Path(__file__).resolve().parent
 _WORTH_WORKERS: Final = 300  # nodes of a graph from which on LLVM works in processes of its own
-_COMPILER: Final = ("ir", "passes", "codegen", "driver.py", "generic.py")
+_COMPILER: Final = ("ir", "passes", "codegen", "driver.py", "generic.py", "cuda.py")
 _CODE_STAGES: Final = ("loops", "llvm", "asm")
 _WINOGRAD: Final = "winograd"  # the pass, and the choice to do without it
-PRECISIONS: Final = ("f32", "bf16")
+PRECISIONS: Final = ("f32", "bf16", "tf32")
 DYNAMIC: Final = ("specialise", "generic")
 _KEPT: Final = 256 * 1024 * 1024  # bytes of memory for other sizes that a program for every size keeps
 
@@ -85,6 +88,7 @@ def compile(
     winograd: bool | None = None,
     tune: float | None = None,
     dynamic: str | None = None,
+    release_weights: bool = False,
 ) -> Executable: ...
 def compile(
     fn: Callable[..., Any] | Graph | Model,
@@ -101,6 +105,7 @@ def compile(
     winograd: bool | None = None,
     tune: float | None = None,
     dynamic: str | None = None,
+    release_weights: bool = False,
 ) -> Executable | StagedExecutable:
     """An Executable of a function of Tensors or a Module, for arguments like `specs`; or of a Graph.
 
@@ -115,7 +120,8 @@ def compile(
     dump        a folder for the text of every stage, numbered
     memory_budget  the most bytes one call may need, arguments and weights included: what does not fit is computed again
                 instead of kept, with the same bits (`exe.remat` says what, `exe.memory` what the call needs)
-    precision   'f32', or 'bf16': matrix products and convolutions of bf16 numbers, added up in f32
+    precision   'f32', or 'bf16': matrix products and convolutions of bf16 numbers, added up in f32; or 'tf32': of f32 numbers
+                rounded to 10 bits of fraction, which tensor cores take (cuda-sm_80 and newer; elsewhere only the numbers differ)
     winograd    whether 3x3 convolutions may be computed by Winograd's method, which is faster and errs more: up to 1e-5 of the
                 largest result of a layer (default: TENSORWRIGHT_WINOGRAD, else yes)
     tune        about how many seconds to spend on measuring what the cost models rank best, where the cache has no result of
@@ -124,6 +130,9 @@ def compile(
     dynamic     what happens to named sizes: 'specialise' (the default) compiles for each size that comes, when it comes;
                 'generic' compiles one program now that serves every size, and nothing later. It is slower than one made for
                 its sizes, and not for training, loops, sorts, bf16 products or memory budgets: CompileError names such nodes
+    release_weights  whether the large weights of the function's Modules go to a file without a name in the cache's folder (the
+                system's for such files where the cache is off), so that memory holds the prepared ones alone. They can be read,
+                written to and trained as before, and are read from the disk then. Arrays that others hold too stay where they are
 
     Raises TraceError, ShapeError, DTypeError for the model, CompileError for the target, ValidationError for a pass.
     """
@@ -143,6 +152,7 @@ def compile(
             winograd=winograd,
             tune=tune,
             dynamic=dynamic,
+            release_weights=release_weights,
         )
 
 
@@ -161,6 +171,7 @@ def _compile(
     winograd: bool | None,
     tune: float | None,
     dynamic: str | None,
+    release_weights: bool,
 ) -> Executable | StagedExecutable:
     now = flags()
     changes: dict[str, Any] = {"threads": threads, "validate": validate, "dump": None if dump is None else str(dump)}
@@ -169,6 +180,8 @@ def _compile(
     if cache is False:
         now = replace(now, cache="off")
     flatten = unflatten = kept = None
+    if release_weights and isinstance(fn, Graph):
+        raise InputError("release_weights= is for the weights of Modules; a Graph has none: map a file instead (tw.load does)")
     if isinstance(fn, Graph):
         if specs:
             raise InputError("a Graph has its input types in it: compile(graph) takes no specs")
@@ -179,8 +192,10 @@ def _compile(
 
         imported = sys.modules.get(f"{__package__}.frontend.onnx.model")  # nobody can have a Model who did not import it
         if imported is not None and isinstance(fn, imported.Model):
-            if specs or parameters is not None:
-                raise InputError("an ONNX model has its input types and weights in it: compile(model) takes neither")
+            if specs or parameters is not None or release_weights:
+                raise InputError(
+                    "an ONNX model has its input types and weights in it: compile(model) takes neither, nor release_weights="
+                )
             from .staged import staged
 
             options: dict[str, Any] = {"target": target, "now": now, "memory_budget": memory_budget, "precision": precision}
@@ -190,10 +205,13 @@ def _compile(
             raise InputError("parameters= belongs to a Graph; a Module brings its own weights")
         _check_signature(fn, specs)
         kept = _store(now, now.target if target is None else target)
-        if kept is not None:  # while the model is traced
+        if kept is not None and not release_weights:  # while the model is traced
             kept.read_ahead(p.data for _, m in modules_of(fn) for _, p in m.named_parts("")[1])
-        traced = trace_model(fn, *specs, name=name)
-        graph, bound = traced.graph, traced.values()
+        with tracing_for(target, now):
+            traced = trace_model(fn, *specs, name=name)
+        graph = traced.graph
+        released = _release(traced.parameters, now) if release_weights else {}
+        bound = traced.values() | released
         structure, arguments = traced.structure, traced.argument_structure
         if structure.kind not in ("leaf", tuple) or any(c.kind != "leaf" for c in structure.children):
             unflatten = functools.partial(tree.unflatten, structure)
@@ -212,6 +230,23 @@ def _compile(
         dynamic=dynamic,
         kept=kept,
     )
+
+
+def _release(parameters: Mapping[str, Parameter], now: Flags) -> dict[str, np.ndarray[Any, Any]]:
+    """Moves large weights to a file: for each, what a program reads in its place. See `runtime/parked.py`."""
+    from .runtime.parked import LARGE, Park
+
+    chosen = {n: p for n, p in parameters.items() if p.data.nbytes >= LARGE and p.movable()}
+    if not chosen:
+        return {}
+    cache = cache_of(now)
+    fixed: dict[str, np.ndarray[Any, Any]] = {}
+    with Park([p.data.nbytes for p in chosen.values()], Path(tempfile.gettempdir()) if cache is None else cache.folder) as park:
+        for k, (name, p) in enumerate(chosen.items()):
+            writable, fixed[name] = park.put(k, p.data)
+            p.move(writable)  # the array goes before the next is written
+    release_compiler()
+    return fixed
 
 
 def _check_signature(fn: Callable[..., Any], specs: Sequence[Any]) -> None:
@@ -325,6 +360,15 @@ def build(
     )
 
 
+@contextmanager
+def tracing_for(target: str | Target | None, now: Flags) -> Iterator[None]:
+    """Within the block, models are traced to ops that the target has kernels for."""
+    from .frontend.context import whole_attention
+
+    with whole_attention(_is_cuda(now.target if target is None else target)):
+        yield
+
+
 def _is_cuda(target: str | Target) -> bool:
     return target.is_cuda if isinstance(target, Target) else target.startswith("cuda")
 
@@ -375,11 +419,16 @@ def load(
     cache: bool | None = None,
     dynamic: str | None = None,
 ) -> Executable:
-    """The Executable of a model that `exe.save` wrote, compiled for this machine or taken from its cache.
+    """The Executable of a model that `exe.save` wrote, compiled for this machine or taken from its cache; or of a folder that
+    `exe.export` of a CUDA target wrote, which needs no compiling: `target` is then 'cuda' (the default), 'cuda-emulator' or an SM.
 
     `dynamic` is as for `compile`, and as it was when the file was written unless it is given.
     Raises ArtifactError for a file that is damaged or contradicts itself, CompileError, OSError.
     """
+    if Path(path).is_dir():
+        from .cuda_export import load_folder
+
+        return load_folder(Path(path), target)
     found = artifact.load(path)
     asked = found.remarks.get("dynamic") if dynamic is None else dynamic
     how = asked if asked in DYNAMIC or dynamic is not None else None  # a remark is anyone's text
@@ -479,7 +528,7 @@ class _Compiler:
         tuned = found.tuned
         again = functools.cache(lambda: self._make(sizes, tuned).texts)
         names = ["graph", *stage_names([p.name for p in found.passes]), *(["prepare"] if found.prepare else [])]
-        texts: dict[str, Text] = {n: functools.partial(_regenerated, again, n) for n in (*names, *_CODE_STAGES)}
+        texts: dict[str, Text] = {n: functools.partial(regenerated, again, n) for n in (*names, *_CODE_STAGES)}
         texts["graph"] = lambda: str(specialize(self.graph, sizes))
         return replace(found, texts=texts, seconds=time.perf_counter() - start)
 
@@ -521,7 +570,7 @@ class _Compiler:
         from .codegen.llvm import Workers
 
         graph = specialize(self.graph, sizes)
-        folder = self._dump_folder(sizes)
+        folder = dump_folder(self.now, self.graph, sizes)
         check: Callable[..., None] | None = None
         if self.now.validate:
             from .passes.validate import Validator
@@ -568,7 +617,7 @@ class _Compiler:
         remat = ctx.notes.get("rematerialise")
         # LLVM makes the prepare program's machine code while the run program's loops are written
         options["workers"] = workers if workers else None
-        preparing = None if first is None else begin(first, self.target, name="prepare", **options)
+        preparing = None if first is None else begin(first, self.target, name="prepare", brief=True, **options)
         if search:
             tuned = {**tuned, **self._search(run, search)}
         program = begin(run, self.target, name="main", choices=tuned, most=2, **options)()
@@ -594,16 +643,18 @@ class _Compiler:
             tuned=tuned,
         )
 
-    def _dump_folder(self, sizes: Mapping[str, int]) -> Path | None:
-        if not self.now.dump:
-            return None
-        name = re.sub(r"\W+", "_", "_".join([self.graph.name, *(f"{n}{size}" for n, size in sorted(sizes.items()))]))
-        folder = Path(self.now.dump) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+
+def dump_folder(now: Flags, graph: Graph, sizes: Mapping[str, int]) -> Path | None:
+    """Where the texts of a compilation go, made now; None where nobody asked for them."""
+    if not now.dump:
+        return None
+    name = re.sub(r"\W+", "_", "_".join([graph.name, *(f"{n}{size}" for n, size in sorted(sizes.items()))]))
+    folder = Path(now.dump) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def _regenerated(again: Callable[[], Mapping[str, Text]], stage: str) -> str:
+def regenerated(again: Callable[[], Mapping[str, Text]], stage: str) -> str:
     text = again()[stage]
     return text if isinstance(text, str) else text()
 

@@ -15,6 +15,7 @@ from ..ir.dtypes import DType
 from ..ir.errors import CompileError
 from ..ir.graph import Graph, Literal, Node
 from ..ir.lowering import (
+    Attention,
     Branch,
     Coded,
     Contract,
@@ -96,6 +97,7 @@ class Builder:
     pointers: list[int] = field(default_factory=list)
     choices: Choices = field(default_factory=dict)
     lowerings: Mapping[str, Lower] | None = None  # by kind of group, for targets that are no processor
+    brief: bool = False  # whether short code is wanted more than fast code: it runs once
     outer_align: int = 0  # what addresses of arguments and results are multiples of; 0: an element's size
     inputs: frozenset[Node] = field(init=False, default=frozenset())  # those of the graph
 
@@ -293,7 +295,7 @@ def _filled_operands(b: Builder, node: Node) -> list[Node | None]:
                 i = i.inputs[0]
             if i in number:
                 found[number[i]] = None
-    elif not node.op.has(Trait.STRUCTURAL) and isinstance(b.form(node), Contract | Sparse | Coded):
+    elif not node.op.has(Trait.STRUCTURAL) and isinstance(b.form(node), Attention | Contract | Sparse | Coded):
         found[:] = [None] * len(found)
     return found
 
@@ -376,6 +378,8 @@ def _lower(b: Builder, body: Graph, kind: str, aligns: tuple[int, ...]) -> Lower
             elif kind == "contraction":
                 rank = b.choices.get(body.fingerprint(), 0) if b.choices else 0
                 found = lower_contraction(body, b.target, name, aligns, b.threads, rank)
+            elif b.brief and kind == "map":
+                found = lower_map(body, b.target, name, aligns, brief=True)
             else:
                 found = _LOWER[kind](body, b.target, name, aligns)
         except RecursionError:
@@ -402,14 +406,14 @@ _LOWER: Final[dict[str, Lower]] = {
 
 _KINDS: Final[dict[type, str]] = {
     Map: "map", Reduce: "reduce", Scan: "scan", Scatter: "scatter", Sort: "sort", Sparse: "sparse", Coded: "coded",
-    Contract: "contraction",
+    Contract: "contraction", Attention: "attention",
 }  # fmt: skip
 
 
 def _kind(b: Builder, node: Node) -> str:
     """Which generator a single node goes to."""
     form = b.form(node)
-    if isinstance(form, Decompose):
+    if isinstance(form, Decompose) and not (isinstance(form, Attention) and b.lowerings):
         raise CompileError(
             f"{node.op.name} {node.type} stands for other ops and has no code of its own: the decompose pass must run before "
             "code generation"
@@ -498,14 +502,20 @@ def steps_of(
         if isinstance(g.lowered, Control):
             c = g.lowered
             steps.append(c.bind(s))
-            infos.append(KernelInfo(c.name, c.flops, c.bytes, c.nodes, c.parallel, c.note))
+            infos.append(KernelInfo(c.name, c.flops, c.bytes, c.nodes, c.parallel, c.note, _weights(b, g)))
             continue
         kernel, views = _bind(b, g, g.lowered, s)
         steps.append(Step(kernel.name, views))
         cost = node_cost(g.node)
         nodes = tuple(n.op.name for n in g.body.nodes() if n.inputs)
-        infos.append(KernelInfo(kernel.name, cost.flops, cost.bytes, nodes, g.lowered.parallel, g.lowered.note))
+        infos.append(KernelInfo(kernel.name, cost.flops, cost.bytes, nodes, g.lowered.parallel, g.lowered.note, _weights(b, g)))
     return steps, infos
+
+
+def _weights(b: Builder, g: Group) -> tuple[str, ...]:
+    """The names of the graph's inputs that a group reads and that are no data."""
+    read = dict.fromkeys(b.root(v)[0] for v in g.operands)
+    return tuple(str(n.attrs["name"]) for n in read if n in b.inputs and n.attrs["role"] != "data")
 
 
 def _bind(b: Builder, g: Group, low: Lowered, s: PlannedStep) -> tuple[Kernel, tuple[tuple[int, int], ...]]:

@@ -17,7 +17,7 @@ from ..ir.dtypes import DType, bf16, bool_, f16, f32
 from ..ir.errors import CompileError
 from ..ir.expr import Expr, ExprLike, binary, cast, const, lift, load, logical_not, maximum, minimum, postorder, rewrite, select
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Coded, Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Sort, Sparse, Structural, View
+from ..ir.lowering import Attention, Coded, Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Sort, Sparse, Structural, View
 from ..ir.target import Target
 from .loop_ir import Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, Warp, expressions, statements
 
@@ -254,7 +254,7 @@ class Body:
         found = self._lowering.get(node)
         if found is None:
             found = node.op.lower(node)
-            if isinstance(found, Decompose):
+            if isinstance(found, Decompose) and not isinstance(found, Attention):
                 raise CompileError(
                     f"{node.op.name} {node.type} stands for other ops and has no code of its own: the decompose pass must run "
                     "before code generation"
@@ -337,6 +337,7 @@ class Body:
 
     def unsupported(self, node: Node, form: Lowering | None) -> CompileError:
         names = {
+            Attention: "whole attention",
             Contract: "contraction",
             Scan: "scan",
             Scatter: "scatter",

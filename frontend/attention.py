@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..ir.dims import Dim, as_int, product
 from ..ir.dtypes import bool_, f32, i32
 from ..ir.errors import AttributeValueError, ShapeError
-from .context import error
+from .context import current, error
 from .control import scan
 from .core import TensorLike, apply, as_tensor, constant, show
 from .elementwise import stop_gradient, where
@@ -28,6 +28,7 @@ BLOCK: Final = 32 * 1024  # scores of a block of queries: 128 KiB of f32, which 
 WHOLE: Final = 2 * BLOCK  # scores up to which queries are one block: two would prepare the keys twice
 TALL: Final = 64  # queries of a block at least: every block reads and writes the gradients of all its keys and values
 SHORT: Final = 32  # queries that causal attention gives keys of their own at least: contractions of fewer rows are slow
+WIDEST: Final = 128  # features of a query or value up to which tiles of attention fit into a block's shared memory
 GROUPS: Final = 8  # numbers of keys that causal attention distinguishes at most: there is code for each
 
 
@@ -78,6 +79,11 @@ class _Rules:
     causal: bool
     dropout: float
 
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Those of the op."""
+        return {"scale": float(self.scale), "causal": self.causal}
+
 
 def _check_mask(mask: Tensor, q: Tensor, k: Tensor) -> None:
     """Raises ShapeError unless the mask's last two dimensions are 1, or T and S."""
@@ -113,6 +119,10 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rul
     t, s = q.shape[-2], k.shape[-2]
     if not isinstance(t, int) or not isinstance(s, int) or not t * s:
         return _rows(q, k, v, mask, rules)
+    if current("attention").whole_attention and _fits_a_kernel(q, k, v, rules):
+        masks = [] if mask is None else [mask if mask.ndim > 1 else reshape(mask, (1, *mask.shape))]
+        y = apply("attention", q, k, v, *(m if m.dtype is bool_ else m.astype(f32) for m in masks), **rules.attrs)
+        return slice_axis(y, -1, 0, as_int(v.shape[-1]))
     operands = [q, k, v] if mask is None else [q, k, v, mask if mask.ndim > 1 else reshape(mask, (1, *mask.shape))]
 
     def slice(parts: Sequence[Tensor]) -> Tensor:
@@ -120,6 +130,14 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rul
         return _slice(q, k, v, masks[0] if masks else None, rules)
 
     return _over_slices(operands, slice)
+
+
+def _fits_a_kernel(q: Tensor, k: Tensor, v: Tensor, rules: _Rules) -> bool:
+    """Whether attention is written as one op where the target has a kernel for it. Not with dropout: its draws are those of the
+    blocks of queries, the same on all targets."""
+    wide = [x.shape[-1] for x in (q, v)]
+    sized = all(isinstance(n, int) and 0 < n <= WIDEST for n in wide)
+    return sized and not rules.dropout and all(x.dtype is f32 for x in (q, k, v))
 
 
 def _over_slices(operands: Sequence[Tensor], fn: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:

@@ -74,6 +74,16 @@ def describe(value: object) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
+@contextmanager
+def whole_attention(whole: bool = True) -> Iterator[None]:
+    """Within the block, traces write attention as one op: for targets that have a kernel for it."""
+    before, _local.whole_attention = _local.whole_attention, whole
+    try:
+        yield
+    finally:
+        _local.whole_attention = before
+
+
 class Trace:
     """One recording. `training` is the mode that modules follow unless they were told otherwise."""
 
@@ -94,6 +104,7 @@ class Trace:
         self.drew_random = False  # whether the key was asked for
         self.class_numbers: dict[Node, tuple[Dim, int | None]] = {}  # see note_class_numbers
         self.places: dict[tuple[CodeType, int], Location] = {}  # lines that nodes were made at
+        self.whole_attention = _local.whole_attention
         self._names: dict[int, str] = {}  # id(parameter) -> input name
         self._values: dict[int, Node] = {}  # id(parameter) -> its current value
         self._alive: list[object] = []  # keeps what is known by id from being freed and its id from being reused
@@ -230,6 +241,7 @@ class Trace:
 class _Local(threading.local):
     def __init__(self) -> None:
         self.stack: list[Trace] = []
+        self.whole_attention = False
 
 
 _local = _Local()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from ..ir.graph import Graph, Node
+from ..ir.lowering import Attention
 from ..ir.lowering import Decompose as Decomposition
 from ..ir.ops.structural import GET
 from ..ir.types import TupleType
@@ -22,7 +23,7 @@ from .rewrite import Miss, Outcome, apply_rules, rule_on
 MAX_DEPTH: Final = 16
 
 
-@rule_on("decompose", "get")
+@rule_on("decompose", "attention", "get")
 def build(node: Node, facts: Facts) -> Outcome:
     """op(x...) -> what its record says that it stands for; get(op(x...), i) -> part i of that."""
     if node.op is GET:
@@ -36,6 +37,14 @@ def build(node: Node, facts: Facts) -> Outcome:
         return Miss("it has code of its own, or its parts are taken one by one", node)
     result = low.build(node)
     return result[0] if isinstance(result, tuple) else result
+
+
+@rule_on("decompose", "get")
+def build_all_but_attention(node: Node, facts: Facts) -> Outcome:
+    """As `build`, but attention stays whole: the target has a kernel for it."""
+    if node.op is not GET and isinstance(facts.lowering(node), Attention):
+        return Miss("the target has a kernel for it", node)
+    return build.apply(node, facts)
 
 
 class _Depth:
@@ -59,7 +68,9 @@ class _Depth:
 
 @dataclass(frozen=True)
 class Decompose(Pass):
-    """Leaves only ops that code can be generated for."""
+    """Leaves only ops that code can be generated for; with `attention`, attention is taken apart too."""
+
+    attention: bool = True
 
     kind: ClassVar[str] = "equivalent"
     requires: ClassVar[frozenset[str]] = frozenset({"no_gradient"})
@@ -67,4 +78,4 @@ class Decompose(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph in ops that have code of their own."""
-        return apply_rules(graph, [build], ctx, _Depth())
+        return apply_rules(graph, [build if self.attention else build_all_but_attention], ctx, _Depth())

@@ -17,6 +17,7 @@ from ..ir.errors import ShapeError
 from ..ir.expr import Expr, ExprLike, lift, load, postorder, var
 from ..ir.graph import Graph, Literal, Node
 from ..ir.lowering import (
+    Attention,
     Branch,
     Coded,
     Contract,
@@ -244,7 +245,7 @@ class Facts:
 
     def kind(self, node: Node) -> str:
         """One word for the form of a node's code: leaf, get, fused, map, reduce, scan, scatter, view, contract, decompose,
-        control (loops and branches), other (gradient and the like)."""
+        control (loops and branches), attention, other (gradient and the like)."""
         if node.op is INPUT or node.op is CONSTANT:
             return "leaf"
         if node.op is GET:
@@ -263,6 +264,7 @@ class Facts:
 
 
 _WORDS: Final = (
+    (Attention, "attention"),
     (Map, "map"), (Reduce, "reduce"), (Scan, "scan"), (Scatter, "scatter"), (Sort, "sort"), (Sparse, "sparse"), (Coded, "coded"),
     (View, "view"),
     (Contract, "contract"), (Decompose, "decompose"), (Loop, "control"), (Branch, "control"), (While, "control"),

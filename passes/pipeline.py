@@ -28,10 +28,12 @@ from .layout import Layout
 from .mixed_precision import MixedPrecision
 from .pack_weights import PackWeights
 from .rematerialise import Rematerialise
+from .rounded_products import RoundedProducts
 from .simplify import Simplify
 from .sink import Sink
 from .slices import Slices
 from .strength import Strength
+from .tensor_float import TensorFloat
 from .weight_order import WeightOrder
 from .widen import Widen
 from .winograd import Winograd
@@ -40,11 +42,13 @@ from .winograd import Winograd
 def inference(target: Target | None = None, precision: str = "f32", winograd: bool = True) -> tuple[Pass, ...]:
     """From a traced graph to fused regions; weights do not change between runs. `prepare.split` comes after it.
 
-    `precision` is 'f32', or 'bf16' for contractions of bf16 numbers; `winograd` says whether 3x3 convolutions may err more to be
+    `precision` is 'f32', or 'bf16' or 'tf32' for contractions of such numbers; `winograd` says whether 3x3 convolutions may err more to be
     faster.
     """
     tiled = (Winograd(),) if winograd else ()
-    half = (MixedPrecision(activations=True, winograd=winograd),) if precision == "bf16" else ()
+    half: tuple[Pass, ...] = (MixedPrecision(activations=True, winograd=winograd),) if precision == "bf16" else ()
+    if precision == "tf32":
+        half = (TensorFloat(),)
     return (
         Gradient(),  # a function may contain gradients; after it: ordinary ops only
         Control(),  # gradients leave each loop twice, and results nobody uses; before rules make the two differ
@@ -64,6 +68,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
         Sink(),  # products are in their one form, and packing, which follows, sees the longer ones
         BytesByFour(),  # when contractions have their one form, as the next one
+        RoundedProducts(),  # likewise; before all others are rounded too
         *half,  # when contractions have their one form, and folding was done in f32
         Slices(),  # when layers are what they will be; before passes that suit them to their sizes
         *tiled,  # when folding has changed weights for the last time; after it, nothing looks for convolutions
@@ -90,8 +95,9 @@ def unsliced(passes: Sequence[Pass]) -> tuple[Pass, ...]:
 
 def cuda(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     """The passes without those that suit layers to the registers and caches of a processor; weights are put in order in the
-    place of panels."""
-    chosen = [WeightOrder() if isinstance(p, PackWeights) else p for p in passes]
+    place of panels, and attention stays whole: it has a kernel."""
+    changed: dict[type[Pass], Pass] = {PackWeights: WeightOrder(), Decompose: Decompose(attention=False)}
+    chosen = [changed.get(type(p), p) for p in passes]
     return tuple(p for p in chosen if not isinstance(p, BytesByFour | Slices | Winograd | Depthwise))
 
 
@@ -123,6 +129,8 @@ PASSES: Final[dict[str, type[Pass]]] = {
         Fuse,
         MixedPrecision,
         Rematerialise,
+        RoundedProducts,
+        TensorFloat,
         WeightOrder,
         Widen,
         Winograd,

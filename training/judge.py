@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..driver import build
+from ..driver import build, tracing_for
 from ..driver import compile as compile_model
 from ..frontend import tree
 from ..frontend.metrics import Accumulator, Metric
@@ -89,7 +89,8 @@ class Judge:
             options: dict[str, Any] = {"sample_weight": True} if len(specs) > inputs + targets else {}
             if self.objects:
                 options["predictions"] = True
-            traced = evaluation_step(self.model, self.loss, *x, y, metrics=list(self.functions.values()), **options)
+            with tracing_for(self._target, self._flags):
+                traced = evaluation_step(self.model, self.loss, *x, y, metrics=list(self.functions.values()), **options)
             exe = build(traced.graph, traced.values(), target=self._target, now=self._flags)
             structure = traced.structure.children[-1] if self.objects else traced.structure
             found = self._evaluators[key] = (exe, structure)

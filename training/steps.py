@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..driver import build
+from ..driver import build, tracing_for
 from ..frontend.module import Module
 from ..frontend.training import TracedStep
 from ..ir.target import Target
@@ -46,7 +46,8 @@ class Steps:
         return found
 
     def _make(self, arrays: Sequence[Array]) -> Executable:
-        traced = self._trace(arrays)
+        with tracing_for(self._target, self._flags):
+            traced = self._trace(arrays)
         state: Mapping[str, Array] = traced.state
         if self.traced is None and self.restored:
             check_state(state, self.restored)

@@ -14,9 +14,10 @@ from .. import plan as tree
 from ..arena import arena_use
 from ..assembly import Builder, Lower, check_static, groups_of, problem_of, steps_of
 from ..loop_ir import Kernel, Module
-from ..loop_text import print_module
+from ..loop_text import numbered_kernel
 from ..memory_plan import check_plan, plan_memory
 from ..plan import EntryPlan, print_plan
+from .attention import lower_attention
 from .compile import data_layout, ptx
 from .contraction import lower_contraction
 from .emit import module_text
@@ -40,6 +41,7 @@ LOWERINGS: Final[dict[str, Lower]] = {
     "contraction": lower_contraction,
     "sparse": lower_sparse,
     "coded": lower_coded,
+    "attention": lower_attention,
 }
 
 
@@ -54,7 +56,7 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
     b = Builder(graph, target, 1, lowerings=LOWERINGS, outer_align=cuda.ALIGN, serial=True)
     groups = groups_of(b)
     problem, number, constants = problem_of(b, groups)
-    plan = plan_memory(problem)
+    plan = plan_memory(problem, beside=True)  # launches of independent branches go to streams of their own
     if verify:
         check_plan(plan, problem)
     nodes, infos = steps_of(b, groups, plan, constants, number)
@@ -67,12 +69,15 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
         verify_loops(Module(tuple(kernels)))
         for k in kernels:
             verify_launch(k)
-    text, shared = module_text(kernels, target, data_layout(target))
+    sources, numbers = {}, {}
+    for k in kernels:
+        sources[k.name], numbers[k.name] = numbered_kernel(k)
+    text, shared = module_text(kernels, target, data_layout(target), numbers)
     assembled = ptx(text, target) if kernels else ""
-    table = tuple(_row(k, shared[k.name]) for k in kernels)
+    table = tuple(_row(k, shared[k.name], sources[k.name]) for k in kernels)
     entry = EntryPlan(name, tuple(nodes))
     plain = all(isinstance(n, tree.Step) for n in nodes)
-    loops = print_module(Module(tuple(kernels)))
+    loops = "\n\n".join(sources.values()) + ("\n" if sources else "")
     if not plain:
         loops += "".join(f"# {line}\n" for line in print_plan(entry).splitlines())
     return cuda.CudaProgram(
@@ -92,13 +97,13 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
     )
 
 
-def _row(k: Kernel, shared: int) -> cuda.CudaKernel:
+def _row(k: Kernel, shared: int, source: str) -> cuda.CudaKernel:
     from ..llvm.kernel import written_buffers
 
     grid, threads = shape_of(k)
     written = written_buffers(k, {})
     parameters = tuple(cuda.Parameter(b.name, b.dtype.name, b.span * b.dtype.itemsize, b.name in written) for b in k.buffers)
-    return cuda.CudaKernel(k.name, grid, (threads, 1, 1), parameters, shared, source=print_module(Module((k,))))
+    return cuda.CudaKernel(k.name, grid, (threads, 1, 1), parameters, shared, source=source)
 
 
 Launches = dict[str, list[tuple[Kernel, tuple[int, ...]]]]

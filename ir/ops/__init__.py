@@ -2,6 +2,7 @@
 
 from . import (
     adaptive,
+    attention,
     barriers,
     binary,
     bits,
@@ -24,13 +25,14 @@ from . import (
     scatter,
     sparse,
     structural,
+    tf32,
     unary,
     winograd,
 )
 from .common import sample_node
 
 __all__ = [
-    "adaptive", "barriers", "binary", "bits", "coded", "compare", "contract", "control", "conv", "depthwise", "indexing",
+    "adaptive", "attention", "barriers", "binary", "bits", "coded", "compare", "contract", "control", "conv", "depthwise", "indexing",
     "matmul", "movement", "multiply_add", "order", "pool", "quantize", "random", "reduce", "resample", "sample_node",
-    "scatter", "sparse", "structural", "unary", "winograd",
+    "scatter", "sparse", "structural", "tf32", "unary", "winograd",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from . import common as c
 from .contract import REASON, check_factors, exactly, wrapped
 
 
-def _batch_shape(a: Shape, b: Shape) -> Shape | None:
+def batch_shape(a: Shape, b: Shape) -> Shape | None:
     """The broadcast of two batch shapes; None where they do not fit."""
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
@@ -44,7 +44,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
             f"operand 1 of matmul has shape {c.show(b.shape)}, expected {a.shape[-1]} rows (dimension {b.rank - 2}) as operand 0 "
             f"of shape {c.show(a.shape)} has {a.shape[-1]} columns"
         )
-    batch = _batch_shape(a.shape[:-2], b.shape[:-2])
+    batch = batch_shape(a.shape[:-2], b.shape[:-2])
     if batch is None:
         raise ShapeError(
             f"operand 1 of matmul has batch dimensions {c.show(b.shape[:-2])}, which do not broadcast with "
@@ -55,7 +55,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
 
 def spec_of(a: Shape, b: Shape) -> Contraction:
     """The contraction of a matrix product. A batch axis that B lacks counts as rows of A."""
-    batch = _batch_shape(a[:-2], b[:-2])
+    batch = batch_shape(a[:-2], b[:-2])
     assert batch is not None
     rank = len(batch)
     axes: list[Axis] = []
@@ -85,12 +85,12 @@ def _reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
         return wrapped(np.matmul(*exactly(a, b, a.shape[-1])), a, b)
 
 
-def _swapped(x: Node) -> Node:
+def swapped(x: Node) -> Node:
     rank = len(x.shape)
     return c.transposed(x, (*range(rank - 2), rank - 1, rank - 2))
 
 
-def _unbroadcast(g: Node, shape: Shape) -> Node:
+def unbroadcast(g: Node, shape: Shape) -> Node:
     """The sum of g over the batch dimensions in which an operand of `shape` was broadcast."""
     lead = len(g.shape) - len(shape)
     axes = tuple(range(lead)) + tuple(lead + d for d, n in enumerate(shape[:-2]) if n == 1 and g.shape[lead + d] != 1)
@@ -105,9 +105,9 @@ def _grad(node: Node, dy: Node) -> Sequence[Node]:
         for n in a.shape[:-1]:
             rows = rows * n
         left, right = c.reshaped(a, (rows, a.shape[-1])), c.reshaped(dy, (rows, dy.shape[-1]))
-        return make("matmul", dy, _swapped(b)), make("matmul", _swapped(left), right)
-    da = _unbroadcast(make("matmul", dy, _swapped(b)), a.shape)
-    return da, _unbroadcast(make("matmul", _swapped(a), dy), b.shape)
+        return make("matmul", dy, swapped(b)), make("matmul", swapped(left), right)
+    da = unbroadcast(make("matmul", dy, swapped(b)), a.shape)
+    return da, unbroadcast(make("matmul", swapped(a), dy), b.shape)
 
 
 _CASES: Final[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = (

@@ -26,8 +26,8 @@ from .helpers import Loaded, aligned, host
 Array = np.ndarray[Any, Any]
 
 
-def decomposed(graph: Graph) -> Graph:
-    """The graph with every node that stands for others replaced by them."""
+def decomposed(graph: Graph, keep: tuple[type, ...] = ()) -> Graph:
+    """The graph with every node that stands for others replaced by them, but for those of the forms to `keep`."""
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
         return expand(node.replace(inputs))
@@ -36,7 +36,7 @@ def decomposed(graph: Graph) -> Graph:
         if node.op.has(Trait.STRUCTURAL):
             return node
         form = node.op.lower(node)
-        if not isinstance(form, Decompose):
+        if not isinstance(form, Decompose) or isinstance(form, keep):
             return node
         built = form.build(node)
         assert isinstance(built, Node)

@@ -42,12 +42,12 @@ def chosen(op: Op, target: str) -> tuple[Case, ...]:
     return cases(op)[::3] if op.has(Trait.CONTRACTION) and target != X86[0] else cases(op)
 
 
-def together(some: tuple[Case, ...]) -> tuple[Graph, list[Array]]:
-    """Samples as one graph: one compilation."""
+def together(some: tuple[Case, ...], keep: tuple[type, ...] = ()) -> tuple[Graph, list[Array]]:
+    """Samples as one graph: one compilation. Nodes of the forms to `keep` are not taken apart."""
     nodes = [n for _, _, its, _, _ in some for n in its]
     outputs = [n for _, _, _, n, _ in some]
     graph = Graph(tuple(nodes), tuple(outputs), tuple(f"y{k}" for k in range(len(outputs))))
-    return decomposed(graph), [a for _, its, _, _, _ in some for a in its]
+    return decomposed(graph, keep), [a for _, its, _, _, _ in some for a in its]
 
 
 @pytest.mark.parametrize("target", X86)

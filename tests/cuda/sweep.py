@@ -25,6 +25,7 @@ import tensorwright as tw  # noqa: E402
 from tensorwright import driver  # noqa: E402
 from tensorwright.benchmarks import models, training  # noqa: E402
 from tensorwright.codegen.cuda.generate import generate  # noqa: E402
+from tensorwright.ir.lowering import Attention  # noqa: E402
 from tensorwright.ir.op import REGISTRY, Op, Trait  # noqa: E402
 from tensorwright.ir.target import row  # noqa: E402
 from tensorwright.runtime.cuda.binding import CudaBinding, DeviceStore  # noqa: E402
@@ -42,7 +43,7 @@ def check_op(op: Op, sm: int, *, run: bool) -> list[str]:
     some = cases(op)
     if not some:
         return [f"{op.name} has no samples"]
-    graph, arrays = together(some)
+    graph, arrays = together(some, (Attention,))
     program = generate(graph, row(f"cuda-sm_{sm}"), verify=True)
     wrong = assemble(program.ptx, sm).wrong if program.kernels else []
     if run:
