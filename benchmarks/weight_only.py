@@ -1,4 +1,4 @@
-"""GPT-2's decoding with weights of 32, 8 and 4 bits: times, and how far the logits move.
+"""GPT-2's decoding with weights of 32, 16, 8 and 4 bits, and of codebooks: times, and how far the logits move.
 
     python -m tensorwright.benchmarks.weight_only --json result.json
 
@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,18 @@ from tensorwright.benchmarks.priority import quiet
 from tensorwright.passes.weight_only import weight_only
 from tensorwright.runtime.threads import available
 
-FORMS = {"fp32": (0, 0), "int8": (8, 0), "int8 by 64": (8, 64), "int4 by 64": (4, 64), "int4 by 32": (4, 32)}
+FORMS: dict[str, tuple[int, int] | dict[str, Any]] = {  # bits and group of weight_only, or arguments of tw.quantize
+    "fp32": (0, 0),
+    "bfloat16": {"weights": "bfloat16"},
+    "float16": {"weights": "float16"},
+    "int8": (8, 0),
+    "int8 by 64": (8, 64),
+    "codebook8": {"weights": "codebook8"},
+    "int4 by 64": (4, 64),
+    "int4 by 32": (4, 32),
+    "codebook4 by 64": {"weights": "codebook4", "group": 64},
+    "codebook4 by 32": {"weights": "codebook4", "group": 32},
+}
 WORKLOAD = "gpt2dec_b1"
 CALLS = 4  # in a turn, of which the first is not counted: it finds the caches as another left them
 WARM = 30  # calls before: weights' pages become huge, and threads are chosen
@@ -42,8 +53,7 @@ def measure(threads: int, seconds: float, forms: Sequence[str] = tuple(FORMS)) -
     rows: dict[str, dict[str, Any]] = {}
     exact: Any = None
     for name in forms:
-        bits, group = FORMS[name]
-        exe = tw.compile(weight_only(graph, bits, group) if bits else graph, parameters=values, threads=threads)
+        exe = _compiled(graph, values, name, threads)
         logits = np.array(exe(*inputs)[0], np.float64)
         exact = logits if exact is None else exact
         apart = logits - exact
@@ -73,6 +83,15 @@ def measure(threads: int, seconds: float, forms: Sequence[str] = tuple(FORMS)) -
         row["ratio"] = statistics.median(base) / row["ms"]
         row["ratio_p10"] = float(np.quantile(base, 0.1)) / row["ms_p10"]
     return list(rows.values())
+
+
+def _compiled(graph: tw.Graph, values: Mapping[str, Any], name: str, threads: int) -> tw.Executable:
+    form = FORMS[name]
+    if isinstance(form, tuple):
+        made = weight_only(graph, *form) if form[0] else graph
+        return tw.compile(made, parameters=values, threads=threads)
+    whole = tw.Graph(graph.inputs, graph.outputs, graph.output_names, graph.name, (), {}, values)
+    return tw.compile(tw.quantize(whole, None, activations=None, **form), threads=threads)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

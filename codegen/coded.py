@@ -4,7 +4,7 @@
       total = 0
       for blocks of steps that share a scale
         acc = 0
-        for steps:  acc[m] += x[m, k] * float(q[k])         i8 by conversion; four bits by a look-up in a register, or by shifts
+        for steps:  acc[m] += x[m, k] * float(q[k])         i8, bf16 and f16 by conversion; four bits by a look-up, or by shifts
         total[m] += acc[m] * scale
       y[m] = total[m]
 
@@ -20,7 +20,7 @@ from typing import Final
 
 from ..ir.dtypes import f32
 from ..ir.errors import CompileError
-from ..ir.expr import Expr, binary, broadcast, cast, const, fma, four_bits, load, var
+from ..ir.expr import Expr, binary, broadcast, cast, const, fma, four_bits, load, lookup, var
 from ..ir.graph import Graph
 from ..ir.lowering import Coded
 from ..ir.target import Target
@@ -30,6 +30,7 @@ from .maps import CYCLE_NS
 from .nests import Axis, parallel_nest
 
 NIBBLES: Final = 8  # in an i32
+ENTRIES: Final = 16  # of a table
 LEAST_NS: Final = 10_000.0  # kernels of a network follow each other: the workers are awake
 READ_BYTES_NS: Final = 25.0  # of one thread, from memory
 PAGE: Final = 4096
@@ -53,8 +54,10 @@ class _Product:
         form = self.body.lowering(core) if core.inputs else None
         if not isinstance(form, Coded) or any(i not in self.body.operand for i in core.inputs):
             raise CompileError(f"{body_name(graph)}: one product with coded weights and its operands in memory is expected")
-        x, panels, scales = core.inputs
+        x, panels, scales, *tables = core.inputs
         self.x, self.panels, self.scales = (self.body.buffers[self.body.operand[n]] for n in (x, panels, scales))
+        self.tables = [self.body.buffers[self.body.operand[n]] for n in tables]
+        self.table: Expr | None = None  # of sixteen, in a register
         self.out = self.body.outputs[0]
         *lead, self.depth = static_shape(x)
         self.rows, self.columns = math.prod(lead), static_shape(core)[-1]
@@ -90,6 +93,8 @@ class _Product:
     def panel(self, panel: Expr, count: int) -> list[Stmt]:
         """The first `count` columns of a panel for all rows."""
         done: list[Stmt] = []
+        for b in self.tables:
+            self.table = self.let(done, "table", load(b, (const(0),), f32, None, ENTRIES))
         for top in range(0, self.rows, self.tile):
             for first in range(0, -(-count // self.lanes), self.across):
                 vectors = min(self.across, -(-count // self.lanes) - first)
@@ -212,9 +217,10 @@ class _Product:
 
     def number(self, q: Expr, t: int) -> Expr:
         """The floats that step t of a row stands for."""
-        if self.bits == 8:
+        if self.bits >= 8:
             return cast(q, f32)
-        return four_bits(binary("shr", q, const(4 * t, q.dtype, q.lanes)) if t else q)
+        low = binary("shr", q, const(4 * t, q.dtype, q.lanes)) if t else q
+        return four_bits(low) if self.table is None else lookup(self.table, low)
 
     # -- registers -----------------------------------------------------------------------------------------------------
 

@@ -181,6 +181,8 @@ def apply(e: Expr, args: Sequence[Array]) -> Array:
             return np.concatenate(args)[list(picks(e.attr, e.lanes))]
         if op == "four_bits":
             return np.asarray(((args[0] & 15 ^ 8) - 8).astype(np.float32))
+        if op == "lookup":
+            return np.asarray(args[0][args[1] & 15])
         if op == "scale":
             return np.ldexp(args[0].astype(np.longdouble), np.nan_to_num(args[1]).astype(np.int32)).astype(d.numpy)
         if op == "table":

@@ -135,6 +135,10 @@ class _Verifier:
         elif op == "four_bits":
             if len(args) != 1 or lanes != {e.lanes} or dtypes != {i32} or e.dtype is not f32:
                 self.fail(f"four_bits takes an i32 and gives f32, not {e.dtype} from {[(a.dtype.name, a.lanes) for a in args]}")
+        elif op == "lookup":
+            kinds = [(a.dtype, a.lanes) for a in args]
+            if e.dtype is not f32 or kinds != [(f32, 16), (i32, e.lanes)]:
+                self.fail(f"lookup takes sixteen f32 and an i32, and gives f32, not {e.dtype} from {kinds}")
         elif op in ("cast", "bitcast"):
             if len(args) != 1 or lanes != {e.lanes} or (op == "bitcast" and args[0].dtype.itemsize != e.dtype.itemsize):
                 self.fail(f"{op} to {e.dtype} of {[(a.dtype.name, a.lanes) for a in args]}")

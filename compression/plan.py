@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..ir.build import input_node
-from ..ir.dtypes import as_dtype, f32, i8
+from ..ir.dtypes import as_dtype, bf16, f16, f32, i8
 from ..ir.errors import InputError
 from ..ir.graph import Graph, Node, postorder
 from ..ir.graphs import bind_sizes
+from ..ir.op import make
 from ..ir.types import TensorType
 from ..passes.facts import Facts, derived
 from ..passes.insert_quantize import (
@@ -32,13 +33,15 @@ from ..passes.layers import Layer, find_layers, find_loop_layers
 from ..passes.loop_layers import Change, stacked
 from ..passes.weight_only import fits
 from .bias import corrections
-from .blocks import block_nodes, block_weights
+from .blocks import block_nodes, block_weights, codebook_nodes, codebook_weights
 from .observe import observe
 from .ranges import Histogram, Range, quantized_weights, scale_of
 from .report import LayerReport, Report
 from .source import Array, Source
 from .timing import Measure, Timer
 
+HALVES = {"bfloat16": bf16, "float16": f16}
+CODEBOOKS = {"codebook8": 8, "codebook4": 4}  # bits of a place
 Keep = str | Iterable[str] | Callable[[str], bool]
 
 
@@ -141,6 +144,20 @@ class Plan:
     def _coded(self, layer: Layer, w: Array, inputs: list[Node], numbers: dict[str, Array]) -> tuple[Node, Array]:
         """The integers of a layer's weights: the numbers that these stand for, as a node and as an array."""
         line, o = self._line(layer), self.options
+        if o.weights in HALVES:
+            dtype = HALVES[o.weights]
+            with np.errstate(over="ignore"):  # said below
+                half = w.astype(dtype.numpy)
+            near = half.astype(np.float32)
+            if not np.isfinite(near).all():
+                raise InputError(f"{layer.name}: weights beyond {dtype}, or NaN or infinite; keep it, or take another dtype")
+            node = _added(f"{layer.name}.weight_half", half, inputs, numbers)
+            line.bytes_after, line.choice = w.size * dtype.itemsize, str(o.weights)
+            return make("cast", node, dtype=f32), near
+        if o.weights in CODEBOOKS and fits(layer):
+            node, near, line.bytes_after = _in_codebook(layer, w, CODEBOOKS[o.weights], o.group, inputs, numbers)
+            line.choice = o.weights
+            return node, near
         if o.weights == "int4" and fits(layer):
             node, near, line.bytes_after = _in_blocks(layer, w, o.group, inputs, numbers)
             line.choice = "int4"
@@ -148,8 +165,8 @@ class Plan:
         axis = layer.output[1] if o.per_channel else None
         q, scale = quantized_weights(w, axis)
         line.bytes_after = q.nbytes + scale.nbytes
-        if o.weights == "int4":
-            line.reason = "weights only, of 8 bits: those of 4 are for matrix products"
+        if o.weights != "int8":
+            line.reason = f"weights only, of 8 bits: those of {o.weights} are for matrix products"
         near = q * (scale if axis is None else scale.reshape([-1 if k == axis else 1 for k in range(w.ndim)]))
         return _weight_nodes(layer.name, q, scale, axis, inputs, numbers), near
 
@@ -192,6 +209,8 @@ class Plan:
             new = layer.w
             if o.weights is not None:
                 w = source.value(layer.w)
+                if not np.isfinite(w).all():
+                    raise InputError(f"{layer.name}: its weights hold NaN or infinite numbers")
                 new, near = self._coded(layer, w, inputs, numbers)
                 line.weight_error = float(np.sqrt(np.mean((w - near) ** 2) / max(float(np.mean(w * w)), 1e-30)))
                 if layer.loop is None:
@@ -225,7 +244,9 @@ def kept_by(keep: Keep) -> Callable[[str], bool]:
     """Whether a layer's name is one of those to be kept."""
     if callable(keep):
         return keep
-    patterns = [keep] if isinstance(keep, str) else list(keep)
+    patterns = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [None]
+    if not all(isinstance(p, str) for p in patterns):
+        raise InputError(f"keep is a pattern of names, several of them, or a function of a name, not {keep!r}")
     return lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
@@ -293,20 +314,34 @@ def _weight_nodes(name: str, q: Array, scale: Array, axis: int | None, inputs: l
     return dequantized_weights(made[0], made[1], axis)
 
 
+def _added(name: str, array: Array, inputs: list[Node], values: dict[str, Array]) -> Node:
+    """A new parameter with its numbers, under this name or one like it."""
+    key = _free(name, inputs)
+    node = input_node(key, TensorType(as_dtype(array.dtype), array.shape), "parameter")
+    inputs.append(node)
+    values[key] = array
+    return node
+
+
+def _in_codebook(
+    layer: Layer, w: Array, bits: int, group: int, inputs: list[Node], values: dict[str, Array]
+) -> tuple[Node, Array, int]:
+    """Weights as places in a table, with a scale for each `group` inputs, or for all with 256 entries: as `_in_blocks`."""
+    assert layer.inputs is not None  # `fits` says so
+    axis = layer.inputs[1]
+    step = group if bits == 4 else w.shape[axis]
+    q, table, scale = codebook_weights(w, axis, bits, step)
+    node, nbytes = codebook_nodes(layer.name, q, table, scale, axis, step, lambda n, a: _added(n, a, inputs, values))
+    spread = np.repeat(scale.astype(np.float32), step, axis).take(range(w.shape[axis]), axis)
+    return node, table.astype(np.float32)[q] * spread, nbytes
+
+
 def _in_blocks(layer: Layer, w: Array, group: int, inputs: list[Node], values: dict[str, Array]) -> tuple[Node, Array, int]:
     """Weights of four bits: their node, the numbers that they stand for, and their bytes."""
     assert layer.inputs is not None  # `fits` says so
     axis = layer.inputs[1]
     q, scale = block_weights(w, axis, 4, group)
-
-    def add(name: str, array: Array) -> Node:
-        key = _free(name, inputs)
-        node = input_node(key, TensorType(as_dtype(array.dtype), array.shape), "parameter")
-        inputs.append(node)
-        values[key] = array
-        return node
-
-    node, nbytes = block_nodes(layer.name, q, scale, axis, 4, group, add)
+    node, nbytes = block_nodes(layer.name, q, scale, axis, 4, group, lambda n, a: _added(n, a, inputs, values))
     spread = np.repeat(scale.astype(np.float32), group, axis).take(range(w.shape[axis]), axis)
     return node, q * spread, nbytes
 

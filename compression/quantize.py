@@ -8,14 +8,14 @@ from ..ir.errors import InputError
 from ..ir.graph import Graph
 from .aware import QuantAware
 from .equalize import equalized
-from .plan import Keep, Options, Plan
+from .plan import CODEBOOKS, HALVES, Keep, Options, Plan
 from .ranges import METHODS
 from .report import Report
 from .smooth import smoothed
 from .source import as_batches, source_of
 from .timing import Measure
 
-WEIGHTS: Final = ("int8", "int4")
+WEIGHTS: Final = ("int8", "int4", *HALVES, *CODEBOOKS)
 ACTIVATIONS: Final = ("uint8", "int8", "dynamic")
 
 
@@ -30,7 +30,7 @@ def quantize(
     percentile: float = 99.99,
     bias_correction: bool = False,
     equalize: bool = False,
-    smooth: float | None = None,
+    smooth: float | str | None = "auto",
     keep: Keep = (),
     group: int = 32,
     measure: Measure | None = None,
@@ -42,16 +42,19 @@ def quantize(
     calibration  an iterable of batches of typical inputs: arrays, or tuples of one array for each argument (more are ignored,
                  so that batches of (inputs, labels) will do)
     specs        types of the arguments, as for tw.compile (default: those of the batches, in batches of any size)
-    weights      'int8' (symmetric, a scale for each output channel unless per_channel=False), 'int4' (with activations=None: a
-                 scale for each `group` inputs of a matrix product; other layers take 8 bits), or None
+    weights      'int8' (symmetric, a scale for each output channel unless per_channel=False); with activations=None also 'int4'
+                 (a scale for each `group` inputs of a matrix product; other layers take 8 bits), 'codebook4' and 'codebook8'
+                 (places in a table of 16 or 256 centroids, the former with a scale for each `group` inputs), 'bfloat16' and
+                 'float16'; or None
     activations  'uint8' or 'int8' over ranges seen in calibration, 'dynamic' (int8 over the range of each run), or None
     method       'minmax', 'percentile' (all but 100 - `percentile` percent), 'mse' or 'entropy'
     bias_correction  what quantised weights change in a layer's mean result is put into its bias (Nagel et al. 2019)
     equalize     scales of channels are evened out between consecutive layers first (Nagel et al. 2019)
-    smooth       a number from 0 to 1 (0.5 to 0.8 is usual), for transformers: channels of what layers read after norms and
-                 activations are scaled, weights against it: few large ones no longer take the bits of others (Xiao et al. 2023)
+    smooth       channels of what layers read after norms and activations are scaled, weights against it: few large ones, as
+                 transformers have them, no longer take the bits of others (Xiao et al. 2023). A number from 0 to 1 says how far;
+                 'auto' lets each layer have what suits it, where calibration data show that it needs any
     keep         layers that stay float: names, patterns of names ('head*'), or a function of the name
-    group        inputs that share a scale with 'int4', a multiple of 8
+    group        inputs that share a scale with 'int4' and 'codebook4', a multiple of 8
     measure      a function that gives the milliseconds of a Graph: a layer stays float where it is not faster in integers
     report       a Report to fill in: per layer the choice and its reason
 
@@ -75,7 +78,7 @@ def quantize_aware(
     method: str = "minmax",
     percentile: float = 99.99,
     equalize: bool = False,
-    smooth: float | None = None,
+    smooth: float | str | None = "auto",
     keep: Keep = (),
     report: Report | None = None,
 ) -> QuantAware:
@@ -96,16 +99,18 @@ def _plan(
     calibration: Any,
     specs: Any,
     options: Options,
-    even: tuple[bool, float | None],
+    even: tuple[bool, float | str | None],
     keep: Keep,
     measure: Measure | None,
     report: Report | None,
 ) -> Plan:
     _check(options, measure)
     equalize, smooth = even
-    if smooth is not None and not (isinstance(smooth, int | float) and 0 <= smooth <= 1):
-        raise InputError(f"smooth is a number from 0 to 1, or None, got {smooth!r}")
+    if smooth not in (None, "auto") and not (isinstance(smooth, int | float) and 0 <= smooth <= 1):
+        raise InputError(f"smooth is a number from 0 to 1, 'auto' or None, got {smooth!r}")
     batches = as_batches(calibration) if options.calibrated or calibration is not None else []
+    if smooth == "auto" and not (batches and options.weights == "int8" and options.activations is not None):
+        smooth = None
     if (options.bias_correction or smooth is not None) and not batches:
         raise InputError("bias_correction and smooth need calibration data: they measure what layers read")
     source = source_of(model, specs, batches)
@@ -121,7 +126,7 @@ def _plan(
         source, notes = equalized(source)
         report.notes += notes
     if smooth is not None:
-        source, notes = smoothed(source, batches, float(smooth))
+        source, notes = smoothed(source, batches, None if smooth == "auto" else float(smooth), options.activations != "uint8")
         report.notes += notes
     return Plan(source, options, report, batches).make(keep, measure)
 
@@ -131,8 +136,8 @@ def _check(o: Options, measure: object) -> None:
         raise InputError(f"weights is one of {', '.join(map(repr, WEIGHTS))}, or None, got {o.weights!r}")
     if o.activations not in (None, *ACTIVATIONS):
         raise InputError(f"activations is one of {', '.join(map(repr, ACTIVATIONS))}, or None, got {o.activations!r}")
-    if o.weights == "int4" and o.activations is not None:
-        raise InputError("weights='int4' are for products that wait for their weights: give activations=None")
+    if o.weights not in (None, "int8") and o.activations is not None:
+        raise InputError(f"weights={o.weights!r} are for products that wait for their weights: give activations=None")
     if type(o.group) is not int or o.group < 8 or o.group % 8:
         raise InputError(f"group is how many inputs share a scale, a multiple of 8, got {o.group!r}")
     if o.weights is None and o.activations is None:

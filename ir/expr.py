@@ -21,6 +21,7 @@ Operations (`op`), with `a`, `b`, `c` the args:
     ramp                      a, a + 1, ... a + lanes - 1           broadcast   a in every lane
     lane_xor                  a in the lane of the warp (GPU) whose number differs in the bits of attr: 1, 2, 4, 8 or 16
     four_bits                 the number that the lowest four bits of an i32 stand for, as f32
+    lookup                    the lane of a vector of sixteen f32 (first arg) whose number is in the lowest four bits of an i32
     shuffle                   lanes of two vectors, of as many lanes as one of them; attr: which (`picks`)
     reduce_add reduce_mul reduce_max reduce_min                   vector -> scalar, in a fixed halving tree; attr of the latter
                               two may be "forgets": if a lane is NaN, any of the others may come out
@@ -49,7 +50,7 @@ SIZE: Final = "size."  # what the variable of a named size is called by: 'size.N
 BYTE_FACTORS: Final = ("u8i8", "i8u8", "i8i8", "u8u8")
 INTEGER_FACTORS: Final = (*BYTE_FACTORS, "i16")
 SHUFFLES: Final = ("low", "high", "even", "odd")
-MOVES: Final = frozenset({"cast", "bitcast", "ramp", "broadcast", "shuffle", "four_bits"})
+MOVES: Final = frozenset({"cast", "bitcast", "ramp", "broadcast", "shuffle", "four_bits", "lookup"})
 OPS: Final = BINARY | COMPARE | UNARY | REDUCE | MOVES | {"const", "var", "load", "fma", "select", "lane_xor"}
 
 _interned: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
@@ -423,6 +424,13 @@ def four_bits(a: Expr) -> Expr:
     if a.dtype is not i32:
         raise DTypeError(f"four bits are taken from an i32, not from {a.dtype}")
     return Expr("four_bits", (a,), f32, a.lanes)
+
+
+def lookup(table: Expr, a: Expr) -> Expr:
+    """The lanes of a vector of sixteen f32 whose numbers are in the lowest four bits of an i32."""
+    if a.dtype is not i32 or table.dtype is not f32 or table.lanes != 16:
+        raise DTypeError(f"lookup takes sixteen f32 and an i32, not {table.lanes} {table.dtype} and {a.dtype}")
+    return Expr("lookup", (table, a), f32, a.lanes)
 
 
 def picks(pattern: str, lanes: int) -> tuple[int, ...]:

@@ -1,7 +1,10 @@
 """Products of a few rows with dequantised weights read the integers themselves, which become floats in registers.
 
-    contract(x, dequantize_blocks(q, s))  ->  coded_matmul(x, panels(q), panels(s))
-    contract(x, dequantize(q, s, 0))      ->  the same, with one scale for a whole column
+    contract(x, dequantize_blocks(q, s))       ->  coded_matmul(x, panels(q), panels(s))
+    contract(x, dequantize(q, s, 0))           ->  the same, with one scale for a whole column
+    contract(x, cast{f32}(w))                  ->  the same, with scales of one: w in bf16 or f16
+    contract(x, dequantize_codebook(q, t, s))  ->  codebook_matmul(x, panels(q), panels(s), t) of sixteen entries; of 256 in bf16
+                                                   coded_matmul(x, panels(t[q]), panels(s))
 
 Such a product waits for its weights' way from memory, so it takes the time of their bytes. Many rows wait for arithmetic: they
 read floats that are made once, in the prepare graph, as without this pass. The panels are made of ordinary nodes that depend on
@@ -17,9 +20,11 @@ from typing import ClassVar, Final
 
 from ..ir.build import constant, full
 from ..ir.contraction import Affine, Contraction
-from ..ir.dtypes import f16, f32, i8, i32
+from ..ir.dtypes import bf16, f16, f32, i8, i32
 from ..ir.graph import Graph, Node
 from ..ir.op import Trait, make
+from ..ir.ops.coded import ENTRIES
+from ..ir.types import TensorType
 from .contract import Context, Pass
 from .contract_form import permutation, spec_of
 from .facts import Facts, derived
@@ -33,25 +38,26 @@ STEPS: Final = 8  # of four bits in an i32
 
 @dataclass(frozen=True)
 class _Coded:
-    """Weights [N, K] as i8 and their scales [N, K / block]; `bits` of an integer count."""
+    """Weights [N, K] as i8, u8, bf16 or f16 and their scales [N, K / block]; `bits` of an integer count, which with a table is
+    a place in it."""
 
     q: Node
     scale: Node
     block: int
     bits: int
+    table: Node | None = None
 
 
 @dataclass(frozen=True)
 class CodedWeights(Pass):
-    """Weights of few rows stay in 8 or 4 bits; nothing without a processor as target."""
+    """Weights of few rows stay in 16, 8 or 4 bits; nothing without a processor as target."""
 
     kind: ClassVar[str] = "equivalent"
     requires: ClassVar[frozenset[str]] = frozenset({"no_gradient", "contract_form"})
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with products of coded weights."""
-        traits = (Trait.BLOCKS, Trait.DEQUANTIZE)
-        if ctx.target is None or ctx.target.is_cuda or not any(op.has(t) for op in graph.ops for t in traits):
+        if ctx.target is None or ctx.target.is_cuda or not any(_is_coded(n, ctx.facts) for n in graph.nodes()):
             return graph
         fixed, l3 = derived(graph.nodes(), ctx.weights(graph)), ctx.target.l3
 
@@ -80,10 +86,23 @@ def _product(old: Node, node: Node, fixed: Mapping[Node, bool], facts: Facts, l3
         return None
     x = node.inputs[0]
     flat = x if x.shape[-1] == k else make("reshape", x, shape=(*spec_rows(spec), k))
-    y = make(
-        "coded_matmul", flat, _panels(coded, n, k), _scale_panels(coded.scale, n), n=n, bits=coded.bits, block=min(coded.block, k)
-    )
+    panels, scales, block = _panels(coded, n, k), _scale_panels(coded.scale, n), min(coded.block, k)
+    if coded.table is None:
+        y = make("coded_matmul", flat, panels, scales, n=n, bits=coded.bits, block=block)
+    else:
+        y = make("codebook_matmul", flat, panels, scales, coded.table, n=n, block=block)
     return y if y.shape == node.shape else make("reshape", y, shape=node.shape)
+
+
+def _is_coded(node: Node, facts: Facts) -> bool:
+    """Whether a node stands for weights in few bits."""
+    return bool(node.inputs) and (node.op.has(Trait.BLOCKS) or node.op.has(Trait.DEQUANTIZE) or _widened(node, facts))
+
+
+def _widened(node: Node, facts: Facts) -> bool:
+    """Whether a node is 16-bit floats as f32."""
+    e = facts.scalar(node) if node.inputs else None
+    return e is not None and e.op == "cast" and node.dtype is f32 and node.inputs[0].dtype in (bf16, f16)
 
 
 def spec_rows(spec: Contraction) -> tuple[int, ...]:
@@ -129,7 +148,23 @@ def _weights(b: Node, order: tuple[int, int], facts: Facts) -> _Coded | None:
     def turned(x: Node) -> Node:
         return make("transpose", x, perm=(1, 0)) if swap else x
 
-    if len(b.shape) != 2 or not b.inputs or b.inputs[0].dtype is not i8:
+    if len(b.shape) != 2 or not b.inputs:
+        return None
+    if _widened(b, facts):
+        n, k = b.shape[column], b.shape[step]
+        return _Coded(turned(b.inputs[0]), full(1.0, TensorType(f32, (n, 1))), k, 16) if isinstance(k, int) else None
+    if b.op.has(Trait.BLOCKS) and len(b.inputs) == 3:
+        q, table, scale = b.inputs
+        block = b.attrs["block"]
+        if b.attrs["axis"] != step:
+            return None
+        if table.shape == (ENTRIES,) and table.dtype is f32 and (block % STEPS == 0 or block >= b.shape[step]):
+            return _Coded(turned(q), turned(scale), block, 4, table)
+        if table.shape == (256,) and _widened(table, facts):  # no registers hold these: what is meant instead of its places
+            entries = make("gather", table.inputs[0], make("cast", q, dtype=i32), axis=0)
+            return _Coded(turned(entries), turned(scale), block, 16)
+        return None
+    if b.inputs[0].dtype is not i8:
         return None
     if b.op.has(Trait.BLOCKS) and b.attrs["axis"] == step:
         block = b.attrs["block"]
@@ -160,7 +195,7 @@ def _padded(x: Node, rows: int, columns: int) -> Node:
 def _panels(coded: _Coded, n: int, k: int) -> Node:
     """[N, K] -> [P, K, W], of four bits [P, K / 8, W]."""
     count = -(-n // WIDTH)
-    if coded.bits == 8:
+    if coded.bits >= 8:
         x = make("reshape", _padded(coded.q, count * WIDTH, k), shape=(count, WIDTH, k))
         return make("transpose", x, perm=(0, 2, 1))
     words = -(-k // STEPS)

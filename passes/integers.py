@@ -156,8 +156,11 @@ class _Integers:
         if a is None or b is None:
             return None
         held = [s.q in self.fixed for s in (a, b)]
-        if held[0] == held[1]:
+        if all(held):
             return None
+        if not any(held):  # of two activations B is to be around 0
+            held = [self.facts.value(s.zero) == 0 for s in (a, b)]
+            held[0] = held[0] and not held[1]
         x, w = (b, a) if held[0] else (a, b)
         turned = swapped(spec) if held[0] else spec  # with the weights as B
         if x.axis is not None or (w.axis is None and w.scale.shape):
@@ -169,7 +172,7 @@ class _Integers:
         sums = None if zero == 0 else thin_sums(w.q, turned)
         if scales is None or (zero != 0 and sums is None):
             return None
-        most = _largest(x.q.dtype, zero) * 128
+        most = _largest(x.q.dtype, zero) * _largest(w.q.dtype, 0)
         few = _few(turned)
         if few and most * as_int(turned.size("k")) >= 1 << 24:
             return None

@@ -71,7 +71,7 @@ def lower_coded(graph: Graph, target: Target, name: str, aligns: Sequence[int] =
     def terms(core: Node, buffers: Sequence[Buffer], at: Sequence[Expr], shape: Sequence[int]) -> Terms:
         form = core.op.lower(core)
         assert isinstance(form, Coded)
-        x, panels, scales = buffers
+        x, panels, scales, *tables = buffers
         depth = static_shape(core.inputs[0])[-1]
         _, steps, width = static_shape(core.inputs[1])
         blocks = static_shape(core.inputs[2])[1]
@@ -89,6 +89,7 @@ def lower_coded(graph: Graph, target: Target, name: str, aligns: Sequence[int] =
                 low = binary("and", binary("shr", q, shift), const((1 << form.bits) - 1, i32))
                 top = const((1 << (form.bits - 1)) - 1, i32)
                 q = select(binary("lt", top, low), binary("sub", low, const(1 << form.bits, i32)), low)
+                q = load(tables[0], (cast(low, "i64"),), f32) if tables else q
             scale = load(scales, (place(blocks, binary("floordiv", k, form.block)),), scales.dtype)
             return load(x, (binary("add", row, k),), x.dtype), binary("mul", cast(q, f32), cast(scale, f32))
 

@@ -224,6 +224,8 @@ class Values(Arithmetic):
             return self._scale(e)
         if op == "table":
             return self._table(e)
+        if op == "lookup":
+            return self._lookup(e)
         if op == "four_bits":
             looked_up = self.module.is_x86 and self.module.target.vector_bits >= 512 and n % 16 == 0
             return self.value(four_bits_steps(e, looked_up=looked_up))
@@ -336,6 +338,33 @@ class Values(Arithmetic):
             parts.append(self.choose(high, "float", size, halves[1], halves[0]))
         found = self._joined("float", size, parts)
         return self._lanes("float", whole, found, 0, n) if whole > n else found
+
+    def _lookup(self, e: Expr) -> str:
+        """Lanes of a vector of sixteen by permuting registers with AVX-512 and AVX2, one at a time elsewhere."""
+        table, index, n = self.memo[e.args[0]], self.memo[e.args[1]], e.lanes
+        wide = self.module.target.vector_bits if self.module.is_x86 else 128
+        sixteen, parts = vector("float", 16), list[str]()
+        if wide >= 512 and n % 16 == 0:
+            for first in range(0, n, 16):
+                i = self._lanes("i32", n, index, first, 16)
+                parts.append(self.call("llvm.x86.avx512.permvar.sf.512", sixteen, [(sixteen, table), (vector("i32", 16), i)]))
+            return self._joined("float", 16, parts)
+        if wide >= 256 and n % 8 == 0:
+            v, iv = vector("float", 8), vector("i32", 8)
+            halves = [self._lanes("float", 16, table, first, 8) for first in (0, 8)]
+            for first in range(0, n, 8):
+                i = self._lanes("i32", n, index, first, 8)
+                low, high = (self.call("llvm.x86.avx2.permps", v, [(v, h), (iv, i)]) for h in halves)
+                upper = self.t(f"and {iv} {i}, {self._constant(8, 'i32', 8)}")
+                parts.append(self.choose(self.compare("icmp ne", "i32", 8, upper, "zeroinitializer"), "float", 8, high, low))
+            return self._joined("float", 8, parts)
+        low = self.t(f"and {vector('i32', n)} {index}, {self._constant(15, 'i32', n)}")
+        found = "poison"
+        for k in range(n):
+            i = low if n == 1 else self.t(f"extractelement {vector('i32', n)} {low}, i64 {k}")
+            one = self.t(f"extractelement {sixteen} {table}, i32 {i}")
+            found = one if n == 1 else self.t(f"insertelement {vector('float', n)} {found}, float {one}, i64 {k}")
+        return found
 
     def _lanes(self, kind: str, n: int, x: str, first: int, count: int) -> str:
         """Some consecutive lanes of a vector."""

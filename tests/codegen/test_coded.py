@@ -1,4 +1,4 @@
-"""Products with weights of 8 and 4 bits: odd sizes on every row, threads, panels from a dequantised matrix, and whole models."""
+"""Products with weights of 16, 8 and 4 bits, of codebooks too: odd sizes on every row, threads, panels from a dequantised matrix, and whole models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import tensorwright as tw
 from tensorwright import nn
 from tensorwright.ir.build import input_node
-from tensorwright.ir.dtypes import bf16, f32, i8, i32
+from tensorwright.ir.dtypes import DType, bf16, f16, f32, i8, i32
 from tensorwright.ir.graph import Graph, Node
 from tensorwright.ir.op import make
 from tensorwright.ir.types import TensorType
@@ -27,21 +27,25 @@ CASES = [
     (5, 7, 64, 4, 64),
     (6, 1, 15, 8, 1),
     (17, 50, 71, 4, 24),
+    (3, 33, 66, 16, 33),
 ]
+TABLES = [(1, 65, 67, 32), (5, 40, 130, 8)]
 
 
-def product(rows: int, k: int, n: int, bits: int, block: int) -> tuple[Graph, list[Array]]:
+def product(rows: int, k: int, n: int, bits: int, block: int, half: DType = bf16) -> tuple[Graph, list[Array]]:
     rng = np.random.default_rng(rows + k + n)
     count = -(-n // 64)
     if bits == 8:
         q: Array = rng.integers(-128, 128, (count, k, 64)).astype(np.int8)
-    else:
+    elif bits == 4:
         q = rng.integers(-(2**31), 2**31, (count, -(-k // 8), 64)).astype(np.int32)
+    else:
+        q = rng.uniform(-100, 100, (count, k, 64)).astype(half.numpy)
     scales = rng.uniform(0.001, 0.01, (count, -(-k // block), 64)).astype(np.float32)
     arrays = [rng.uniform(-2, 2, (rows, k)).astype(np.float32), q, scales]
     nodes = [
         input_node(f"p{i}", TensorType(d, a.shape))
-        for i, (a, d) in enumerate(zip(arrays, (f32, i32 if bits == 4 else i8, f32), strict=True))
+        for i, (a, d) in enumerate(zip(arrays, (f32, {4: i32, 8: i8, 16: half}[bits], f32), strict=True))
     ]
     return Graph(tuple(nodes), (make("coded_matmul", *nodes, n=n, bits=bits, block=block),)), arrays
 
@@ -53,6 +57,25 @@ def test_odd_sizes(case: tuple[int, int, int, int, int], row: str) -> None:
     (found,) = agree(graph, arrays, row, 5e-6)(arrays)  # sums of 96 products, with other roundings than the reference's
     if row == ROWS[0]:
         assert interpreted(graph, arrays, row)[0].tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("case", TABLES, ids=str)
+def test_codebooks_of_odd_sizes(case: tuple[int, int, int, int], row: str) -> None:
+    rows, k, n, block = case
+    graph, arrays = product(rows, k, n, 4, block)
+    table = input_node("table", TensorType(f32, (16,)))
+    node = make("codebook_matmul", *graph.inputs, table, n=n, block=block)
+    arrays.append(np.random.default_rng(0).normal(size=16).astype(np.float32))
+    graph = Graph((*graph.inputs, table), (node,))
+    (found,) = agree(graph, arrays, row, 5e-6)(arrays)
+    if row == ROWS[0]:
+        assert interpreted(graph, arrays, row)[0].tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_halves_of_ieee(row: str) -> None:
+    agree(*product(2, 20, 70, 16, 20, f16), row, 5e-6)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

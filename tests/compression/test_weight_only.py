@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorwright as tw
 from tensorwright import nn
-from tensorwright.compression.blocks import block_weights, two_to_a_byte
+from tensorwright.compression.blocks import block_weights, codebook_weights, two_to_a_byte
 from tensorwright.ir.dtypes import bf16
 from tensorwright.ir.errors import InputError
 
@@ -49,6 +49,58 @@ def test_blocks_hold_the_nearest_integers(axis: int) -> None:
     rows = np.moveaxis(q, axis, -1)
     assert ((packed & 15 ^ 8).astype(np.int8) - 8 == rows[:, ::2]).all()
     assert ((packed >> 4 ^ 8).astype(np.int8)[:, : rows.shape[1] // 2] - 8 == rows[:, 1::2]).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted", "error", "bytes_of"),
+    [
+        ("bfloat16", ["bfloat16"] * 3, 0.004, 2),
+        ("float16", ["float16"] * 3, 5e-4, 2),
+        ("codebook8", ["int8", "codebook8", "codebook8"], 0.012, 1.4),  # a table of 256 is much for so small a layer
+        ("codebook4", ["int8", "codebook4", "codebook4"], 0.12, 0.9),
+    ],
+)
+def test_halves_and_codebooks_of_a_model(weights: str, wanted: list[str], error: float, bytes_of: float, tmp_path: Path) -> None:
+    net, x = _Net(), np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+    report = tw.compression.Report()
+    graph = tw.quantize(net, None, tw.spec(2, 1, 6, 6), weights=weights, activations=None, group=16, report=report)
+    assert [line.choice for line in report.layers] == wanted
+    assert all(0 < line.weight_error < error for line in report.layers)
+    assert report.layers[1].bytes_after <= bytes_of * net.f.weight.data.size
+    exe = tw.compile(graph)
+    y, exact = exe(x), tw.compile(net, tw.spec(2, 1, 6, 6))(x)
+    assert 0 < np.abs(y - exact).max() <= 2 * error * np.abs(exact).max()
+    kernels = exe.text("fuse")
+    assert kernels.count("codebook_matmul(") == (weights == "codebook4")  # the other reads channels last
+    assert kernels.count("coded_matmul(") == (weights != "codebook4")
+    exe.save(tmp_path / "net.tw")
+    assert tw.load(tmp_path / "net.tw")(x).tobytes() == y.tobytes()
+
+
+def test_centroids_beat_even_steps_where_weights_are_no_uniform_numbers() -> None:
+    rng = np.random.default_rng(2)
+    w = (rng.standard_normal((64, 256)) ** 3).astype(np.float32)
+    w[5] = 0.0
+    q, table, scale = codebook_weights(w, 1, 4, 32)
+    near = table[q] * np.repeat(scale.astype(np.float32), 32, 1)
+    even, steps = block_weights(w, 1, 4, 32)
+    apart = [np.square(w - v).sum() for v in (near, even * np.repeat(steps.astype(np.float32), 32, 1))]
+    assert apart[0] < 0.5 * apart[1]
+    assert (near[5] == 0).all() and (np.diff(table) > 0).all()
+    few = np.repeat(np.float32([-1, 0, 0.5, 1]), 16).reshape(1, 64)  # fewer values than entries: each is its own
+    q, table, scale = codebook_weights(few, 1, 4, 64)
+    np.testing.assert_allclose(table[q] * scale.astype(np.float32), few, atol=1e-4)
+
+
+def test_weights_that_16_bits_cannot_hold_are_refused() -> None:
+    net = nn.Linear(4, 3)
+    net.weight.data[1, 2] = 1e6
+    with pytest.raises(InputError, match="weights beyond f16"):
+        tw.quantize(net, None, tw.spec(1, 4), weights="float16", activations=None)
+    net.weight.data[1, 2] = np.nan
+    for weights in ("bfloat16", "codebook4", "codebook8", "int4", "int8"):
+        with pytest.raises(InputError, match="NaN"):
+            tw.quantize(net, None, tw.spec(1, 4), weights=weights, activations=None)
 
 
 def test_options_that_do_not_go_together_are_refused() -> None:

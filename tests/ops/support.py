@@ -302,15 +302,15 @@ def _windows(window: Window, x: Array, pixels: tuple[int, ...]) -> Array:
 
 def _coded(form: Coded, operands: Sequence[Array], shape: tuple[int, ...]) -> Array:
     """By the matrix of floats, made one weight at a time."""
-    x, panels, scales = operands
+    x, panels, scales, *tables = operands
     width, dense = panels.shape[2], np.zeros((x.shape[-1], shape[-1]), np.float32)
     for k, n in np.ndindex(*dense.shape):
         p, j = divmod(n, width)
-        if form.bits == 8:
-            q = int(panels[p, k, j])
+        if form.bits >= 8:
+            q = np.float32(panels[p, k, j])
         else:
             q = (int(panels[p, k // 8, j]) >> (4 * (k % 8))) & 15
-            q -= 16 * (q > 7)
+            q = tables[0][q] if tables else q - 16 * (q > 7)
         dense[k, n] = np.float32(q) * np.float32(scales[p, k // form.block, j])
     return x @ dense
 

@@ -173,12 +173,25 @@ def test_a_scale_that_only_a_run_knows() -> None:
     np.testing.assert_array_equal(got, run(graph, {str(i.attrs["name"]): values[str(i.attrs["name"])] for i in graph.inputs})[0])
 
 
-def test_weights_with_a_zero_point_and_products_of_two_activations_stay_in_floats() -> None:
+def test_weights_with_a_zero_point_stay_in_floats() -> None:
     w = tw.nn.Parameter(np.full((4, 3), 7, np.uint8))
+    graph = tw.trace(lambda x: qdq(x, 0.25) @ dq(w, 0.5, 3), tw.spec(2, 4))
+    assert products(integers(graph)) == ["f32"]
 
-    def other(x: Any) -> Any:
-        x = qdq(x, 0.25)
-        return x @ dq(w, 0.5, 3), x @ x.T
 
-    graph = tw.trace(other, tw.spec(2, 4))
-    assert products(integers(graph)) == ["f32", "f32"]
+def test_products_of_two_activations() -> None:
+    """In integers where one of the two is around 0; the other's zero point needs that one's sums."""
+
+    def attention(q: Any, k: Any) -> Any:
+        scores = qdq(q, 0.25, 130) @ qdq(k, 0.5, 0, "i8").T
+        weights = qdq(tw.minimum(scores, 63.75), 0.25)
+        return weights @ qdq(k, 0.5, 0, "i8"), qdq(k, 0.25, 4) @ qdq(k, 0.25, 4).T, qdq(q, 0.25) @ qdq(q, 0.25).T
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-200, 200, (n, 9)).astype(np.float32) / 8 for n in (5, 11)]
+    graph = tw.trace(attention, *arrays)
+    assert sorted(products(integers(graph))) == ["f32", "i32", "i32", "i32", "i32"]  # one of them adds up k
+    right = run(graph, dict(zip("qk", arrays, strict=True)))
+    for target in TARGETS:
+        for got, wanted in zip(tw.compile(graph, target=target, cache=False)(*arrays), right, strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=target)
