@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .ir.collector import no_collection
@@ -19,15 +20,18 @@ from .ir.errors import CompileError, InputError
 from .ir.graph import Graph
 from .ir.graphs import specialize
 from .ir.target import CUDA_ROWS, Target, row
+from .runtime.cache import Key
 from .runtime.compiled import Compiled, Text
 from .runtime.executable import Executable
 from .settings import Flags
 
 if TYPE_CHECKING:
+    from .cuda_estimate import Estimate
     from .runtime.cuda.device import Device
+    from .runtime.cuda.executable import CudaExecutable
 
 EMULATOR: Final = "cuda-emulator"
-STAGES: Final = ("loops", "llvm", "ptx")
+STAGES: Final = ("loops", "llvm", "ptx", "sass")
 
 
 def build_cuda(
@@ -57,8 +61,36 @@ def build_cuda(
     if parameters and missing:
         raise CompileError(f"{graph.name}: no value for the parameters {missing[:5]}; give all of them, or none")
     chosen, device = resolve(target)
-    compiler = _Compiler(graph, purpose, chosen, bool(parameters), now, precision)
-    return CudaExecutable(graph, compiler, parameters, device=device, flatten=flatten, unflatten=unflatten, shares=shares)
+    compiler = CudaCompiler(graph, purpose, chosen, bool(parameters), now, precision)
+    return CudaExecutable(
+        *(graph, compiler, parameters),
+        device=device,
+        estimate=_estimate,
+        export=functools.partial(_export, compiler),
+        save=_save,
+        flatten=flatten,
+        unflatten=unflatten,
+        shares=shares,
+    )
+
+
+def _estimate(program: CudaProgram) -> Estimate:
+    from .cuda_estimate import estimate
+
+    return estimate(program)
+
+
+def _export(compiler: CudaCompiler, exe: CudaExecutable, folder: Path, sms: Sequence[int]) -> None:
+    from .cuda_export import export
+
+    export(compiler, exe, folder, sms)
+
+
+def _save(exe: Executable, path: str | Path) -> None:
+    from . import __version__
+    from .runtime import artifact
+
+    artifact.save(path, exe.graph, exe.parameters, {"tensorwright": __version__})
 
 
 def resolve(target: str | Target) -> tuple[Target, Callable[[], Device]]:
@@ -87,7 +119,7 @@ def _opened(name: str) -> Device:
 
 
 @dataclass(frozen=True, eq=False)
-class _Compiler:
+class CudaCompiler:
     """Compiles one graph for any sizes; what an Executable calls."""
 
     graph: Graph
@@ -98,23 +130,50 @@ class _Compiler:
     precision: str
 
     def __call__(self, sizes: Mapping[str, int]) -> Compiled:
+        """The program for these sizes, from the cache or made now."""
+        from .driver import cache_of, regenerated, stage_names
+
         start = time.perf_counter()
-        with no_collection():
-            found = self._compiled(sizes)
-        return Compiled(
-            run=found.run, prepare=found.prepare, prepare_key=found.prepare_key, texts=found.texts, passes=found.passes,
-            seconds=time.perf_counter() - start,
-        )  # fmt: skip
+        cache = cache_of(self.now)
+        key = None if cache is None else self.key(sizes)
+        look = cache is not None and not self.now.validate and not self.now.dump
+        found = cache.get(key) if look and cache is not None and key is not None else None
+        if found is None:
+            with no_collection():
+                found = self._compiled(sizes)
+            if cache is not None and key is not None:
+                cache.put(key, found)
+            return replace(found, seconds=time.perf_counter() - start)
+        again = functools.cache(lambda: self._compiled(sizes).texts)
+        names = [*stage_names([p.name for p in found.passes]), *(["prepare"] if found.prepare else []), "llvm"]
+        texts: dict[str, Text] = {"graph": lambda: str(specialize(self.graph, sizes))}
+        texts |= {n: functools.partial(regenerated, again, n) for n in names}
+        programs: tuple[Any, Any] = (found.run, found.prepare)
+        texts |= {n: functools.partial(text_of, n, *programs) for n in STAGES if n != "llvm"}
+        order = [n for n in (*texts, *STAGES) if n not in STAGES] + list(STAGES)
+        return replace(found, texts={n: texts[n] for n in order}, seconds=time.perf_counter() - start)
+
+    def key(self, sizes: Mapping[str, int]) -> Key:
+        """All that decides the PTX for these sizes."""
+        from .driver import compiler_digest
+        from .runtime.native import llvm_version
+
+        options: list[tuple[str, str | int | bool | None]] = [
+            ("purpose", self.purpose), ("bound", self.bound), ("precision", self.precision),
+        ]  # fmt: skip
+        options += [(f"size {n}", size) for n, size in sorted(sizes.items())]
+        return Key(self.graph.fingerprint(), self.target, tuple(options), compiler_digest(), llvm_version())
 
     def _compiled(self, sizes: Mapping[str, int]) -> Compiled:
         from .codegen.cuda.generate import generate
-        from .driver import record_of, stage_names
+        from .driver import dump_folder, record_of, stage_names
         from .passes import pipeline
         from .passes.contract import Context
         from .passes.manager import Hooks, run_pipeline
         from .passes.prepare import split
 
         graph = specialize(self.graph, sizes)
+        folder = dump_folder(self.now, self.graph, sizes)
         check: Callable[..., None] | None = None
         if self.now.validate:
             from .passes.validate import Validator
@@ -123,7 +182,7 @@ class _Compiler:
         verify = self.now.verify or self.now.validate
         ctx = Context(target=self.target)
         passes = pipeline.cuda(getattr(pipeline, self.purpose)(self.target, self.precision, False))
-        final = run_pipeline(graph, passes, ctx, Hooks(verify=verify, validate=check))
+        final = run_pipeline(graph, passes, ctx, Hooks(dump=folder, verify=verify, validate=check))
         first, run = split(final) if self.bound else (None, final)
         program = generate(run, self.target, name="main", verify=verify)
         prepare = None if first is None else generate(first, self.target, name="prepare", verify=verify)
@@ -133,7 +192,11 @@ class _Compiler:
         if first is not None:
             texts["prepare"] = functools.partial(str, first)
         for stage in STAGES:
-            texts[stage] = functools.partial(_text, stage, program, prepare)
+            texts[stage] = functools.partial(text_of, stage, program, prepare)
+        if folder is not None:
+            for k, stage in enumerate((*(["prepare"] if first else []), *STAGES[:-1]), start=len(ctx.results) + 1):
+                text = texts[stage]
+                (folder / f"{k:03}_{stage}.txt").write_text(text if isinstance(text, str) else text(), encoding="utf-8")
         key = "" if first is None else first.fingerprint()
         records = tuple(record_of(r) for r in ctx.results)
         # what an Executable asks of a Program, a CudaProgram has as well; CudaBinding runs it
@@ -141,11 +204,20 @@ class _Compiler:
         return Compiled(run=pair[0], prepare=pair[1], prepare_key=key, texts=texts, passes=records)
 
 
-def _text(stage: str, run: CudaProgram, prepare: CudaProgram | None) -> str:
+def text_of(stage: str, run: CudaProgram, prepare: CudaProgram | None) -> str:
+    """The text of a program at one of STAGES. SASS raises RuntimeUnavailableError where NVIDIA's tools are missing."""
+
+    def one(program: CudaProgram) -> str:
+        if stage != "sass":
+            return program.texts[stage]
+        from .runtime.cuda.tools import sass
+
+        return sass(program.ptx, program.target.sm) if program.kernels else ""
+
     if prepare is None:
-        return run.texts[stage]
-    mark = {"loops": "# ", "llvm": "; ", "ptx": "// "}[stage]
-    return f"{mark}---- prepare: once per set of weights\n{prepare.texts[stage]}\n{mark}---- run\n{run.texts[stage]}"
+        return one(run)
+    mark = {"loops": "# ", "llvm": "; "}.get(stage, "// ")
+    return f"{mark}---- prepare: once per set of weights\n{one(prepare)}\n{mark}---- run\n{one(run)}"
 
 
-__all__ = ["build_cuda"]
+__all__ = ["CudaCompiler", "build_cuda", "resolve", "text_of"]

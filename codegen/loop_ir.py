@@ -150,9 +150,13 @@ class Warp(Stmt):
     commit_async, wait_async (n)
         a group of copies ends here; wait until at most n groups are not done
     load_matrix, load_matrix_trans [4 registers i32, shared]
-        four 8x8 matrices of 16 bits; lane l names row l % 8 of matrix l // 8
-    mma_bf16, mma_f16 [4 registers f32, 4 i32, 2 i32]
-        a 16x8 tile of sums += 16x16 times 16x8, each lane its part
+        four 8x8 matrices of 16 bits (rows of 16 bytes, whatever they hold); lane l names row l % 8 of matrix l // 8
+    load_bits_1, load_bits_2, load_bits_4, load_bits_8, load_bits_16 [registers i32, global] (valid)
+        so many bytes, as they are, to 1, 1, 1, 2 or 4 registers; zeros where `valid` is 0
+    store_bits_16 [shared, 4 registers i32]
+        16 bytes from registers
+    mma_... [sums, registers i32 of A, of B]
+        a tile of sums += a tile of A times one of B, each lane its part: see `MMA`
     """
 
     op: str
@@ -186,15 +190,31 @@ class Module:
         return next(k for k in self.kernels if k.name == name)
 
 
+_BYTES: Final = ("i8_i8", "i8_u8", "u8_i8", "u8_u8")
+# Products of a warp: dtype of the sums, and how many registers of sums, of A and of B a lane has. Of 16x8 sums, 32 bytes along
+# the reduction; `_half`: 16 bytes, of bytes 8x8 sums.
+MMA: Final[dict[str, tuple[str, int, int, int]]] = {
+    "mma_bf16": ("f32", 4, 4, 2),
+    "mma_f16": ("f32", 4, 4, 2),
+    "mma_tf32": ("f32", 4, 4, 2),
+    "mma_f16_half": ("f32", 4, 2, 1),
+    **{f"mma_{pair}": ("i32", 4, 4, 2) for pair in _BYTES},
+    **{f"mma_{pair}_half": ("i32", 2, 1, 1) for pair in _BYTES},
+}
+
 # What a Warp statement takes: per place the scope, dtypes and elements, and the number of values; the first place is written.
 WARP_OPS: Final[dict[str, tuple[tuple[tuple[str, tuple[str, ...], int], ...], int]]] = {
     "copy_async": ((("shared", (), 1), ("global", (), 1)), 1),
     "commit_async": ((), 0),
     "wait_async": ((), 1),
-    "load_matrix": ((("register", ("i32",), 4), ("shared", ("bf16", "f16"), 1)), 0),
+    "load_matrix": ((("register", ("i32",), 4), ("shared", (), 1)), 0),
     "load_matrix_trans": ((("register", ("i32",), 4), ("shared", ("bf16", "f16"), 1)), 0),
-    "mma_bf16": ((("register", ("f32",), 4), ("register", ("i32",), 4), ("register", ("i32",), 2)), 0),
-    "mma_f16": ((("register", ("f32",), 4), ("register", ("i32",), 4), ("register", ("i32",), 2)), 0),
+    **{f"load_bits_{n}": ((("register", ("i32",), max(1, n // 4)), ("global", (), 1)), 1) for n in (1, 2, 4, 8, 16)},
+    "store_bits_16": ((("shared", (), 1), ("register", ("i32",), 4)), 0),
+    **{
+        name: ((("register", (sums,), c), ("register", ("i32",), a), ("register", ("i32",), b)), 0)
+        for name, (sums, c, a, b) in MMA.items()
+    },
 }
 
 

@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 
 from ..ir.dtypes import ALL, DType, bool_, i64
 from ..ir.errors import ParseError
-from ..ir.expr import BINARY, COMPARE, OPS, REDUCE, UNARY, Expr, four_bits, lane_xor, var
+from ..ir.expr import BINARY, COMPARE, OPS, REDUCE, UNARY, Expr, four_bits, lane_xor, lookup, var
 from .loop_ir import (
     KINDS,
     SCOPES,
@@ -215,7 +215,9 @@ class _Parser:
                 index = self.index("]")
                 self.take("=")
                 value = self.expr()
-                mask = self.expr() if self.accept("if") else None
+                # an `if` on the next line is a statement of its own
+                same = self.tokens[self.at][2] == self.tokens[self.at - 1][2]
+                mask = self.expr() if same and self.accept("if") else None
                 return Store(b, index, value, mask, self.accept("nontemporal"))
             case "let":
                 name = self.name("a variable")
@@ -407,7 +409,7 @@ class _Parser:
                 args.append(self.expr())
         self.take(")")
         a = args[0]
-        count = 3 if op in ("fma", "select") else 2 if op in BINARY or op in COMPARE or op == "shuffle" else 1
+        count = 3 if op in ("fma", "select") else 2 if op in BINARY or op in COMPARE or op in ("shuffle", "lookup") else 1
         if len(args) != count or (op in ("ramp", "broadcast") and lanes < 1):
             self.fail(f"{op} takes {count} operands, got {len(args)}")
         if dtype is not None:
@@ -423,6 +425,8 @@ class _Parser:
             return Expr(op, (a,), a.dtype, a.lanes, attr or None)
         if op == "four_bits":
             return four_bits(a)
+        if op == "lookup":
+            return lookup(*args)
         if op == "lane_xor":
             return lane_xor(a, int(attr) if attr.isdigit() else 0)
         if op == "shuffle":

@@ -106,59 +106,87 @@ def buffer_text(b: Buffer) -> str:
     return text if b.writable else text + " readonly"
 
 
+class _Lines:
+    """Lines of statements; `number` is the line of each statement, from 1 on, by its id."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.number: dict[int, int] = {}
+
+    def block(self, body: Iterable[Stmt], indent: str) -> None:
+        for s in body:
+            self.statement(s, indent)
+
+    def statement(self, s: Stmt, indent: str) -> None:
+        inner = indent + "  "
+        e = _Statement(expressions(s))
+        lines = self.lines
+        lines += [indent + part for part in e.parts]
+        self.number[id(s)] = len(lines) + 1
+        match s:
+            case For():
+                step = "" if s.step == 1 else f" step {s.step}"
+                lines.append(f"{indent}for {s.var.attr} in {e(s.start)} .. {e(s.stop)}{step} {s.kind} {{")
+                self.block(s.body, inner)
+                lines.append(indent + "}")
+            case Store():
+                mask = "" if s.mask is None else f" if {e(s.mask)}"
+                stream = " nontemporal" if s.nontemporal else ""
+                lines.append(f"{indent}store {s.buffer.name}[{', '.join(map(e, s.index))}] = {e(s.value)}{mask}{stream}")
+            case Let():
+                lines.append(f"{indent}let {s.var.attr} = {e(s.value)}")
+            case If():
+                lines.append(f"{indent}if {e(s.condition)} {{")
+                self.block(s.then, inner)
+                if s.otherwise:
+                    lines.append(indent + "} else {")
+                    self.block(s.otherwise, inner)
+                lines.append(indent + "}")
+            case Alloc():
+                lines.append(f"{indent}alloc {buffer_text(s.buffer)}")
+            case Call():
+                views = ", ".join(f"{b.name} @ {e(offset)}" for b, offset in s.views)
+                scalars = "".join(f"; {e(x)}" for x in s.scalars)
+                lines.append(f"{indent}call {s.kernel}({views}{scalars})")
+            case Prefetch():
+                lines.append(f"{indent}prefetch {s.buffer.name}[{', '.join(map(e, s.index))}] {s.level}")
+            case Warp():
+                places = "".join(f" {b.name}[{', '.join(map(e, index))}]" for b, index in s.places)
+                values = "".join(f"; {e(v)}" for v in s.values)
+                lines.append(f"{indent}warp {s.op}{places}{values}")
+            case Barrier():
+                lines.append(indent + "barrier")
+            case _:
+                raise TypeError(f"not a loop-IR statement: {s!r}")
+
+
 def statement_lines(s: Stmt, indent: str = "") -> list[str]:
     """The lines of one statement, blocks included."""
-    inner = indent + "  "
-    e = _Statement(expressions(s))
-    lines = [indent + part for part in e.parts]
-    match s:
-        case For():
-            step = "" if s.step == 1 else f" step {s.step}"
-            lines.append(f"{indent}for {s.var.attr} in {e(s.start)} .. {e(s.stop)}{step} {s.kind} {{")
-            lines += block_lines(s.body, inner)
-            lines.append(indent + "}")
-        case Store():
-            mask = "" if s.mask is None else f" if {e(s.mask)}"
-            stream = " nontemporal" if s.nontemporal else ""
-            lines.append(f"{indent}store {s.buffer.name}[{', '.join(map(e, s.index))}] = {e(s.value)}{mask}{stream}")
-        case Let():
-            lines.append(f"{indent}let {s.var.attr} = {e(s.value)}")
-        case If():
-            lines.append(f"{indent}if {e(s.condition)} {{")
-            lines += block_lines(s.then, inner)
-            if s.otherwise:
-                lines.append(indent + "} else {")
-                lines += block_lines(s.otherwise, inner)
-            lines.append(indent + "}")
-        case Alloc():
-            lines.append(f"{indent}alloc {buffer_text(s.buffer)}")
-        case Call():
-            views = ", ".join(f"{b.name} @ {e(offset)}" for b, offset in s.views)
-            scalars = "".join(f"; {e(x)}" for x in s.scalars)
-            lines.append(f"{indent}call {s.kernel}({views}{scalars})")
-        case Prefetch():
-            lines.append(f"{indent}prefetch {s.buffer.name}[{', '.join(map(e, s.index))}] {s.level}")
-        case Warp():
-            places = "".join(f" {b.name}[{', '.join(map(e, index))}]" for b, index in s.places)
-            values = "".join(f"; {e(v)}" for v in s.values)
-            lines.append(f"{indent}warp {s.op}{places}{values}")
-        case Barrier():
-            lines.append(indent + "barrier")
-        case _:
-            raise TypeError(f"not a loop-IR statement: {s!r}")
-    return lines
+    made = _Lines()
+    made.statement(s, indent)
+    return made.lines
 
 
 def block_lines(body: tuple[Stmt, ...], indent: str = "") -> list[str]:
-    return [line for s in body for line in statement_lines(s, indent)]
+    made = _Lines()
+    made.block(body, indent)
+    return made.lines
 
 
 def print_kernel(k: Kernel) -> str:
     """One kernel; its doc stands before it as comment lines."""
-    doc = [f"# {line}".rstrip() for line in k.doc.splitlines()]
+    return numbered_kernel(k)[0]
+
+
+def numbered_kernel(k: Kernel) -> tuple[str, dict[int, int]]:
+    """`print_kernel`, and the line of each statement in it, from 1 on, by the statement's id."""
+    made = _Lines()
+    made.lines += [f"# {line}".rstrip() for line in k.doc.splitlines()]
     params = ", ".join([*map(buffer_text, k.buffers), *(f"{v.attr}: i64" for v in k.scalars)])
     flags = (" noinline" if k.noinline else "") + (" noalias" if k.noalias else "")
-    return "\n".join([*doc, f"kernel {k.name}({params}){flags} {{", *block_lines(k.body, "  "), "}"])
+    made.lines.append(f"kernel {k.name}({params}){flags} {{")
+    made.block(k.body, "  ")
+    return "\n".join([*made.lines, "}"]), made.number
 
 
 def print_module(m: Module) -> str:

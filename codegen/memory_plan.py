@@ -19,6 +19,8 @@ ALIGN: Final = 64
 MANY: Final = 3000  # items from which packing must be nearly linear
 CLUSTER: Final = 8  # tasks that may be brought forward together
 DEEPEST: Final = 64  # tasks put before one another
+SPARE: Final = 1.25  # how much larger an arena may be for tasks to run at the same time ...
+FEW: Final = 1 << 20  # ... or how many bytes
 
 
 def aligned(nbytes: int) -> int:
@@ -122,8 +124,12 @@ class _State:
     inside: dict[int, int] = field(default_factory=dict)  # value -> the byte of that output at which it begins
 
 
-def plan_memory(problem: Problem) -> Plan:
-    """Places and order. Raises CompileError if the tasks depend on each other in a circle."""
+def plan_memory(problem: Problem, *, beside: bool = False) -> Plan:
+    """Places and order. Raises CompileError if the tasks depend on each other in a circle.
+
+    With `beside`, tasks that do not depend on each other may run at the same time: memory is used again only by those that come
+    after all its users, as long as the arena grows by little (SPARE, FEW).
+    """
     s = _State(problem)
     for t, task in enumerate(problem.tasks):
         s.edges[t] = set()
@@ -139,7 +145,7 @@ def plan_memory(problem: Problem) -> Plan:
                 s.edges[s.writer[v]].add(t)
     _assign_outputs(s)
     order = _order(s)
-    return _place(s, order)
+    return _place(s, order, beside)
 
 
 def _assign_outputs(s: _State) -> None:
@@ -397,7 +403,7 @@ class _Item:
     offset: int = -1
 
 
-def _place(s: _State, order: list[int]) -> Plan:
+def _place(s: _State, order: list[int], beside: bool) -> Plan:
     p = s.problem
     n_out = len(p.outputs)
     alias = dict(p.aliases)
@@ -449,6 +455,15 @@ def _place(s: _State, order: list[int]) -> Plan:
             spaces[t] = _Item(aligned(task.workspace), at, at)
             items.append(spaces[t])
     total = _pack(items)
+    if beside and len(order) <= MANY:
+        ends = [item.last for item in items]
+        _keep_apart(s, order, item_of, spaces)
+        wide = _pack(items)
+        if wide > max(SPARE * total, total + FEW):
+            for item, end in zip(items, ends, strict=True):
+                item.last = end
+            wide = _pack(items)
+        total = wide
 
     def place(v: int) -> Place:
         if p.sizes[v] == 0 and v not in fixed:
@@ -475,6 +490,34 @@ def _place(s: _State, order: list[int]) -> Plan:
         tuple((p.inputs + j, fixed[p.inputs + j]) for j in range(p.constants)),
         arena + 1,
     )
+
+
+def _keep_apart(s: _State, order: Sequence[int], item_of: dict[int, _Item], spaces: dict[int, _Item]) -> None:
+    """Keeps memory until the last task that does not come after all its users by what it reads."""
+    at = {t: k for k, t in enumerate(order)}
+    before = [0] * len(order)  # for each place in the order, a bit for each place that it comes after
+    for k, t in enumerate(order):
+        for later in s.edges[t]:
+            before[at[later]] |= before[k] | 1 << k
+    users: dict[int, set[int]] = {}
+    items: dict[int, _Item] = {}
+    for t, item in spaces.items():
+        items[id(item)] = item
+        users.setdefault(id(item), set()).add(at[t])
+    for v, item in item_of.items():
+        items[id(item)] = item
+        found = users.setdefault(id(item), set())
+        found.update(at[t] for t in s.readers.get(v, ()))
+        if v in s.writer:
+            found.add(at[s.writer[v]])
+    whole = [sum(1 << k for k in users[key]) for key in items]
+    for item, mask in zip(items.values(), whole, strict=True):
+        if item.last > len(order):
+            continue
+        for k in range(len(order) - 1, item.last, -1):
+            if before[k] & mask != mask:
+                item.last = k
+                break
 
 
 def _copy_step(value: int, source: Place, to: Place) -> PlannedStep:

@@ -42,6 +42,7 @@ class KernelInfo:
     """What one kernel of the program costs. `flops` counts arithmetic, `bytes` counts what must be read and written once.
 
     `nodes` are the graph ops it stands for; `parallel` says whether it has a parallel region; `note` why it looks as it does.
+    `weights` are the inputs that it reads which are no data: parameters, state, and what was prepared from them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class KernelInfo:
     nodes: tuple[str, ...] = ()
     parallel: bool = False
     note: str = ""
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

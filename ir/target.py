@@ -59,11 +59,12 @@ ROWS: Final[dict[str, Target]] = {
 
 
 _NVPTX: Final = "nvptx64-nvidia-cuda"
+# PTX 6.5 has the matrix instructions of sm_75 (a driver of CUDA 10.2 takes it); newer rows begin at a newer PTX by themselves.
 # A thread's widest access is 16 bytes; `registers` are those a thread may have before it spills.
 CUDA_ROWS: Final[dict[str, Target]] = {
     t.name: t
     for t in (
-        Target("cuda-sm_75", _NVPTX, "sm_75", "", 128, 255, fma=True, l2=4 << 20, l3=4 << 20, line=128, sm=75),
+        Target("cuda-sm_75", _NVPTX, "sm_75", "+ptx65", 128, 255, fma=True, l2=4 << 20, l3=4 << 20, line=128, sm=75),
         Target("cuda-sm_80", _NVPTX, "sm_80", "", 128, 255, fma=True, l2=40 << 20, l3=40 << 20, line=128, bf16=True, sm=80),
         Target("cuda-sm_90", _NVPTX, "sm_90", "", 128, 255, fma=True, l2=50 << 20, l3=50 << 20, line=128, bf16=True, sm=90),
     )

@@ -91,6 +91,8 @@ def address_of(array: Array) -> int:
 def describe(value: object) -> str:
     """What the caller passed, for an error message: 'f32[3, 4]', or the Python type."""
     if not isinstance(value, np.ndarray):
+        if isinstance(text := getattr(value, "described", None), str):
+            return text  # an array on a device
         return f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
     try:
         name = as_dtype(value.dtype).name

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..ir.cuda_program import CudaProgram
 from ..ir.dtypes import as_dtype
 from ..ir.memory import ArenaUse, Rematerialisation
 from ..ir.program import Argument, KernelInfo, Program
@@ -335,7 +336,11 @@ def _decode(meta: dict[str, Any], parts: dict[str, memoryview]) -> Compiled:
     )
 
 
-def _encode_program(program: Program, prefix: str, parts: dict[str, bytes]) -> dict[str, Any]:
+def _encode_program(program: Program | CudaProgram, prefix: str, parts: dict[str, bytes]) -> dict[str, Any]:
+    if isinstance(program, CudaProgram):
+        from .cuda.stored import encode_program
+
+        return {"cuda": encode_program(program, prefix, parts)}
     parts[f"{prefix}/object"] = program.object_code
     for k, constant in enumerate(program.constants):
         parts[f"{prefix}/constant{k}"] = np.ascontiguousarray(constant).tobytes()
@@ -354,8 +359,13 @@ def _encode_program(program: Program, prefix: str, parts: dict[str, bytes]) -> d
     }
 
 
-def _decode_program(meta: dict[str, Any], prefix: str, parts: dict[str, memoryview]) -> Program:
-    kernels = tuple(KernelInfo(**{**k, "nodes": tuple(k["nodes"])}) for k in meta["kernels"])
+def _decode_program(meta: dict[str, Any], prefix: str, parts: dict[str, memoryview]) -> Any:
+    """A Program, or the CudaProgram that runs in its place on a device."""
+    if "cuda" in meta:
+        from .cuda.stored import decode_program
+
+        return decode_program(meta["cuda"], prefix, parts)
+    kernels = tuple(KernelInfo(**{**k, "nodes": tuple(k["nodes"]), "weights": tuple(k["weights"])}) for k in meta["kernels"])
     constants = []
     for k, (dtype, shape) in enumerate(meta["constants"]):
         raw = parts[f"{prefix}/constant{k}"]

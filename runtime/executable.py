@@ -196,7 +196,7 @@ class Executable:
             wanted = ", ".join(f"{n}: {t}" for n, t in self.arguments)
             raise InputError(f"{self.graph.name} takes {len(self.arguments)} inputs ({wanted}), got {len(inputs)}")
         arrays = [
-            as_array(x, t, lambda n=n, k=k: self._where(k, n))  # type: ignore[misc]
+            self._taken(x, t, lambda n=n, k=k: self._where(k, n))  # type: ignore[misc]
             for k, (x, (n, t)) in enumerate(zip(inputs, self.arguments, strict=True))
         ]
         shapes = tuple(a.shape for a in arrays)
@@ -204,6 +204,10 @@ class Executable:
         if found is None:
             found = self._specialise(shapes, self._sizes(arrays))
         return arrays, found
+
+    def _taken(self, value: Any, expected: TensorType, where: Callable[[], str]) -> Any:
+        """A caller's argument as what a binding takes."""
+        return as_array(value, expected, where)
 
     def _where(self, k: int, name: str) -> str:
         return f"{self.graph.name}: input {k} ({name!r})"
@@ -256,7 +260,7 @@ class Executable:
                         "one would overwrite the other"
                     )
         # native code takes its arrays to be distinct and contiguous; where they are not, it writes elsewhere first
-        overlap = any(np.may_share_memory(a, x) for a in given for x in ready)
+        overlap = any(np.may_share_memory(a, x) for a in given for x in ready if isinstance(x, np.ndarray))
         needs = dict(program.output_align)
         astray = any(address_of(a) % needs.get(k, 1) for k, a in zip(binding.fresh, given, strict=True))
         if overlap or astray or not all(a.flags.c_contiguous and a.flags.aligned for a in given):
@@ -487,8 +491,13 @@ class Executable:
         """What is computed again to stay within `memory_budget`; None where no budget was given."""
         return self.compiled.remat
 
-    def profile(self, *inputs: Any, repeats: int = 20) -> Profile:
-        """Runs `repeats` times and returns the median time of each kernel. State of the model is put back afterwards."""
+    def profile(self, *inputs: Any, repeats: int = 20, estimate: bool = False) -> Profile:
+        """Runs `repeats` times and returns the median time of each kernel. State of the model is put back afterwards.
+
+        `estimate=True` is for CUDA targets: InputError here, where times are measured.
+        """
+        if estimate:
+            raise InputError(f"{self.graph.name}: estimate=True is for CUDA targets; for a processor, profile(...) measures")
         arrays, specialisation = self._accept(inputs)
         binding = self._bound(specialisation)
         self._latest = specialisation

@@ -22,7 +22,9 @@ Peak = Callable[[int], float]
 
 @dataclass(frozen=True)
 class KernelTime:
-    """One kernel: its time, its rates, and `fraction_of_peak`, its GFLOP/s over the measured peak (None: not measured)."""
+    """One kernel: its time, its rates, and `fraction_of_peak`, its GFLOP/s over the measured peak (None: not measured).
+
+    `weights` are the parameters that it reads, and what was prepared from them, by name."""
 
     name: str
     milliseconds: float
@@ -33,6 +35,7 @@ class KernelTime:
     parallel: bool
     nodes: tuple[str, ...]
     note: str
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def measure(binding: Binding, inputs: Sequence[Array], repeats: int, peak: Peak 
                 parallel=info.parallel,
                 nodes=info.nodes,
                 note=info.note,
+                weights=info.weights,
             )
         )
     return Profile(binding.program.name, threads, repeats, total * 1e3, peaks.get(threads), tuple(rows))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from ...ir.errors import CompileError
 from ...ir.target import Target
+
+# labels and a section that debuggers read, which `.loc` does not need
+_DEBUG: Final = re.compile(r"^(\$L__(tmp|func_begin|func_end)\d+:|\t\.section\t\.debug_macinfo\t\{\t\})\n", re.M)
 
 
 @lru_cache(maxsize=8)
@@ -42,4 +46,4 @@ def ptx(text: str, target: Target) -> str:
     options.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
-    return str(machine.emit_assembly(module))
+    return _DEBUG.sub("", str(machine.emit_assembly(module)))

@@ -94,6 +94,10 @@ class Stream:
         """The extent and stride of the innermost loop of a kind."""
         return self.loops[kind][-1] if self.loops[kind] else (1, 0)
 
+    def distance(self, kind: str) -> int | None:
+        """The one stride of a kind; None where neighbours are not all at one distance."""
+        return None if len(self.loops[kind]) > 1 else self.loops[kind][0][1] if self.loops[kind] else 0
+
     def runs(self, kind: str, other: Sequence[str], width: int) -> bool:
         """Whether so many neighbours along a kind are one access: side by side, and at a multiple of their size everywhere."""
         n, stride = self.step(kind)
@@ -123,6 +127,9 @@ class Packed(Stream):
 
     def step(self, kind: str) -> tuple[int, int]:
         return (self.n, 1) if kind == "n" and self.pairs == 1 else (1, 0)
+
+    def distance(self, kind: str) -> int | None:
+        return super().distance(kind) if kind == "b" else None
 
     def runs(self, kind: str, other: Sequence[str], width: int) -> bool:
         return False
@@ -161,7 +168,7 @@ class Group:
         (self.node,) = found
         form = body.lowering(self.node)
         assert isinstance(form, Contract)
-        self.spec = form.spec
+        self.spec, self.tf32 = form.spec, form.tf32
         self.held = accumulator(self.node.dtype)
         self.size = {k: as_int(self.spec.size(name)) for k, name in (("b", "batch"), ("m", "m"), ("n", "n"), ("k", "k"))}
 
@@ -317,8 +324,9 @@ def _tiled(g: Group, target: Target) -> tuple[list[Stmt], list[Buffer], str]:
     note = f"tile {tile.rows}x{tile.columns}x{tile.steps}, {tile.thread_rows}x{tile.thread_columns} a thread"
     note += f", {splits} parts" if splits > 1 else ""
     made = Tiled(g, tile, splits)
-    if tensor_cores.fits(g, target):
-        made, note = tensor_cores.make(g, target)
+    plan = tensor_cores.plan_for(g, target)
+    if plan is not None:
+        made, note = tensor_cores.TensorTiled(g, plan), str(plan)
     statements: list[Stmt] = [made.launch()]
     if made.splits > 1:
         statements.append(made.combined())
@@ -489,15 +497,25 @@ class _Side:
         total: Expr = binary("add", s.offset("b", self.batch if g.size["b"] > 1 else const(0)), s.base)
         done: list[Stmt] = [Alloc(self.shared), Alloc(self.stage), Let(self.base, total)]
         whole = g.size[self.kind] % self.size == 0
+        # more than two accesses at equal distances: one address, and the others from it (of two, both take fewer registers)
+        distance = s.distance(self.kind) if t.threads % self.inner == 0 and self.count > 2 else None
+        even = distance is not None
         for j in range(self.count):
-            e = binary("add", TX, j * t.threads)
+            e = TX if even else binary("add", TX, j * t.threads)
             fast = binary("mul", binary("mod", e, self.inner), self.width)
             slow = binary("floordiv", e, self.inner)
             k, r = (fast, slow) if self.along_k else (slow, fast)
-            kv, rv, off = (var(f"{self.name}_{word}{j}") for word in ("k", "r", "off"))
-            done += [Let(kv, k), Let(rv, r)]
-            at = var(f"{self.name}_at{j}")
-            done += [Let(at, binary("add", self.origin, rv)), Let(off, binary("add", self.base, s.offset(self.kind, at)))]
+            names = [f"{self.name}_{word}{0 if even else j}" for word in ("k", "r", "at", "off")]
+            kv, rv, at, off = map(var, names)
+            if j == 0 or not even:
+                done += [Let(kv, k), Let(rv, r), Let(at, binary("add", self.origin, rv))]
+                done.append(Let(off, binary("add", self.base, s.offset(self.kind, at))))
+            if even and j:
+                further = j * (t.threads // self.inner)
+                kv, rv = (kv, binary("add", rv, further)) if self.along_k else (binary("add", kv, further), rv)
+                if self.along_k:
+                    at = binary("add", at, further)
+                    off = binary("add", off, further * (distance or 0))
             inside = None if whole else binary("lt", at, const(g.size[self.kind]))
             self.parts.append((kv, rv, off, inside))
         return done

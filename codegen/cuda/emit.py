@@ -12,7 +12,8 @@ Pointers are generic in the text; LLVM finds out which are global and which shar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ...ir.dtypes import i64
@@ -25,15 +26,63 @@ from ..llvm.kernel import KernelText, register_widths, written_buffers
 from ..llvm.types import element, stored
 from ..loop_ir import Barrier, Buffer, For, Kernel, Let, Stmt, Warp, statements
 from .machine import MOST_THREADS, STATIC_SHARED, check
+from .matrix_units import UNITS
 from .shape import shape_of
 
 _SPECIAL: Final = "llvm.nvvm.read.ptx.sreg."
 _BARRIER: Final = "llvm.nvvm.barrier.cta.sync.aligned.all"
 _SMALL: Final = 1 << 31
+_LATCH: Final = re.compile(r"label %(\S+), label %\1\.end")
+REGISTERS: Final = 65536  # of a multiprocessor, of every row of machine.py
 
 
 class CudaModule(ModuleText):
-    """The module of a CUDA program: an intrinsic that the SM lacks is refused where it is first declared."""
+    """The module of a CUDA program: an intrinsic that the SM lacks is refused where it is first declared.
+
+    Debug locations give each instruction the line of its statement in the loop IR, which `.loc` names in the PTX.
+    """
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.notes: list[str] = []
+        self._scopes: dict[str, int] = {}
+        self._locations: dict[tuple[int, int], str] = {}
+        unit = 'distinct !DICompileUnit(language: DW_LANG_C, file: !2, producer: "tensorwright", isOptimized: true, '
+        self.note(unit + "runtimeVersion: 0, emissionKind: DebugDirectivesOnly)")
+        self.note('!DIFile(filename: "loop-ir", directory: "")')
+        self.note('!{i32 2, !"Debug Info Version", i32 3}')
+        self.note("!DISubroutineType(types: !{})")
+
+    def note(self, text: str) -> int:
+        """The number of a metadata node."""
+        self.notes.append(text)
+        return len(self.notes)
+
+    def scope(self, kernel: str) -> int:
+        """The number of a kernel's node."""
+        if kernel not in self._scopes:
+            # a file for each kernel: lines count from the kernel's first
+            file = self.note(f'!DIFile(filename: "{kernel}.loops", directory: "")')
+            about = f'distinct !DISubprogram(name: "{kernel}", scope: !{file}, file: !{file}, line: 1, type: !4, '
+            self._scopes[kernel] = self.note(about + "scopeLine: 1, spFlags: DISPFlagDefinition, unit: !1)")
+        return self._scopes[kernel]
+
+    def location(self, kernel: str, line: int) -> str:
+        """What an instruction of a line ends in."""
+        key = self.scope(kernel), line
+        if key not in self._locations:
+            self._locations[key] = f", !dbg !{self.note(f'!DILocation(line: {line}, scope: !{key[0]})')}"
+        return self._locations[key]
+
+    def rolled(self) -> int:
+        """The number of a node that says of a loop that it stays one."""
+        word = self.note('!{!"llvm.loop.unroll.disable"}')
+        return self.note(f"distinct !{{!{len(self.notes) + 1}, !{word}}}")
+
+    def metadata(self) -> str:
+        """The nodes, for the end of the module."""
+        head = ["!llvm.dbg.cu = !{!1}", "!llvm.module.flags = !{!3}"]
+        return "\n".join([*head, *(f"!{k} = {text}" for k, text in enumerate(self.notes, 1))])
 
     def declare(self, name: str, result: str, args: str, attributes: str = "") -> None:
         check(name, self.target)
@@ -43,16 +92,36 @@ class CudaModule(ModuleText):
 class CudaKernel(KernelText):
     """Emits one launch."""
 
-    def __init__(self, module: ModuleText, header: str, kernel: Kernel, widths: dict[str, int]) -> None:
+    module: CudaModule
+
+    def __init__(self, module: CudaModule, header: str, kernel: Kernel, widths: dict[str, int]) -> None:
+        self.location = ""  # of the statement that is being emitted
         super().__init__(module, header, kernel, {}, widths)
         self.most: dict[Expr, int] = {}  # what a variable does not exceed
         self.block_dims = sum(1 for s in statements(kernel.body) if isinstance(s, For) and s.kind == "block")
         self.shared: list[str] = []
         self.shared_bytes = 0
+        self.numbers: Mapping[int, int] = {}  # the loop IR's line of each statement, by its id
+
+    # -- where in the loop IR -----------------------------------------------------------------------------------------
+
+    def t(self, rhs: str) -> str:
+        return super().t(rhs + self.location)
+
+    def line(self, text: str) -> None:
+        super().line(text + self.location)
 
     # -- structure ----------------------------------------------------------------------------------------------------
 
     def statement(self, s: Stmt) -> None:
+        """Emits one statement; its instructions name its line."""
+        before, number = self.location, self.numbers.get(id(s))
+        if number is not None:
+            self.location = self.module.location(self.kernel, number)
+        self._statement(s)
+        self.location = before
+
+    def _statement(self, s: Stmt) -> None:
         if isinstance(s, Barrier):
             self.module.declare(_BARRIER, "void", "i32")
             self.line(f"call void @{_BARRIER}(i32 0)")
@@ -93,6 +162,14 @@ class CudaKernel(KernelText):
         stop = self.bound(s.stop)
         self._limit(s.var, None if stop is None else stop - 1)
         super().serial(s)
+        if any(isinstance(x, Warp) and x.op in UNITS for x in s.body):
+            self._as_it_is()
+
+    def _as_it_is(self) -> None:
+        """Forbids to unroll the loop that ends here: ptxas would, a whole reduction, and then lacks registers."""
+        k = next((k for k in range(len(self.lines) - 1, -1, -1) if self.lines[k].startswith("  br i1 ")), None)
+        if k is not None and _LATCH.search(self.lines[k]) and "!llvm.loop" not in self.lines[k]:
+            self.lines[k] += f", !llvm.loop !{self.module.rolled()}"
 
     def allocate(self, b: Buffer) -> None:
         if b.scope != "shared":
@@ -135,19 +212,46 @@ class CudaKernel(KernelText):
                 (registers, at), (b, index) = s.places
                 name = f"llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4{'.trans' if s.op.endswith('trans') else ''}.b16.p3"
                 found = self.call(name, "{i32, i32, i32, i32}", [("ptr addrspace(3)", self._pointer(b, index, 3))])
-                self._spread(registers, at, "{i32, i32, i32, i32}", found)
-            case "mma_bf16" | "mma_f16":
+                self._spread(registers, at, "{i32, i32, i32, i32}", found, 4)
+            case _ if s.op.startswith("load_bits_"):
+                self._load_bits(s, int(s.op.removeprefix("load_bits_")))
+            case "store_bits_16":
+                (b, index), (registers, at) = s.places
+                whole = "poison"
+                for k, x in enumerate(self._slots(registers, at, 4)):
+                    whole = self.t(f"insertelement <4 x i32> {whole}, i32 {x}, i32 {k}")
+                self.line(f"store <4 x i32> {whole}, ptr {self.address(b, self._place(b, index))}, align 16")
+            case _ if s.op in UNITS:
                 (acc, at), left, right = s.places
-                parts = [*self._slots(*left, 4), *self._slots(*right, 2)]
-                if s.op == "mma_bf16":
-                    name, args = "llvm.nvvm.mma.m16n8k16.row.col.bf16", [("i32", x) for x in parts]
-                else:
-                    name = "llvm.nvvm.mma.m16n8k16.row.col.f32.f32"
+                unit = UNITS[s.op]
+                parts = [*self._slots(*left, unit.a), *self._slots(*right, unit.b)]
+                if unit.halves:
                     args = [("<2 x half>", self.t(f"bitcast i32 {x} to <2 x half>")) for x in parts]
-                kind = "{float, float, float, float}"
-                self._spread(acc, at, kind, self.call(name, kind, [*args, *(("float", x) for x in self._slots(acc, at, 4))]))
+                else:
+                    args = [("i32", x) for x in parts]
+                word = element(acc.dtype)
+                kind = f"{{{', '.join([word] * unit.sums)}}}"
+                sums = [(word, x) for x in self._slots(acc, at, unit.sums)]
+                self._spread(acc, at, kind, self.call(unit.intrinsic, kind, [*args, *sums]), unit.sums)
             case _:
                 raise CompileError(f"kernel {self.kernel}: unknown warp operation {s.op}")
+
+    def _load_bits(self, s: Warp, size: int) -> None:
+        """Bytes of global memory to registers of 32 bits, or zeros."""
+        (registers, at), (b, index) = s.places
+        count = max(1, size // 4)
+        kind = f"<{count} x i32>" if count > 1 else f"i{8 * size}"
+        x = self.t(f"load {kind}, ptr {self.address(b, self._place(b, index))}, align {size}")
+        if self.known(s.values[0]) is None:
+            valid = self.t(f"icmp ne i64 {self.value(s.values[0])}, 0")
+            x = self.t(f"select i1 {valid}, {kind} {x}, {kind} {'zeroinitializer' if count > 1 else '0'}")
+        if size < 4:
+            x = self.t(f"zext {kind} {x} to i32")
+        if count > 1:
+            self._spread(registers, at, kind, x, count, "extractelement", "i32 ")
+        else:
+            self.widths.setdefault(registers.name, 1)
+            self.registers[registers.name][self._slot(registers, at, 1)[0]] = x
 
     def _void(self, name: str, args: list[tuple[str, str]]) -> None:
         self.module.declare(name, "void", ", ".join(t for t, _ in args))
@@ -171,11 +275,14 @@ class CudaKernel(KernelText):
         slot, _ = self._slot(b, index, 1)
         return self.registers[b.name][slot : slot + count]
 
-    def _spread(self, b: Buffer, index: tuple[Expr, ...], kind: str, value: str) -> None:
+    def _spread(
+        self, b: Buffer, index: tuple[Expr, ...], kind: str, value: str, count: int, take: str = "extractvalue", of: str = ""
+    ) -> None:
+        """The parts of a value to neighbouring registers."""
         self.widths.setdefault(b.name, 1)  # where nothing else reads or writes it
         slot, _ = self._slot(b, index, 1)
-        for k in range(4):
-            self.registers[b.name][slot + k] = self.t(f"extractvalue {kind} {value}, {k}")
+        for k in range(count):
+            self.registers[b.name][slot + k] = self.t(f"{take} {kind} {value}, {of}{k}")
 
     def fork(self, s: For) -> None:
         raise CompileError(f"kernel {self.kernel}: parallel loop {s.var.attr} has no meaning on a CUDA target")
@@ -271,8 +378,9 @@ class CudaKernel(KernelText):
         self.line("ret void")
 
 
-def emit_launch(module: CudaModule, kernel: Kernel) -> tuple[str, int]:
-    """The text of a kernel that is one launch, with its shared arrays, and how many bytes these take."""
+def emit_launch(module: CudaModule, kernel: Kernel, numbers: Mapping[int, int]) -> tuple[str, int]:
+    """The text of a kernel that is one launch, with its shared arrays, and how many bytes these take. `numbers` are the lines of
+    its statements in its loop IR, by their ids."""
     _, threads = shape_of(kernel)
     if threads > MOST_THREADS:
         raise CompileError(f"kernel {kernel.name} has blocks of {threads} threads; the most is {MOST_THREADS}")
@@ -285,26 +393,35 @@ def emit_launch(module: CudaModule, kernel: Kernel) -> tuple[str, int]:
         if b.name not in written:
             attributes.append("readonly")
         params.append(f"ptr {' '.join(attributes)} %p.{b.name}")
-    header = f'define ptx_kernel void @{kernel.name}({", ".join(params)}) nounwind "nvvm.reqntid"="{threads}" {{'
+    bounds = f'"nvvm.reqntid"="{threads}"'
+    if threads >= 256 and any(isinstance(s, Warp) and s.op in UNITS for s in statements(kernel.body)):
+        bounds += f' "nvvm.maxnreg"="{REGISTERS // 2 // threads}"'  # two blocks of a large tile on a multiprocessor
+    header = f'define ptx_kernel void @{kernel.name}({", ".join(params)}) nounwind {bounds} '
+    header += f"!dbg !{module.scope(kernel.name)} {{"
     f = CudaKernel(module, header, kernel, register_widths(kernel))
     f.pointers = {b.name: f"%p.{b.name}" for b in kernel.buffers}
+    f.numbers, f.location = numbers, module.location(kernel.name, 1)
     f.run(kernel.body)
     f.finish()
     return "\n".join([*f.shared, f.text()]), f.shared_bytes
 
 
-def module_text(kernels: Sequence[Kernel], target: Target, layout: str) -> tuple[str, dict[str, int]]:
-    """LLVM text of a program's kernels, each one launch, and the shared bytes of each."""
+def module_text(
+    kernels: Sequence[Kernel], target: Target, layout: str, numbers: Mapping[str, Mapping[int, int]]
+) -> tuple[str, dict[str, int]]:
+    """LLVM text of a program's kernels, each one launch, and the shared bytes of each. `numbers` are the lines of each kernel's
+    statements (`numbered_kernel`)."""
     module = CudaModule(target)
     shared: dict[str, int] = {}
     for k in kernels:
-        text, shared[k.name] = emit_launch(module, k)
+        text, shared[k.name] = emit_launch(module, k, numbers[k.name])
         module.functions.append(text)
     parts = [
         f'target datalayout = "{layout}"\ntarget triple = "{target.triple}"',
         "\n".join(f"{name} = internal constant {value}, align 16" for value, name in module.constants.items()),
         *module.functions,
         *sorted(module.declarations.values()),
+        module.metadata(),
     ]
     return "\n\n".join(p for p in parts if p) + "\n", shared
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from ...ir import cuda_program as cuda
 from ...ir.errors import CompileError
 from ...ir.graph import Graph
-from ...ir.program import Argument
+from ...ir.program import Argument, KernelInfo
 from ...ir.target import Target
 from .. import plan as tree
 from ..arena import arena_use
@@ -23,6 +24,7 @@ from .contraction import lower_contraction
 from .emit import module_text
 from .machine import sm_of
 from .maps import lower_map
+from .persistent import Parts, one_kernel
 from .products import lower_coded, lower_sparse
 from .reduces import lower_reduce
 from .rows import lower_rows
@@ -45,11 +47,12 @@ LOWERINGS: Final[dict[str, Lower]] = {
 }
 
 
-def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool = False) -> cuda.CudaProgram:
+def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool = False, loops: str = "auto") -> cuda.CudaProgram:
     """The CUDA program of a graph of static shapes, whose nodes are fused regions and lowered ops.
 
-    With `verify`, loop IR and memory plan are verified before code is made of them. Raises CompileError for a node that has no
-    code, or an instruction that the SM lacks; VerifyError for a bug of the generator.
+    `loops` says whether loops of small kernels become one kernel ('auto': where an estimate favours it; 'launches'; 'one': wherever
+    one block can run them). With `verify`, loop IR and memory plan are verified before code is made of them. Raises CompileError
+    for a node that has no code, or an instruction that the SM lacks; VerifyError for a bug of the generator.
     """
     sm_of(target)
     check_static(graph)
@@ -61,6 +64,7 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
         check_plan(plan, problem)
     nodes, infos = steps_of(b, groups, plan, constants, number)
     launches = {k.name: launches_of(k) for k in b.kernels.values()}
+    nodes = [_whole(n, launches, b, loops, infos, at) for at, n in enumerate(nodes)]
     used = {s.kernel for s in tree.walk(nodes) if isinstance(s, tree.Step)}
     kernels = [part for name, parts in launches.items() if name in used for part, _ in parts]
     if verify:
@@ -77,9 +81,9 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
     table = tuple(_row(k, shared[k.name], sources[k.name]) for k in kernels)
     entry = EntryPlan(name, tuple(nodes))
     plain = all(isinstance(n, tree.Step) for n in nodes)
-    loops = "\n\n".join(sources.values()) + ("\n" if sources else "")
+    printed = "\n\n".join(sources.values()) + ("\n" if sources else "")
     if not plain:
-        loops += "".join(f"# {line}\n" for line in print_plan(entry).splitlines())
+        printed += "".join(f"# {line}\n" for line in print_plan(entry).splitlines())
     return cuda.CudaProgram(
         name=name,
         target=target,
@@ -93,7 +97,7 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
         infos=tuple(infos),
         aliases=graph.aliases,
         use=arena_use(problem, plan),
-        texts={"loops": loops, "llvm": text, "ptx": assembled},
+        texts={"loops": printed, "llvm": text, "ptx": assembled},
     )
 
 
@@ -106,7 +110,34 @@ def _row(k: Kernel, shared: int, source: str) -> cuda.CudaKernel:
     return cuda.CudaKernel(k.name, grid, (threads, 1, 1), parameters, shared, source=source)
 
 
-Launches = dict[str, list[tuple[Kernel, tuple[int, ...]]]]
+Launches = dict[str, Parts]
+
+
+def _whole(
+    node: tree.Node, launches: Launches, b: Builder, way: str, infos: list[KernelInfo], info: int, depth: int = 0
+) -> tree.Node:
+    """A node of the plan with the loops that one kernel runs as one step; their kernels are added to the launches."""
+
+    def inner(nodes: Sequence[tree.Node], deeper: int = 0) -> tuple[tree.Node, ...]:
+        return tuple(_whole(n, launches, b, way, infos, info, depth + deeper) for n in nodes)
+
+    match node:
+        case tree.Loop():
+            loop = replace(node, nodes=inner(node.nodes, 1))
+            made = one_kernel(loop, launches, f"loop_{len(launches)}", b.target, depth, way)
+            if made is None:
+                return loop
+            kernel, views, note = made
+            launches[kernel.name] = launches_of(kernel)
+            infos[info] = replace(infos[info], note="; ".join(filter(None, (infos[info].note, note))))
+            return tree.Step(kernel.name, views)
+        case tree.Block():
+            return replace(node, nodes=inner(node.nodes))
+        case tree.Branch():
+            return replace(node, then=inner(node.then), orelse=inner(node.orelse))
+        case tree.While():
+            return replace(node, test=inner(node.test), nodes=inner(node.nodes))
+    return node
 
 
 def _nodes(nodes: Sequence[tree.Node], launches: Launches, info: int) -> tuple[cuda.Node, ...]:

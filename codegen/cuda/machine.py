@@ -72,15 +72,20 @@ def check(intrinsic: str, target: Target) -> None:
         raise CompileError(f"{intrinsic} needs sm_{least}; {target.name} does not have it")
 
 
-def occupancy(target: Target, threads: int, registers: int, shared: int) -> float:
-    """The share of a multiprocessor's threads that are resident, an estimate: limited by registers (allocated to a warp in units
-    of 256), shared memory, threads and blocks."""
+def limits(target: Target, threads: int, registers: int, shared: int) -> tuple[int, float, str]:
+    """Blocks resident on a multiprocessor, the share of its threads that these are, and what limits them, all estimated:
+    registers (allocated to a warp in units of 256), shared memory (1 KB more a block from sm_80 on), threads or blocks."""
     sm = sm_of(target)
     warps = -(-threads // WARP)
-    per_warp = -(-registers * WARP // 256) * 256
-    blocks = min(sm.blocks, sm.threads // (warps * WARP))
-    if per_warp:
-        blocks = min(blocks, sm.registers // (per_warp * warps))
+    most = {"threads": sm.threads // (warps * WARP), "blocks": sm.blocks}
+    if registers:
+        most["registers"] = sm.registers // (-(-registers * WARP // 256) * 256 * warps)
     if shared:
-        blocks = min(blocks, sm.shared // (shared + 1024))
-    return blocks * warps * WARP / sm.threads
+        most["shared memory"] = sm.shared // (shared + (1024 if target.sm >= 80 else 0))
+    limited = min(most, key=lambda r: most[r])
+    return most[limited], most[limited] * warps * WARP / sm.threads, limited
+
+
+def occupancy(target: Target, threads: int, registers: int, shared: int) -> float:
+    """The share of a multiprocessor's threads that are resident: see `limits`."""
+    return limits(target, threads, registers, shared)[1]

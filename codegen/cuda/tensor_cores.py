@@ -1,210 +1,197 @@
-"""Contractions of 16-bit floats on tensor cores (sm_80 and newer).
+"""Contractions on tensor cores: bf16, f16, tf32, and bytes with sums in i32.
 
-Copies to shared memory run while the products of the step before are taken; matrices come from there by `ldmatrix`, products by
-`mma.sync` with sums in f32.
+Copies to shared memory run while the products of steps before are taken (matrix_operands.py); products are `mma.sync`
+(matrix_units.py) with sums in registers.
 
-    a block: 128 x 128 of C in steps of 32; 8 warps, each 64 x 32 of it, as 4 x 4 products of 16x8 (Tile below)
-      copy step 0
-      for steps: copy the next step into the other half of the arrays; wait for this one; barrier; products; barrier
+    a block: 128 x 128 of C in steps of 64 bytes; 8 warps, each 64 x 32 of it, as 4 x 4 products of 16x8 (Shape below)
+      begin the first S - 1 steps
+      for steps: wait for this one; barrier; begin the one S - 1 further on, in the buffer that the step before had; products
 
-The eight rows of an 8x8 matrix must lie in different banks, and so must what eight threads copy at once. Where an operand runs
-along the reduction, a row in shared memory is four chunks of 16 bytes, and chunk c of row r lies at c xor (r / 2 % 4); where it
-runs along its rows (`.trans`), a row is 8 elements longer than the tile.
+With S buffers a barrier a step is enough: what is begun after it goes where nobody reads any more.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-from ...ir.dtypes import bf16, f16, f32, i32
-from ...ir.expr import Expr, binary, const, load, minimum, select, var
+from ...ir.dtypes import f32, i32, i64
+from ...ir.expr import Expr, binary, const, eq, load, select, var
 from ...ir.target import Target
 from ..loop_ir import Alloc, Barrier, Buffer, For, If, Let, Stmt, Store, Warp
-from .contraction import Group, Stream, Tile, Tiled
+from .contraction import Group, Tile, Tiled
 from .grid import TX
-from .machine import WARP, sm_of
+from .machine import STATIC_SHARED, WARP, sm_of
+from .matrix_operands import STEP, Block, Operand, Way, way_of
+from .matrix_units import Unit, unit_for
+from .thread import ZERO
 
-CHUNK: Final = 8  # elements of 16 bytes
-LEAST_SM: Final = 80
-WARP_ROWS: Final = 64
-WARP_COLUMNS: Final = 32
-LARGE: Final = Tile(128, 128, 32, 16, 4)  # 256 threads: 8 warps
-SMALL: Final = Tile(64, 64, 32, 16, 4)  # 64 threads: 2 warps
-
-
-def fits(g: Group, target: Target) -> bool:
-    """Whether tensor cores can take a contraction: 16-bit operands that can be copied 16 bytes at a time."""
-    same = g.a.dtype is g.b.dtype and g.a.dtype in (bf16, f16) and g.held is f32
-    if target.sm < LEAST_SM or not same or g.size["k"] < 16:
-        return False
-    return _way(g, g.a, "m") != "" and _way(g, g.b, "n") != ""
+MOST_STAGES: Final = 4
+ENOUGH_WARPS: Final = 8  # of a multiprocessor that buffers should leave room for: two for each of its four schedulers
 
 
-def _way(g: Group, s: Stream, kind: str) -> str:
-    """Along what an operand is copied: 'k', its rows, or '' where neither runs in whole chunks."""
-    for way, other in (("k", kind), (kind, "k")):
-        if g.size[way] % CHUNK == 0 and s.runs(way, ("b", other), CHUNK):
-            return way
-    return ""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rows and columns of a block and of one of its warps."""
+
+    rows: int
+    columns: int
+    warp_rows: int
+    warp_columns: int
+
+    @property
+    def threads(self) -> int:
+        return (self.rows // self.warp_rows) * (self.columns // self.warp_columns) * WARP
+
+    def padded(self, m: int, n: int) -> int:
+        return -(-m // self.rows) * self.rows * -(-n // self.columns) * self.columns
 
 
-def choose(g: Group, target: Target) -> tuple[Tile, int]:
-    """The tile, and in how many parts the reduction is cut."""
-    sms = sm_of(target).multiprocessors
+LARGE: Final = Shape(128, 128, 64, 32)
+SMALL: Final = Shape(64, 64, 32, 32)
+NARROW: Final = Shape(128, 32, 64, 32)
+FLAT: Final = Shape(32, 128, 32, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a contraction is done: the unit, the operands' ways, the block, buffers, and parts of the reduction."""
+
+    unit: Unit
+    a: Way
+    b: Way
+    shape: Shape
+    stages: int
+    splits: int
+
+    def __str__(self) -> str:
+        s = self.shape
+        word = f"tensor cores, tile {s.rows}x{s.columns}, {self.unit.op}, {self.stages} buffers"
+        return word + (f", {self.splits} parts" if self.splits > 1 else "")
+
+
+def plan_for(g: Group, target: Target) -> Plan | None:
+    """The plan of a contraction; None where the SM has no unit for it, or the reduction is shorter than one product."""
+    unit = unit_for(g.a.dtype, g.b.dtype, target, g.tf32)
+    size = g.a.dtype.itemsize
+    if unit is None or g.held not in (f32, i32) or g.size["k"] * size < 16 * unit.chunks:
+        return None
+    sm = sm_of(target)
     m, n, k, b = (g.size[x] for x in "mnkb")
-    blocks = {t: -(-m // t.rows) * -(-n // t.columns) * b for t in (LARGE, SMALL)}
-    tile = LARGE if blocks[LARGE] >= sms else SMALL
-    return tile, max(1, min(32, 2 * sms // blocks[tile], k // (4 * tile.steps)))
-
-
-class _Operand:
-    """One operand's way: copies into two stages in shared memory, and fragments of it."""
-
-    def __init__(self, owner: TensorTiled, name: str, s: Stream, kind: str, origin: Expr, size: int) -> None:
-        self.owner, self.name, self.s, self.kind, self.origin, self.size = owner, name, s, kind, origin, size
-        t = owner.tile
-        self.along_k = _way(owner.g, s, kind) == "k"
-        self.rows, self.length = (size, t.steps) if self.along_k else (t.steps, size)
-        pitch = self.length + (0 if self.along_k else CHUNK)
-        self.shared = Buffer(f"{name}_shared", s.dtype, (2, self.rows, pitch), scope="shared", align=16)
-        self.count = self.rows * self.length // (CHUNK * owner.threads)
-        self.parts: list[tuple[Expr, Expr, Expr, Expr | None]] = []
-
-    def declare(self, batch: Expr) -> list[Stmt]:
-        g, s, t = self.owner.g, self.s, self.owner
-        base = var(f"{self.name}_base")
-        start = binary("add", s.offset("b", batch if g.size["b"] > 1 else const(0)), s.base)
-        done: list[Stmt] = [Alloc(self.shared), Let(base, start)]
-        chunks = self.length // CHUNK
-        for j in range(self.count):
-            e = binary("add", TX, j * t.threads)
-            row, column = var(f"{self.name}_row{j}"), var(f"{self.name}_column{j}")
-            done += [Let(row, binary("floordiv", e, chunks)), Let(column, binary("mul", binary("mod", e, chunks), CHUNK))]
-            r = row if self.along_k else column
-            at, off = var(f"{self.name}_at{j}"), var(f"{self.name}_off{j}")
-            done += [Let(at, binary("add", self.origin, r)), Let(off, binary("add", base, s.offset(self.kind, at)))]
-            whole = g.size[self.kind] % self.size == 0
-            self.parts.append((row, column, off, None if whole else binary("lt", at, const(g.size[self.kind]))))
-        return done
-
-    def copy(self, k0: Expr, last: Expr, stage: Expr) -> list[Stmt]:
-        """What the thread copies of the step from k0 on; zeros beyond the ends."""
-        done: list[Stmt] = []
-        for row, column, off, inside in self.parts:
-            k = binary("add", k0, column if self.along_k else row)
-            there = binary("lt", k, last)
-            test = there if inside is None else binary("and", inside, there)
-            place = select(test, binary("add", off, self.s.offset("k", minimum(k, const(self.owner.g.size["k"] - 1)))), const(0))
-            to = (self.shared, (stage, row, self.chunk(binary("floordiv", column, CHUNK), row)))
-            done.append(Warp("copy_async", (to, (self.s.buffer, (place,))), (select(test, const(16), const(0)),)))
-        return done
-
-    def chunk(self, number: Expr, row: Expr) -> Expr:
-        """The column where a chunk of a row lies: rows of the reduction are of four, which change places from row to row."""
-        if self.along_k:
-            number = binary("xor", number, binary("mod", binary("floordiv", row, 2), 4))
-        return binary("mul", number, CHUNK)
-
-    def matrices(self, to: Buffer, slot: int, stage: Expr, first: Expr, k: int, lane: Expr, pairs: bool) -> Stmt:
-        """Four 8x8 matrices: of A 16 rows and 16 steps; of B (`pairs`) two groups of 8 columns, each 16 steps."""
-        row, group = binary("mod", lane, 8), binary("floordiv", lane, 8)
-        low, high = binary("mul", binary("mod", group, 2), 8), binary("mul", binary("floordiv", group, 2), 8)
-        of_rows, of_steps = (high, low) if pairs else (low, high)
-        r, step = binary("add", first, of_rows), binary("add", of_steps, k)
-        if self.along_k:
-            index = (stage, binary("add", r, row), self.chunk(binary("floordiv", step, CHUNK), row))
-        else:
-            index = (stage, binary("add", step, row), r)
-        name = "load_matrix" if self.along_k else "load_matrix_trans"
-        return Warp(name, ((to, (const(slot),)), (self.shared, index)))
+    shapes = (LARGE, SMALL, NARROW, FLAT)
+    least = min(s.padded(m, n) for s in shapes)
+    blocks = {s: -(-m // s.rows) * -(-n // s.columns) * b for s in shapes}
+    fitting = [s for s in shapes if 4 * s.padded(m, n) <= 5 * least and (s is not LARGE or blocks[s] >= sm.multiprocessors)]
+    shape = fitting[0] if fitting else SMALL
+    a, right = way_of(g, g.a, "m", target), way_of(g, g.b, "n", target)
+    stages = 2
+    if a.by_async or right.by_async:
+        bytes_ = (shape.rows + shape.columns) * STEP
+        room = min(STATIC_SHARED, sm.shared * shape.threads // (ENOUGH_WARPS * WARP))
+        stages = max(2, min(MOST_STAGES, room // bytes_))
+    splits = max(1, min(32, 2 * sm.multiprocessors // blocks[shape], k * size // (4 * STEP)))
+    return Plan(unit, a, right, shape, stages, splits)
 
 
 class TensorTiled(Tiled):
     """The statements of a contraction on tensor cores; the grid, parts and epilogue are those of every tile."""
 
-    def __init__(self, g: Group, tile: Tile, splits: int) -> None:
-        super().__init__(g, tile, splits)
-        self.threads = (tile.rows // WARP_ROWS) * (tile.columns // WARP_COLUMNS) * WARP
-        self.down, self.across = WARP_ROWS // 16, WARP_COLUMNS // 8
+    def __init__(self, g: Group, plan: Plan) -> None:
+        shape = plan.shape
+        super().__init__(g, Tile(shape.rows, shape.columns, STEP // g.a.dtype.itemsize, 1, 1), plan.splits)
+        self.plan, self.unit = plan, plan.unit
+        self.down, self.across = shape.warp_rows // plan.unit.m, shape.warp_columns // 8
+        narrow = min(o.dtype.itemsize for o in g.graph.outputs) if plan.splits == 1 else 4
+        # neighbouring columns of a lane: 4 lanes write 32 bytes of a row at once
+        self.together = 1 if not plan.b.along_k else 4 if narrow == 1 else 2
 
     def launch(self) -> Stmt:
-        g, t = self.g, self.tile
+        g, t, plan = self.g, self.tile, self.plan
         batch, part, row0, col0, first, last, lets = self.places()
-        a = _Operand(self, "a", g.a, "m", row0, t.rows)
-        b = _Operand(self, "b", g.b, "n", col0, t.columns)
-        sums = self.down * self.across * 4
-        acc = Buffer("acc", f32, (sums,), scope="register", align=16)
+        block = Block(plan.shape.threads, plan.stages)
+        a = Operand(g, "a", "m", row0, t.rows, plan.a, block)
+        b = Operand(g, "b", "n", col0, t.columns, plan.b, block, self.together)
+        sums = self.down * self.across * self.unit.sums
+        acc = Buffer("acc", g.held, (sums,), scope="register", align=16)
         warp, lane, row, column = var("warp"), var("lane"), var("warp_row"), var("warp_column")
-        ways = t.columns // WARP_COLUMNS
+        ways = plan.shape.columns // plan.shape.warp_columns
         body: list[Stmt] = [*lets, *a.declare(batch), *b.declare(batch), Alloc(acc)]
-        body += [Store(acc, (const(i),), const(0, f32)) for i in range(sums)]
+        body += [Store(acc, (const(i),), const(0, g.held)) for i in range(sums)]
         body += [Let(warp, binary("floordiv", TX, WARP)), Let(lane, binary("mod", TX, WARP))]
         body += [
-            Let(row, binary("mul", binary("floordiv", warp, ways), WARP_ROWS)),
-            Let(column, binary("mul", binary("mod", warp, ways), WARP_COLUMNS)),
+            Let(row, binary("mul", binary("floordiv", warp, ways), plan.shape.warp_rows)),
+            Let(column, binary("mul", binary("mod", warp, ways), plan.shape.warp_columns)),
         ]
-        body += [*a.copy(first, last, const(0)), *b.copy(first, last, const(0)), Warp("commit_async")]
-        k0, stage = var("k0"), var("stage")
-        following, other = binary("add", k0, t.steps), binary("sub", 1, stage)
-        step: list[Stmt] = [Let(stage, binary("mod", binary("floordiv", binary("sub", k0, first), t.steps), 2))]
-        step += [*a.copy(following, last, other), *b.copy(following, last, other), Warp("commit_async")]
-        step += [Warp("wait_async", (), (const(1),)), Barrier()]
-        step += [*self.steps(acc, a, b, stage, row, column, lane), Barrier()]
+        waits = plan.a.by_async or plan.b.by_async
+        ahead = plan.stages - 1
+        commit: list[Stmt] = [Warp("commit_async")] if waits else []
+        for s in range(ahead):
+            at = binary("add", first, s * t.steps)
+            body += [x for o in (a, b) for x in o.begin(at, last, const(s))] + commit
+            body += [x for o in (a, b) for x in o.end(at, last, const(s))]
+        turn = Buffer("turn", i64, (1,), scope="register", align=8)  # the buffer of this step: counted, a remainder of 3 is long
+        body += [Alloc(turn), Store(turn, ZERO, const(0))]
+        k0, stage, free, following = (var(x) for x in ("k0", "stage", "free", "following"))
+        step: list[Stmt] = [
+            Let(stage, load(turn, ZERO, i64)),
+            Let(free, select(eq(stage, const(0)), const(ahead), binary("sub", stage, 1))),
+            Let(following, binary("add", k0, ahead * t.steps)),
+        ]
+        step += [Warp("wait_async", (), (const(ahead - 1),)), Barrier()] if waits else [Barrier()]
+        step += [x for o in (a, b) for x in o.begin(following, last, free)] + commit
+        step += self.steps(acc, a, b, stage, row, column, lane)
+        step += [x for o in (a, b) for x in o.end(following, last, free)]
+        step.append(Store(turn, ZERO, select(eq(stage, const(ahead)), const(0), binary("add", stage, 1))))
         body.append(For(k0, first, last, tuple(step), "serial", t.steps))
-        body.append(Warp("wait_async", (), (const(0),)))
+        if waits:
+            body.append(Warp("wait_async", (), (const(0),)))
         body += self.results(acc, binary("add", row0, row), binary("add", col0, column), lane, batch, part)
-        return self.gridded(self.threads, body)
+        return self.gridded(plan.shape.threads, body)
 
-    def steps(self, acc: Buffer, a: _Operand, b: _Operand, stage: Expr, row: Expr, column: Expr, lane: Expr) -> list[Stmt]:
-        """The products of one step, 16 of the reduction at a time."""
-        kind = "mma_bf16" if a.s.dtype is bf16 else "mma_f16"
+    def steps(self, acc: Buffer, a: Operand, b: Operand, stage: Expr, row: Expr, column: Expr, lane: Expr) -> list[Stmt]:
+        """The products of one step."""
+        unit = self.unit
+        length = unit.chunks * a.per
         done: list[Stmt] = []
-        for k in range(0, self.tile.steps, 16):
-            left = Buffer(f"left{k}", i32, (4 * self.down,), scope="register", align=16)
-            right = Buffer(f"right{k}", i32, (2 * self.across,), scope="register", align=16)
+        for k in range(0, self.tile.steps, length):
+            left = Buffer(f"left{k}", i32, (unit.a * self.down,), scope="register", align=16)
+            right = Buffer(f"right{k}", i32, (unit.b * self.across,), scope="register", align=16)
             done += [Alloc(left), Alloc(right)]
-            done += [a.matrices(left, 4 * i, stage, binary("add", row, 16 * i), k, lane, False) for i in range(self.down)]
-            done += [
-                b.matrices(right, 2 * j, stage, binary("add", column, 8 * j), k, lane, True) for j in range(0, self.across, 2)
-            ]
+            done += a.fragments(left, unit, self.down, stage, row, k, lane)
+            done += b.fragments(right, unit, self.across, stage, column, k, lane)
             for i in range(self.down):
                 for j in range(self.across):
-                    at = (acc, (const(4 * (i * self.across + j)),))
-                    done.append(Warp(kind, (at, (left, (const(4 * i),)), (right, (const(2 * j),)))))
+                    at = (acc, (const(unit.sums * (i * self.across + j)),))
+                    done.append(Warp(unit.op, (at, (left, (const(unit.a * i),)), (right, (const(unit.b * j),)))))
         return done
 
     def results(self, acc: Buffer, row: Expr, column: Expr, lane: Expr, batch: Expr, part: Expr) -> list[Stmt]:
-        """The epilogue: of a 16x8 product lane l holds columns 2 (l % 4) and the next one of rows l // 4 and 8 further down."""
-        g = self.g
+        """The epilogue: of a tile of sums lane l holds columns 2 (l % 4) and the next one of row l // 4, and 8 further down."""
+        g, size = self.g, self.g.size
+        n = self.together
         down, right = var("down"), var("right")
         done: list[Stmt] = [
             Let(down, binary("add", row, binary("floordiv", lane, 4))),
-            Let(right, binary("add", column, binary("mul", binary("mod", lane, 4), 2))),
+            Let(right, binary("add", column, binary("mul", binary("mod", lane, 4), 2 * n))),
         ]
-        ns = [var(f"n{j}") for j in range(2 * self.across)]
-        done += [Let(v, binary("add", right, 8 * (j // 2) + j % 2)) for j, v in enumerate(ns)]
-        n_whole, m_whole = g.size["n"] % self.tile.columns == 0, g.size["m"] % self.tile.rows == 0
-        width = 2 if g.size["n"] % 2 == 0 else 1
-        for i in range(2 * self.down):
+        slots = [(j, e) for j in range(self.across) for e in range(2)]  # the order of columns: tiles, then the pair of each
+        ns = [var(f"n{j}") for j in range(len(slots))]
+        done += [Let(v, binary("add", right, 8 * n * (j // n) + 2 * (j % n) + e)) for v, (j, e) in zip(ns, slots, strict=True)]
+        n_whole, m_whole = size["n"] % self.tile.columns == 0, size["m"] % self.tile.rows == 0
+        width = next(w for w in (2 * n, 4, 2, 1) if w <= 2 * n and size["n"] % w == 0)
+        halves = self.unit.m // 8
+        for i in range(halves * self.down):
             m = var(f"m{i}")
             done.append(Let(m, binary("add", down, 8 * i)))
             inner: list[Stmt] = []
-            for j in range(0, len(ns), width):
+            for c in range(0, len(ns), width):
                 some: list[Stmt] = []
-                for c in range(j, j + width):
-                    slot = 4 * ((i // 2) * self.across + c // 2) + 2 * (i % 2) + c % 2
-                    some += self.element(load(acc, (const(slot),), f32), m, ns[c], batch, part)
-                inner += some if n_whole else [If(binary("lt", ns[j], const(g.size["n"])), tuple(some))]
-            done += inner if m_whole else [If(binary("lt", m, const(g.size["m"])), tuple(inner))]
+                for v, (j, e) in list(zip(ns, slots, strict=True))[c : c + width]:
+                    slot = self.unit.sums * ((i // halves) * self.across + j) + 2 * (i % halves) + e
+                    some += self.element(load(acc, (const(slot),), g.held), m, v, batch, part)
+                inner += some if n_whole else [If(binary("lt", ns[c], const(size["n"])), tuple(some))]
+            done += inner if m_whole else [If(binary("lt", m, const(size["m"])), tuple(inner))]
         return done
 
 
-def make(g: Group, target: Target) -> tuple[Tiled, str]:
-    """The statements' owner, and a note."""
-    tile, splits = choose(g, target)
-    made = TensorTiled(g, tile, splits)
-    note = f"tensor cores, tile {tile.rows}x{tile.columns}x{tile.steps}" + (f", {splits} parts" if splits > 1 else "")
-    return made, note
-
-
-__all__ = ["TensorTiled", "fits", "make"]
+__all__ = ["LARGE", "SMALL", "Plan", "Shape", "TensorTiled", "plan_for"]

@@ -7,16 +7,25 @@ device where a branch asks for it.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from ...ir.cuda_program import CudaKernel, CudaProgram, Launch, Place
-from ...ir.errors import CompileError
+from ...ir.cuda_streams import schedule
+from ...ir.errors import CompileError, KernelFaultError
 from ..buffers import Array, empty
-from .device import Device, Extent, Function, Graph
+from .arrays import Borrowed, DeviceArray
+from .device import Device, Event, Extent, Function, Graph
+
+_LOOP_LINE: Final = re.compile(r"\(([\w$]+)\.loops:(\d+)\)")  # what a `.loc` of a generated kernel becomes in a message
+
+
+def _given(array: Any) -> Any:
+    return array.value if isinstance(array, Borrowed) else array
 
 
 class _Stored:
@@ -144,32 +153,74 @@ class CudaBinding:
 
     # ------------------------------------------------------------------ running
 
-    def run(self, inputs: Sequence[Array], addresses: Sequence[int] = (), out: Sequence[Array] | None = None) -> Any:
+    def run(
+        self, inputs: Sequence[Any], addresses: Sequence[int] = (), out: Sequence[Any] | None = None, *, keep: bool = False
+    ) -> Any:
         """Runs on checked arrays and returns the output, or a tuple of them; donated arguments come back as themselves.
 
-        `out` holds an array per output that is no alias. `addresses` (on the host) are of no use here.
+        Inputs are arrays, or Borrowed where they lie on the device. `out` holds an array (or a Borrowed) per output that is no
+        alias; with `keep` and without `out`, results are DeviceArrays. `addresses` (on the host) are of no use here.
         """
         program, device, first = self.program, self.device, self.program.first_output
         with self.store.lock:
             for slot, array in zip(self.arguments, inputs, strict=True):
-                device.upload(self._slots[slot], array)
+                if isinstance(array, Borrowed):
+                    if array.stream is not None:
+                        device.wait_for(array.stream)
+                    device.copy(self._slots[slot], array.address, array.nbytes)
+                else:
+                    device.upload(self._slots[slot], array)
+            if any(not isinstance(a, Borrowed) or a.foreign for a in inputs):
+                device.synchronize()  # the caller may change what was copied as soon as the call returns
             self._launch()
             for i in self._state:
                 self.store.changed(self._fixed[i])
-            if out is None:
+            if out is None and keep:
+                out = [DeviceArray(device, t.static_shape, t.dtype) for t in (program.outputs[k].type for k in self.fresh)]
+            elif out is None:
                 out = [empty(program.outputs[k].type.static_shape, program.outputs[k].type.dtype) for k in self.fresh]
-            for k, array in zip(self.fresh, out, strict=True):
-                device.download(self._slots[first + k], array)
             by_slot = dict(zip(self.arguments, inputs, strict=True))
-            for _, i in self.donated:
-                device.download(self._slots[i], by_slot[i])
-            device.synchronize()
-        results: dict[int, Array] = dict(zip(self.fresh, out, strict=True))
-        results |= {k: by_slot[i] for k, i in self.donated}
+            to = [*zip((first + k for k in self.fresh), out, strict=True), *((i, by_slot[i]) for _, i in self.donated)]
+            for slot, array in to:
+                self._give(slot, array)
+            if not all(isinstance(a, DeviceArray) for _, a in to):
+                device.synchronize()
+        results: dict[int, Any] = {k: _given(a) for k, a in zip(self.fresh, out, strict=True)}
+        results |= {k: _given(by_slot[i]) for k, i in self.donated}
         returned = [results[k] for k in sorted(results)]
         return returned[0] if len(returned) == 1 else tuple(returned)
 
+    def again(self, times: int) -> None:
+        """Launches what the last call did, on what lies there, so often, and waits: for measuring, without copies."""
+        with self.store.lock:
+            for _ in range(times):
+                self._launch()
+            self.device.synchronize()
+
+    def _give(self, slot: int, array: Any) -> None:
+        """Copies a slot to where its contents are wanted."""
+        if isinstance(array, DeviceArray | Borrowed):
+            if isinstance(array, Borrowed) and array.stream is not None:
+                self.device.wait_for(array.stream)
+            self.device.copy(array.address, self._slots[slot], array.nbytes)
+        else:
+            self.device.download(self._slots[slot], array)
+
     def _launch(self) -> None:
+        try:
+            self._launch_all()
+        except KernelFaultError as fault:
+            raise KernelFaultError(fault.kind, self._shown(str(fault).removeprefix(f"{fault.kind}: "))) from fault
+
+    def _shown(self, message: str) -> str:
+        """The message, and the line of the loop IR that it names."""
+        found = _LOOP_LINE.search(message)
+        sources = {k.name: k.source.splitlines() for k in self.program.kernels}
+        if found is None or not 0 < int(found[2]) <= len(sources.get(found[1], ())):
+            return message
+        return f"{message}\n  {found[1]}.loops:{found[2]}: {sources[found[1]][int(found[2]) - 1].strip()}"
+
+    def _launch_all(self) -> None:
         program = self.program
         for slot, nbytes in [(program.arena, program.arena_bytes)] + [
             (program.first_output + k, program.outputs[k].type.nbytes) for k in self.fresh
@@ -185,8 +236,24 @@ class CudaBinding:
         self._graph.replay()
 
     def _start_all(self) -> None:
-        for launch in self.program.launches():
-            self._start(launch)
+        """All launches, on the streams that `schedule` gives them. Streams begin after what stream 0 was asked for, and stream 0
+        goes on after the last of each."""
+        device = self.device
+        turns = schedule(self.program, list(self.program.launches()))
+        begun: set[int] = {0}
+        before = device.record(0) if any(t.stream for t in turns) else None
+        events: dict[int, Event] = {}
+        for number, turn in enumerate(turns):
+            if turn.stream not in begun and before is not None:
+                begun.add(turn.stream)
+                device.wait(turn.stream, before)
+            for n in turn.waits:
+                device.wait(turn.stream, events[n])
+            self._start(turn.launch, turn.stream)
+            if turn.is_awaited:
+                events[number] = device.record(turn.stream)
+        for stream in sorted(begun - {0}):
+            device.wait(0, device.record(stream))
 
     def _read(self, place: Place) -> int:
         byte = np.empty(1, np.uint8)
@@ -196,7 +263,7 @@ class CudaBinding:
     def _address(self, place: Place) -> int:
         return self._slots[place[0]] + place[1]
 
-    def _start(self, launch: Launch) -> None:
+    def _start(self, launch: Launch, stream: int = 0) -> None:
         kernel: CudaKernel = launch.kernel
         addresses = [self._address(p) for p in launch.pointers]
         extents = [
@@ -206,4 +273,5 @@ class CudaBinding:
             *(self._functions[kernel.name], kernel.grid, kernel.block, [*addresses, *launch.scalars]),
             shared=kernel.dynamic_shared,
             extents=extents,
+            stream=stream,
         )

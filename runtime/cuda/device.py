@@ -1,7 +1,8 @@
 """What runs CUDA programs: one interface over a real GPU (pycuda) and the emulator.
 
-Addresses are plain integers. Copies, launches and replays go to one stream in the order of the calls; a download waits for
-what was asked for before it, and `synchronize` for everything. Errors are ours (ir/errors.py): DeviceMemoryError where memory
+Addresses are plain integers. Copies and replays go to stream 0 in the order of the calls, launches to the stream that they name;
+streams are ordered among each other by events alone. A download waits for what was asked of stream 0 before it, and `synchronize`
+for everything. Errors are ours (ir/errors.py): DeviceMemoryError where memory
 runs out, LaunchError for a launch that cannot be or that failed, DeviceLostError afterwards, where the context is gone.
 """
 
@@ -20,7 +21,7 @@ from ...ir.errors import DeviceError, LaunchError
 from .ptx_types import TYPES
 from .state import Extent
 
-__all__ = ["Device", "Extent", "Function", "Graph", "Module", "Signature", "pack_arguments", "signatures"]
+__all__ = ["Device", "Event", "Extent", "Function", "Graph", "Module", "Signature", "pack_arguments", "signatures"]
 
 Array = np.ndarray[Any, Any]
 Argument = int | float | np.generic
@@ -110,12 +111,19 @@ class Graph(ABC):
     def replay(self) -> None: ...
 
 
+class Event:
+    """A moment of a stream."""
+
+
 class Device(ABC):
-    """A device. `name` describes it, `sm` is its compute capability as 80 for 8.0, `total` its memory in bytes."""
+    """A device. `name` describes it, `sm` is its compute capability as 80 for 8.0, `total` its memory in bytes. `stream` is the
+    handle of its stream for other libraries (None: nothing runs later than it is asked for), `dlpack` its DLPack device."""
 
     name: str
     sm: int
     total: int
+    stream: int | None = None
+    dlpack: tuple[int, int]
 
     @abstractmethod
     def allocate(self, nbytes: int, name: str = "") -> int:
@@ -150,9 +158,18 @@ class Device(ABC):
         *,
         shared: int = 0,
         extents: Sequence[Extent] | None = None,
+        stream: int = 0,
     ) -> None:
         """Starts a kernel with `shared` bytes of dynamic shared memory. `extents` say which memory it may touch: the emulator
-        checks that. Raises LaunchError."""
+        checks that, and that launches on different streams that touch the same bytes are ordered. Raises LaunchError."""
+
+    @abstractmethod
+    def record(self, stream: int) -> Event:
+        """What a stream was asked for so far, as something to wait for."""
+
+    @abstractmethod
+    def wait(self, stream: int, event: Event) -> None:
+        """What a stream is asked for from now on begins after the event."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -161,6 +178,18 @@ class Device(ABC):
     @abstractmethod
     def capture(self, work: Callable[[], None]) -> Graph:
         """What `work` asks of the device, as one thing to replay; it does not run now."""
+
+    @abstractmethod
+    def wait_for(self, stream: int) -> None:
+        """What is asked for next waits for what another library's stream (1 and 2: CUDA's default ones) has to do by now."""
+
+    @abstractmethod
+    def let_wait(self, stream: int) -> None:
+        """What another library asks of its stream next waits for what was asked for here by now."""
+
+    def host_address(self, address: int) -> int:
+        """The address as other libraries of the process know it."""
+        return address
 
     @abstractmethod
     def forget(self, address: int, nbytes: int) -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import Final
 
 from ...ir.errors import InputError, RuntimeUnavailableError
+from . import tools
 from .device import Device
 from .emulator import Emulator
 
@@ -70,6 +71,9 @@ def report() -> dict[str, str]:
     }
     lacking = missing()
     rows["target='cuda'"] = "runs here" if not lacking else "; ".join(f"{m}: {_ADVICE[m]}" for m in lacking)
+    for tool, what in (("ptxas", "registers of estimates are counted from PTX"), ("nvdisasm", "there is no exe.text('sass')")):
+        place = tools.find(tool)
+        rows[tool] = f"not installed, so {what}: pip install {tools.WHEELS[tool]}" if place is None else str(place)
     rows["target='cuda-emulator'"] = "runs here (numpy, for checks; slow)"
     return rows
 

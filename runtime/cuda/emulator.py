@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from ...ir.errors import DeviceError, LaunchError
+from ...ir.errors import DeviceError, KernelFaultError, LaunchError
 from . import device as base
 from .device import Argument, Array, Extent, Signature, check_buffer, pack_arguments
+from .dlpack import CPU
 from .memory import GLOBAL_BASE, POISON, UNWRITTEN, WRITTEN, GlobalMemory
 from .ptx_interp import Loaded, LoadedModule, launch
 from .state import Counters, Options
 
 CAPACITY: Final = 1 << 30
+_REMEMBERED: Final = 10_000  # launches and copies that later ones are compared with
 _KEPT: Final = 64  # launches of a kernel whose counters are kept
 
 
@@ -44,6 +47,23 @@ class EmulatedModule(base.Module):
         self.module.unload()
 
 
+class EmulatedEvent(base.Event):
+    """How far each stream had come, as far as the stream that it was recorded in knew; set when the record runs."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, int] = {}
+
+
+@dataclass(frozen=True)
+class _Touched:
+    """What a launch or copy touched: number `at` of its stream."""
+
+    stream: int
+    at: int
+    what: str
+    extents: tuple[Extent, ...]
+
+
 class EmulatedGraph(base.Graph):
     """Captured calls, run again one after the other."""
 
@@ -61,12 +81,15 @@ class Emulator(base.Device):
 
     def __init__(self, capacity: int = CAPACITY, options: Options | None = None, sm: int = 80) -> None:
         self.name = "PTX emulator (numpy)"
+        self.dlpack = (CPU, 0)  # its memory is the host's
         self.sm = sm
         self.total = capacity
         self.options = options or Options()
         self.memory = GlobalMemory(capacity)
         self.counters: dict[str, list[Counters]] = {}
         self._recording: list[Callable[[], None]] | None = None
+        self._known: dict[int, dict[int, int]] = {0: {0: 0}}  # what each stream knows to have ended, by stream
+        self._touched: list[_Touched] = []  # since the last synchronisation
 
     def allocate(self, nbytes: int, name: str = "") -> int:
         return self.memory.allocate(nbytes, name)
@@ -85,6 +108,7 @@ class Emulator(base.Device):
         at = self.memory.range(address, array.nbytes)
 
         def go() -> None:
+            self._note(0, "an upload", [Extent(address, array.nbytes)])
             self.memory.data[at] = array.reshape(-1).view(np.uint8)
             self.memory.state[at] = WRITTEN
 
@@ -94,6 +118,7 @@ class Emulator(base.Device):
         if self._recording is not None:
             raise DeviceError("a copy from the device cannot be captured: it would have to wait")
         check_buffer(array, "a copy from the device")
+        self._note(0, "a download", [Extent(address, array.nbytes, False)])
         at = self.memory.range(address, array.nbytes)
         unwritten = np.flatnonzero(self.memory.state[at] != WRITTEN)
         if len(unwritten) and self.options.check:
@@ -107,6 +132,7 @@ class Emulator(base.Device):
         a, b = self.memory.range(to, nbytes), self.memory.range(source, nbytes)
 
         def go() -> None:
+            self._note(0, "a copy", [Extent(source, nbytes, False), Extent(to, nbytes)])
             self.memory.data[a] = self.memory.data[b].copy()
             self.memory.state[a] = self.memory.state[b].copy()
 
@@ -133,12 +159,14 @@ class Emulator(base.Device):
         *,
         shared: int = 0,
         extents: Sequence[Extent] | None = None,
+        stream: int = 0,
     ) -> None:
         if not isinstance(function, EmulatedFunction):
             raise LaunchError(f"{function!r} was not loaded by the emulator")
         params = pack_arguments(function.signature, arguments)
 
         def go() -> None:
+            self._note(stream, f"kernel {function.signature.name}", extents or ())
             done = launch(function.loaded, grid, block, params, dynamic_shared=shared, options=self.options, extents=extents)
             kept = self.counters.setdefault(function.signature.name, [])
             kept.append(done)
@@ -146,8 +174,69 @@ class Emulator(base.Device):
 
         self._do(go)
 
-    def synchronize(self) -> None:
+    def wait_for(self, stream: int) -> None:
         """Everything has run already."""
+
+    def let_wait(self, stream: int) -> None:
+        """Everything has run already."""
+
+    def host_address(self, address: int) -> int:
+        return int(self.memory.data.ctypes.data) + address - GLOBAL_BASE
+
+    def synchronize(self) -> None:
+        """Everything has run already; from now on nothing of it can race."""
+        self._known, self._touched = {0: {0: 0}}, []
+
+    # ------------------------------------------------------------------ the order of streams
+
+    def record(self, stream: int) -> EmulatedEvent:
+        made = EmulatedEvent()
+
+        def go() -> None:
+            made.known = dict(self._stream(stream))
+
+        self._do(go)
+        return made
+
+    def wait(self, stream: int, event: base.Event) -> None:
+        if not isinstance(event, EmulatedEvent):
+            raise DeviceError(f"{event!r} was not recorded by the emulator")
+
+        def go() -> None:
+            mine = self._stream(stream)
+            for other, at in event.known.items():
+                mine[other] = max(mine.get(other, 0), at)
+
+        self._do(go)
+
+    def _stream(self, stream: int) -> dict[int, int]:
+        return self._known.setdefault(stream, {stream: 0})
+
+    def _note(self, stream: int, what: str, extents: Sequence[Extent]) -> None:
+        """Notes what runs now on a stream. Raises KernelFaultError where it touches what another stream may be at."""
+        if not self.options.check:
+            return
+        known = self._stream(stream)
+        known[stream] += 1
+        if len(self._known) > 1:
+            for before in self._touched:
+                if before.stream == stream or known.get(before.stream, 0) >= before.at:
+                    continue
+                for e in extents:
+                    for f in before.extents:
+                        if (e.written or f.written) and e.address < f.address + f.nbytes and f.address < e.address + e.nbytes:
+                            self._race(stream, what, e, before, f)
+        del self._touched[:-_REMEMBERED]
+        self._touched.append(_Touched(stream, known[stream], what, tuple(extents)))
+
+    def _race(self, stream: int, what: str, mine: Extent, before: _Touched, theirs: Extent) -> None:
+        did, done = ("writes" if e.written else "reads" for e in (mine, theirs))
+        where = self.memory.describe(max(mine.address, theirs.address) - GLOBAL_BASE)
+        raise KernelFaultError(
+            "race between launches",
+            f"{what} on stream {stream} {did} memory that {before.what} on stream {before.stream} {done}, and no event orders "
+            f"the two: {mine.name or 'an argument'} and {theirs.name or 'an argument'}, {where}",
+        )
 
     def capture(self, work: Callable[[], None]) -> EmulatedGraph:
         if self._recording is not None:

@@ -1,7 +1,9 @@
 """Matrix instructions of the tensor cores: ldmatrix, stmatrix, mma.sync.
 
-Products are exact; floating-point sums run in fp64 and are rounded once to the accumulator's type. A GPU adds the products of
-one instruction with fewer bits and in an order it does not promise: results agree within a few units of fp32.
+Products are exact. Floating-point sums run in fp64, the products from k = 0 on, then C, and are rounded once to the
+accumulator's type: every machine gives the same bits. A GPU adds the products of one instruction with fewer bits and in an order
+it does not promise: results agree within a few units of fp32. Of a tf32 operand the last 13 bits are dropped, as the hardware
+does. Integer sums are exact, modulo 2^32 without `.satfinite`.
 """
 
 from __future__ import annotations
@@ -185,7 +187,10 @@ def _mma(d: Decoder, i: Instruction) -> Step:
             values = [p[..., j] for p in pairs for j in range(2)]
         for v, (row, col) in zip(values, s.c, strict=True):
             z[:, row, col] = v
-        total: Array = z + x @ y
+        total: Array = x[:, :, 0, None] * y[:, 0, None, :]
+        for step in range(1, k):  # an order of its own, not a library's
+            total += x[:, :, step, None] * y[:, step, None, :]
+        total += z
         if integer and "satfinite" in mods:
             total = np.clip(total, -(2**31), 2**31 - 1)
         result: Array = total.astype(td.dtype)

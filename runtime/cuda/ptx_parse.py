@@ -172,8 +172,8 @@ def _tokens(text: str) -> Iterator[_Token]:
             if loc is not None:
                 if loc.re is _LOC:
                     file, row = (loc[3], loc[4]) if loc[3] else (loc[1], loc[2])
-                    if row != "0":
-                        yield _Token("source", f"{files.get(file, 'file ' + file)}:{row}", line)
+                    known = row != "0"  # line 0: of no line, or of several
+                    yield _Token("source", f"{files.get(file, 'file ' + file)}:{row}" if known else "", line)
                 at = loc.end()
                 continue
         m = _TOKEN.match(text, at)

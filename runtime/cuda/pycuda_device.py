@@ -19,8 +19,10 @@ from ...ir.errors import DeviceError, DeviceLostError, DeviceMemoryError, Launch
 from . import device as base
 from .device import Argument, Array, Extent, Signature, check_buffer, pack_arguments, signatures
 from .devices import driver
+from .dlpack import CUDA
 
 _CAPTURE_THREAD_LOCAL: Final = 1
+_NO_TIMING: Final = 2  # of an event that is only waited for
 # The driver's codes after a kernel went wrong: from then on every call of the context returns the same one.
 _FAILED: Final = {
     700: "illegal address", 702: "time limit", 710: "assertion", 714: "hardware stack error", 715: "illegal instruction",
@@ -86,8 +88,15 @@ class PycudaGraph(base.Graph):
             self.device.check("cuGraphDestroy", self._graph)
 
 
+class PycudaEvent(base.Event):
+    """An event of CUDA."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+
 class PycudaDevice(base.Device):
-    """GPU `number`, in its primary context, with one stream."""
+    """GPU `number`, in its primary context. Streams beyond the first are made when they are first used."""
 
     def __init__(self, number: int = 0) -> None:
         self.lost = ""
@@ -104,7 +113,10 @@ class PycudaDevice(base.Device):
         self._allocations: dict[int, Any] = {}
         with self.calls("opening the device"):
             self._stream = cuda.Stream()
+        self._streams = [self._stream]
         self.stream_handle = ctypes.c_void_p(self._stream.handle)
+        self.stream = int(self._stream.handle)
+        self.dlpack = (CUDA[0], number)
 
     # ------------------------------------------------------------------ errors
 
@@ -198,6 +210,7 @@ class PycudaDevice(base.Device):
         *,
         shared: int = 0,
         extents: Sequence[Extent] | None = None,
+        stream: int = 0,
     ) -> None:
         if not isinstance(function, PycudaFunction):
             raise LaunchError(f"{function!r} was not loaded by this device")
@@ -208,11 +221,46 @@ class PycudaDevice(base.Device):
             if shared > function.shared_limit:
                 function.handle.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
                 function.shared_limit = shared
-            function.handle.prepared_async_call(g, b, self._stream, *values, shared_size=shared)
+            function.handle.prepared_async_call(g, b, self._at(stream), *values, shared_size=shared)
 
     def synchronize(self) -> None:
         with self.calls("waiting for the device"):
-            self._stream.synchronize()
+            for s in self._streams:
+                s.synchronize()
+
+    def _at(self, stream: int) -> Any:
+        while len(self._streams) <= stream:
+            self._streams.append(cuda.Stream())
+        return self._streams[stream]
+
+    def record(self, stream: int) -> PycudaEvent:
+        with self.calls("recording an event"):
+            made = cuda.Event(cuda.event_flags.DISABLE_TIMING)
+            made.record(self._at(stream))
+        return PycudaEvent(made)
+
+    def wait(self, stream: int, event: base.Event) -> None:
+        if not isinstance(event, PycudaEvent):
+            raise DeviceError(f"{event!r} was not recorded by this device")
+        with self.calls("waiting for an event"):
+            self._at(stream).wait_for_event(event.handle)
+
+    def wait_for(self, stream: int) -> None:
+        self._order(ctypes.c_void_p(stream), self.stream_handle)
+
+    def let_wait(self, stream: int) -> None:
+        self._order(self.stream_handle, ctypes.c_void_p(stream))
+
+    def _order(self, first: ctypes.c_void_p, then: ctypes.c_void_p) -> None:
+        """Makes a stream wait for what another has to do by now."""
+        event = ctypes.c_void_p()
+        with self.calls("ordering two streams"):
+            self.check("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_NO_TIMING))
+            try:
+                self.check("cuEventRecord", event, first)
+                self.check("cuStreamWaitEvent", then, event, ctypes.c_uint(0))
+            finally:
+                self.check("cuEventDestroy_v2", event)  # the driver keeps it until it has happened
 
     def capture(self, work: Callable[[], None]) -> PycudaGraph:
         with self.calls("capturing a graph"):

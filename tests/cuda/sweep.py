@@ -29,6 +29,7 @@ from tensorwright.ir.lowering import Attention  # noqa: E402
 from tensorwright.ir.op import REGISTRY, Op, Trait  # noqa: E402
 from tensorwright.ir.target import row  # noqa: E402
 from tensorwright.runtime.cuda.binding import CudaBinding, DeviceStore  # noqa: E402
+from tensorwright.runtime.cuda.device import Device  # noqa: E402
 from tensorwright.runtime.cuda.emulator import Emulator  # noqa: E402
 
 from tests.codegen.programs import error  # noqa: E402
@@ -38,22 +39,23 @@ from tests.cuda.assembler import assemble  # noqa: E402
 FORWARD = ("demo_b64", "resnet18_b32", "transformer_b8", "bilstm_b32")
 
 
-def check_op(op: Op, sm: int, *, run: bool) -> list[str]:
-    """What is wrong with an op's samples on an SM; empty where nothing is."""
+def check_op(op: Op, sm: int, *, run: bool, device: Device | None = None) -> list[str]:
+    """What is wrong with an op's samples on an SM; empty where nothing is. They run on the interpreter, or a device."""
     some = cases(op)
     if not some:
         return [f"{op.name} has no samples"]
     graph, arrays = together(some, (Attention,))
     program = generate(graph, row(f"cuda-sm_{sm}"), verify=True)
-    wrong = assemble(program.ptx, sm).wrong if program.kernels else []
+    wrong = assemble(program.ptx, sm).wrong if program.kernels and device is None else []
     if run:
-        binding = CudaBinding(program, {}, DeviceStore(Emulator(1 << 27, sm=sm)))
+        binding = CudaBinding(program, {}, DeviceStore(device or Emulator(1 << 27, sm=sm)))
         out = binding.run([np.ascontiguousarray(a) for a in arrays])
         results = out if isinstance(out, tuple) else (out,)
         for k, (s, _, _, _, expected) in enumerate(some):
             found = error(results[k], expected)
             if not found <= s.budget:
                 wrong.append(f"sample {k} {s.label} {dict(s.attrs)}: error {found:.2e}, the budget is {s.budget:.0e}")
+        binding.close()
     return wrong
 
 

@@ -8,12 +8,13 @@ typedef unsigned long long u64;
 typedef int R;
 typedef R (*call_t)(const char *name, u64 *a);
 static call_t call;
-static int context, stream;
+static int context, streams[16], made; /* the first stream is the one that captures */
 
 static int ended; /* after the device has gone, the driver is "deinitialized", as at the end of a process */
 void mock_register(call_t f) { ended = !f; call = f; }
 #define GO(name, ...) u64 a[] = {__VA_ARGS__}; return call ? call(name, a) : ended ? 4 : 100
 #define P(x) ((u64)(size_t)(x))
+#define STREAM(s) (P(s) - 1 < 2 ? 100 + P(s) : (s) ? (u64)((int *)(s) - streams) : 0) /* 101, 102: CUDA's default ones */
 
 R cuInit(unsigned f) { return call ? 0 : 100; }
 R cuDriverGetVersion(int *v) { *v = 13000; return 0; }
@@ -32,10 +33,14 @@ R cuCtxAttach(void **c, unsigned f) { *c = &context; return 0; }
 R cuCtxDetach(void *c) { return 0; }
 R cuCtxGetDevice(int *d) { *d = 0; return 0; }
 R cuCtxSynchronize(void) { GO("synchronize", 0); }
-R cuStreamCreate(void **s, unsigned f) { *s = &stream; return 0; }
+R cuStreamCreate(void **s, unsigned f) { *s = &streams[made++ % 16]; return 0; }
+R cuStreamWaitEvent(void *s, void *e, unsigned f) { GO("wait", STREAM(s), P(e)); }
+R cuEventCreate(void **e, unsigned f) { GO("event", P(e)); }
+R cuEventRecord(void *e, void *s) { GO("record", P(e), STREAM(s)); }
+R cuEventDestroy_v2(void *e) { return 0; }
 R cuStreamDestroy_v2(void *s) { return 0; }
 R cuStreamSynchronize(void *s) { GO("synchronize", 0); }
-R cuStreamBeginCapture_v2(void *s, int mode) { GO("begin_capture", P(s) == P(&stream), mode); }
+R cuStreamBeginCapture_v2(void *s, int mode) { GO("begin_capture", STREAM(s) % 16 == 0, mode); }
 R cuStreamEndCapture(void *s, void **g) { GO("end_capture", P(g)); }
 R cuGraphInstantiateWithFlags(void **e, void *g, u64 f) { GO("instantiate", P(e), P(g)); }
 R cuGraphLaunch(void *e, void *s) { GO("graph_launch", P(e)); }
@@ -65,7 +70,7 @@ R cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, un
     if (extra[i] == (void *)1) buffer = extra[i + 1];
     if (extra[i] == (void *)2) n = *(size_t *)extra[i + 1];
   }
-  GO("launch", P(f), gx, gy, gz, bx, by, bz, shared, P(buffer), n);
+  GO("launch", P(f), gx, gy, gz, bx, by, bz, shared, P(buffer), n, STREAM(st));
 }
 R cuGetErrorString(int e, const char **s) {
   static const struct { int code; const char *text; } table[] = {
@@ -83,8 +88,8 @@ R cuGetErrorString(int e, const char **s) {
 NOT(cuArray3DCreate_v2) NOT(cuArray3DGetDescriptor_v2) NOT(cuArrayCreate_v2) NOT(cuArrayDestroy) NOT(cuArrayGetDescriptor_v2)
 NOT(cuCtxDisablePeerAccess) NOT(cuCtxEnablePeerAccess) NOT(cuCtxGetApiVersion) NOT(cuCtxGetCacheConfig) NOT(cuCtxGetLimit)
 NOT(cuCtxGetSharedMemConfig) NOT(cuCtxSetCacheConfig) NOT(cuCtxSetLimit) NOT(cuCtxSetSharedMemConfig)
-NOT(cuDeviceCanAccessPeer) NOT(cuDeviceGetByPCIBusId) NOT(cuDeviceGetPCIBusId) NOT(cuEventCreate) NOT(cuEventDestroy_v2)
-NOT(cuEventElapsedTime_v2) NOT(cuEventQuery) NOT(cuEventRecord) NOT(cuEventSynchronize) NOT(cuFuncSetSharedSize)
+NOT(cuDeviceCanAccessPeer) NOT(cuDeviceGetByPCIBusId) NOT(cuDeviceGetPCIBusId)
+NOT(cuEventElapsedTime_v2) NOT(cuEventQuery) NOT(cuEventSynchronize) NOT(cuFuncSetSharedSize)
 NOT(cuIpcCloseMemHandle) NOT(cuIpcGetEventHandle) NOT(cuIpcGetMemHandle) NOT(cuIpcOpenEventHandle) NOT(cuIpcOpenMemHandle_v2)
 NOT(cuLaunch) NOT(cuLaunchGrid) NOT(cuLaunchGridAsync) NOT(cuLinkAddData_v2) NOT(cuLinkAddFile_v2) NOT(cuLinkComplete)
 NOT(cuLinkCreate_v2) NOT(cuLinkDestroy) NOT(cuMemAllocManaged) NOT(cuMemAllocPitch_v2) NOT(cuMemFreeHost)
@@ -97,7 +102,7 @@ NOT(cuMemsetD2D32_v2) NOT(cuMemsetD2D8Async) NOT(cuMemsetD2D8_v2) NOT(cuMemsetD3
 NOT(cuMemsetD8Async) NOT(cuMemsetD8_v2) NOT(cuModuleGetGlobal_v2) NOT(cuModuleGetSurfRef) NOT(cuModuleGetTexRef)
 NOT(cuModuleLoad) NOT(cuParamSetSize) NOT(cuParamSetTexRef) NOT(cuParamSetf) NOT(cuParamSeti) NOT(cuParamSetv)
 NOT(cuProfilerInitialize) NOT(cuProfilerStart) NOT(cuProfilerStop) NOT(cuStreamAttachMemAsync) NOT(cuStreamQuery)
-NOT(cuStreamWaitEvent) NOT(cuSurfRefGetArray) NOT(cuSurfRefSetArray) NOT(cuTexRefCreate) NOT(cuTexRefDestroy)
+NOT(cuSurfRefGetArray) NOT(cuSurfRefSetArray) NOT(cuTexRefCreate) NOT(cuTexRefDestroy)
 NOT(cuTexRefGetAddressMode) NOT(cuTexRefGetAddress_v2) NOT(cuTexRefGetArray) NOT(cuTexRefGetFilterMode) NOT(cuTexRefGetFlags)
 NOT(cuTexRefGetFormat) NOT(cuTexRefSetAddress2D_v3) NOT(cuTexRefSetAddressMode) NOT(cuTexRefSetAddress_v2)
 NOT(cuTexRefSetArray) NOT(cuTexRefSetFilterMode) NOT(cuTexRefSetFlags) NOT(cuTexRefSetFormat)

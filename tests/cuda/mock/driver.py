@@ -27,6 +27,7 @@ class Driver:
         self.device = Emulator(capacity)
         self.log: list[str] = []
         self.faults: list[str] = []
+        self.order: list[tuple[str, int]] = []  # streams whose moments were recorded, and that wait for one
         self.lost = 0
         self._objects: dict[int, Any] = {}
         self._recording: list[Callable[[], None]] | None = None
@@ -136,8 +137,26 @@ class Driver:
         if block[0] * block[1] * block[2] > 1024 or shared > 163 * 1024:
             return 1
         values = struct.unpack(f.signature.format, buffer)
-        self._do(lambda: self.device.launch(f, grid, block, values, shared=shared))
+        stream = int(a[10])
+        self._do(lambda: self.device.launch(f, grid, block, values, shared=shared, stream=stream))
         return 0
+
+    def _event(self, a: Any) -> None:
+        ctypes.c_uint64.from_address(a[0]).value = self._new(None)
+
+    def _record(self, a: Any) -> None:
+        event, stream = a[0], int(a[1])
+        self.order.append(("record", stream))
+
+        def go() -> None:
+            self._objects[event] = self.device.record(stream)
+
+        self._do(go)
+
+    def _wait(self, a: Any) -> None:
+        stream, event = int(a[0]), a[1]
+        self.order.append(("wait", stream))
+        self._do(lambda: self.device.wait(stream, self._objects[event]))
 
     def _begin_capture(self, a: Any) -> int:
         if not a[0] or self._recording is not None:

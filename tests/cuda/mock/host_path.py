@@ -4,6 +4,7 @@ each part that held; test_pycuda.py compares the names. Usage: python host_path.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorwright as tw
 from tensorwright import nn
 from tensorwright.ir.errors import DeviceError, DeviceLostError, DeviceMemoryError, LaunchError
 from tensorwright.runtime.cuda import devices
+from tensorwright.runtime.cuda.dlpack import Loan
 
 from tests.cuda.mock import minicuda
 from tests.cuda.mock.driver import Driver
@@ -74,6 +76,18 @@ def main() -> None:
     assert driver.log.count("launch") == before and driver.log.count("graph_launch") == 2
     print("ok graph replay")
 
+    def branches(v: Any) -> Any:
+        left, right = v @ v, v @ tw.transpose(v, (1, 0))
+        return left @ v - right @ right
+
+    square = r.standard_normal((12, 12)).astype("f4")
+    two = tw.compile(branches, tw.spec(12, 12), target="cuda-sm_80")
+    expected = square @ square @ square - (square @ square.T) @ (square @ square.T)
+    for _ in range(2):
+        np.testing.assert_allclose(two(square), expected, rtol=1e-4, atol=1e-4)
+    assert driver.log.count("record") == driver.log.count("wait") == 3, "begin, the branches meet, end"
+    print("ok streams in a graph")
+
     data, labels = r.standard_normal((8, 6)).astype("f4"), r.integers(0, 3, 8)
     losses = []
     for target in ("cuda-sm_80", None):
@@ -82,6 +96,49 @@ def main() -> None:
         losses.append([row["loss"] for row in trainer.fit(data, labels, epochs=2, batch_size=4, verbose=False, shuffle=False)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     print("ok training")
+
+    class Lent:
+        """Another library's array on the device, still being written on CUDA's default stream."""
+
+        def __init__(self, array: Any, stream: int | None) -> None:
+            self.address = device.allocate(array.nbytes)
+            device.upload(self.address, array)
+            self.__cuda_array_interface__ = {
+                "shape": array.shape, "typestr": array.dtype.str, "data": (self.address, False), "version": 3, "stream": stream,
+            }  # fmt: skip
+
+    del driver.order[:]
+    np.testing.assert_array_equal(exe(Lent(x, 1)), y)
+    assert driver.order[:2] == [("record", 101), ("wait", 0)], driver.order
+    kept = exe.on_device(Lent(x, None))
+    np.testing.assert_array_equal(kept.numpy(), y)
+    assert kept.__cuda_array_interface__["stream"] == device.stream
+    del driver.order[:]
+    loan = Loan(kept.__dlpack__(stream=2))
+    assert driver.order == [("record", 0), ("wait", 102)], driver.order
+    assert (loan.address, loan.device, loan.shape) == (kept.address, (2, 0), (5, 3))
+    second = exe.on_device(x)
+    out = Lent(np.zeros((5, 3), np.float32), None)
+    assert exe(x, out=out) is out
+    assert (second.numpy() == y).all()
+    if sys.argv[2:] != ["mini"]:
+        from pycuda import gpuarray
+
+        with device.calls("making a GPUArray"):
+            there = gpuarray.to_gpu(x)
+            np.testing.assert_array_equal(exe(there), y)
+            result = gpuarray.GPUArray((5, 3), np.float32)
+            exe(there, out=result)
+            np.testing.assert_array_equal(result.get(), y)
+            del there, result
+    print("ok arrays of other libraries")
+
+    with tempfile.TemporaryDirectory() as folder:
+        exe.export(folder)
+        loaded = tw.load(folder)
+        np.testing.assert_array_equal(loaded(x), y)
+        assert loaded.device is device
+    print("ok an exported folder")
 
     scale = device.load(SCALE).function("scale")
     a = device.allocate(400)

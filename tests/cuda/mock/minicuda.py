@@ -101,6 +101,26 @@ class Stream:
         _current()
         check("cuStreamSynchronize", ctypes.c_void_p(self.handle))
 
+    def wait_for_event(self, event: Event) -> None:
+        _current()
+        check("cuStreamWaitEvent", ctypes.c_void_p(self.handle), ctypes.c_void_p(event.handle), 0)
+
+
+class event_flags:  # pycuda's name
+    DISABLE_TIMING = 2
+
+
+class Event:
+    def __init__(self, flags: int = 0) -> None:
+        _current()
+        made = ctypes.c_void_p()
+        check("cuEventCreate", ctypes.byref(made), flags)
+        self.handle = made.value
+
+    def record(self, stream: Stream) -> None:
+        _current()
+        check("cuEventRecord", ctypes.c_void_p(self.handle), ctypes.c_void_p(stream.handle))
+
 
 class Allocation:
     def __init__(self, address: int) -> None:
