@@ -3,6 +3,7 @@
     tensorwright bench compile --models resnet50_b1,nodes --peers onnxruntime,torch_compile --json result.json
 
 Every figure is of a new process; imports and building the model are not counted. Cold: our cache and torch.compile's are off.
+Python's bytecode is there, as pip leaves it where it installs a package: of a checkout, a process before the first makes it.
 'To first result' ends with the first call, for every contestant; 'session' is ONNX Runtime's alone, before its first call.
 Medians of three processes, of one where a contestant takes longer than ten seconds.
 """
@@ -46,6 +47,8 @@ def seconds(contestant: str, name: str, folder: str, threads: int, times: int, c
     """Medians of [to make it, to the first result] over new processes, or why there are none."""
     peer = {**PEERS, **COMPILE_ONLY}[contestant]
     environment = {**peer.environment(threads), "TENSORWRIGHT_CACHE": cache}
+    if contestant == OURS:
+        environment |= {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode", "PYTHONDONTWRITEBYTECODE": ""}
     found: list[tuple[float, float]] = []
     for _ in range(times):
         c = Contestant("tensorwright.benchmarks.worker", (contestant, name, folder, "f32"), threads, environment)
@@ -67,6 +70,7 @@ def measure(name: str, peers: Sequence[str], threads: int, times: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         prepare(name, Path(folder))
         cache = f"{folder}/cache"
+        seconds(OURS, name, folder, threads, 1)  # bytecode
         cold = seconds(OURS, name, folder, threads, times)
         seconds(OURS, name, folder, threads, 2, cache)  # fills the cache: prepared weights are kept from the second start on
         warm = seconds(OURS, name, folder, threads, times, cache)

@@ -3,7 +3,8 @@
     python -m tensorwright.benchmarks.footprint --models resnet50_b1,bert_b1 --json result.json
 
 Each runs in a process of its own that imports numpy and its library, opens the model, calls it ten times and says its peak. Ours
-is measured compiling (the cache is empty), from the cache, and as a Python module whose weights are made at random first.
+is measured compiling (the cache is empty), from the cache, and as a Python module whose weights are made at random first, without
+and with `release_weights`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ workload = models.INFERENCE[sys.argv[3]]
 exe = tw.compile(workload.make(), *workload.arguments, threads=threads)
 for _ in range(CALLS): exe(*inputs)
 """,
+    "released": """
+import tensorwright as tw
+from tensorwright.benchmarks import models
+imported = memory("VmRSS")
+workload = models.INFERENCE[sys.argv[3]]
+exe = tw.compile(workload.make(), *workload.arguments, threads=threads, release_weights=True)
+for _ in range(CALLS): exe(*inputs)
+""",
     "save": """
 import tensorwright as tw
 from tensorwright.benchmarks import models
@@ -94,6 +103,7 @@ def measure(name: str, threads: int) -> dict[str, Any]:
             "ours_cold": program("file", folder, threads, name, cache),
             "ours_warm": program("file", folder, threads, name, cache),
             "ours_module": program("module", folder, threads, name, "off"),
+            "ours_released": program("released", folder, threads, name, "off"),
         }
         if (folder / "model.onnx").exists():
             try:

@@ -9,7 +9,7 @@ from math import gcd
 from typing import Final
 
 from ..ir.build import fused, get, input_node
-from ..ir.cost import node_cost
+from ..ir.cost import moved, node_cost
 from ..ir.dims import DimExpr
 from ..ir.dtypes import DType
 from ..ir.errors import CompileError
@@ -485,6 +485,7 @@ def steps_of(
 ) -> tuple[list[PlanNode], list[KernelInfo]]:
     steps: list[PlanNode] = []
     infos: list[KernelInfo] = []
+    flops: dict[int, int] = {}  # of what was lowered once for all groups of one body
     kinds = {number[r]: b.type(r) for g in groups for r in g.results}
     kinds |= {number[n, 0]: n.tensor for n in b.graph.inputs}
     kinds |= {len(b.graph.inputs) + k: c.type for k, c in enumerate(constants)}
@@ -504,11 +505,13 @@ def steps_of(
             steps.append(c.bind(s))
             infos.append(KernelInfo(c.name, c.flops, c.bytes, c.nodes, c.parallel, c.note, _weights(b, g)))
             continue
-        kernel, views = _bind(b, g, g.lowered, s)
+        low = g.lowered
+        kernel, views = _bind(b, g, low, s)
         steps.append(Step(kernel.name, views))
-        cost = node_cost(g.node)
+        if id(low) not in flops:
+            flops[id(low)] = node_cost(g.node).flops
         nodes = tuple(n.op.name for n in g.body.nodes() if n.inputs)
-        infos.append(KernelInfo(kernel.name, cost.flops, cost.bytes, nodes, g.lowered.parallel, g.lowered.note, _weights(b, g)))
+        infos.append(KernelInfo(kernel.name, flops[id(low)], moved(g.node), nodes, low.parallel, low.note, _weights(b, g)))
     return steps, infos
 
 

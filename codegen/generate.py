@@ -88,10 +88,11 @@ def begin(
     choices: Choices | None = None,
     workers: Workers | None = None,
     most: int = 1,
+    brief: bool = False,
 ) -> Callable[[], Program]:
     """As `generate`, but LLVM works in the background, or in `workers` (the program in `most` pieces at most); what is returned
-    waits for it and gives the program."""
-    made = _checked(assemble(graph, target, name=name, threads=threads, choices=choices), checked, verify)
+    waits for it and gives the program. `brief` is for a program that runs once: what its code takes to compile counts too."""
+    made = _checked(assemble(graph, target, name=name, threads=threads, choices=choices, brief=brief), checked, verify)
     emitted = begin_emit(made.module, made.entry, target, checked=checked, workers=workers, most=most)
     return lambda: _program(graph, target, name, made, emitted(), texts)
 
@@ -120,10 +121,18 @@ def _program(graph: Graph, target: Target, name: str, made: Assembled, emitted: 
     )
 
 
-def assemble(graph: Graph, target: Target, *, name: str = "main", threads: int = 2, choices: Choices | None = None) -> Assembled:
+def assemble(
+    graph: Graph,
+    target: Target,
+    *,
+    name: str = "main",
+    threads: int = 2,
+    choices: Choices | None = None,
+    brief: bool = False,
+) -> Assembled:
     """The loop IR of a graph's program, with its memory plan: all of `generate` but the machine code."""
     check_static(graph)
-    b = Builder(graph, target, threads, choices=choices or {})
+    b = Builder(graph, target, threads, choices=choices or {}, brief=brief)
     b.promised = promises_of(b)
     groups = groups_of(b)
     problem, number, constants = problem_of(b, groups)

@@ -41,6 +41,7 @@ MAX_SIDE: Final = 8
 MAX_TOGETHER: Final = 64
 MIN_TILED: Final = 32  # instructions of a transform of a tile, selects included: of 36 at least in the smallest one
 TILE: Final = 16
+BRIEF_SIDE: Final = 8  # of a block that is transposed in registers, in code that runs once: 24 shuffles, where 16 take 64
 LONG: Final = 16  # tiles side by side that are copied at once, so that what is not transposed is walked in long runs
 FAR: Final = 256  # bytes from one element of a tile's row to the next from which the row is copied first
 CYCLE_NS: Final = 0.3
@@ -346,8 +347,11 @@ def in_place_pairs(body: Body, boxes: Sequence[Box], outputs: Sequence[int] | No
     return frozenset(pairs)
 
 
-def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: bool = False) -> tuple[list[Stmt], bool]:
-    """The loops over a box, and whether they are parallel. `numbers` make the names of lets unique in a kernel."""
+def box_nest(
+    box: Box, target: Target, numbers: Iterator[int], *, nontemporal: bool = False, brief: bool = False
+) -> tuple[list[Stmt], bool]:
+    """The loops over a box, and whether they are parallel. `numbers` make the names of lets unique in a kernel. `brief` is for
+    code that runs once: a third of the instructions, which take longer to compile than they would save."""
     dtypes = [b.dtype for b, _, _ in box.stores] + [e.dtype for e in loads_of(box.stores)]
     lanes = lanes_for(target, dtypes)
     if not box.axes:  # as in a loop's body, every value is read before anything is stored: memory may be shared in place
@@ -360,7 +364,7 @@ def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: b
         lanes //= 2
     outer = [a for k, a in enumerate(box.axes) if k != at]
     tail = "mask" if has_masks(target, dtypes) else "overlap"
-    loop = VectorLoop(lanes, unroll_for(target, box.stores), tail)
+    loop = VectorLoop(lanes, 1 if brief else unroll_for(target, box.stores), tail)
     nanoseconds = estimate_ns(box, lanes)
     lets, stores = hoist(box.stores, axis.var, numbers)
     strides = [stride_along(box, i, axis.var) for _, i, _ in box.stores]
@@ -376,9 +380,10 @@ def box_nest(box: Box, target: Target, numbers: Iterator[int], *, nontemporal: b
         return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
     far = [e for e in loads_of(box.stores) if (stride_along(box, e.args[0], axis.var) or 0) > 1]
     near = all(stride_along(box, e.args[0], partner.var) == 1 for e in far) and all(s == 1 for s in strides)
-    blocks = Transposing(box.stores, far, lanes, axis, partner, numbers)
-    if near and (tail == "mask" or axis.extent % lanes == 0) and blocks.possible:
-        number = Axis(var(f"{partner.var.attr}_block"), -(-partner.extent // lanes))
+    side = min(lanes, BRIEF_SIDE) if brief else lanes
+    blocks = Transposing(box.stores, far, side, axis, partner, numbers)
+    if near and (tail == "mask" or axis.extent % side == 0) and blocks.possible:
+        number = Axis(var(f"{partner.var.attr}_block"), -(-partner.extent // side))
         return parallel_nest([a for a in outer if a is not partner] + [number], blocks.along(number.var), nanoseconds)
     if min(axis.extent, partner.extent) <= TILE:
         return parallel_nest(outer, [*lets, *loop.over(axis, piece)], nanoseconds)
@@ -507,11 +512,11 @@ def _tiled(
     return parallel_nest([a for a in outer if a is not partner] + [tiles], body, nanoseconds)
 
 
-def lower_map(graph: Graph, target: Target, name: str, aligns: Sequence[int] = ()) -> Lowered:
-    """The kernel of a group whose nodes are all maps and views: every output element in one visit."""
+def lower_map(graph: Graph, target: Target, name: str, aligns: Sequence[int] = (), *, brief: bool = False) -> Lowered:
+    """The kernel of a group whose nodes are all maps and views: every output element in one visit. `brief`: see `box_nest`."""
     body = Body(graph, aligns)
     far = sum(b.span * b.dtype.itemsize for b in body.outputs) >= target.l3
-    statements, parallel, pairs, count = map_outputs(body, range(len(graph.outputs)), target, nontemporal=far)
+    statements, parallel, pairs, count = map_outputs(body, range(len(graph.outputs)), target, nontemporal=far, brief=brief)
     note = f"{count} boxes" if count > 1 else ""
     doc = f"map: {body_name(graph)}"
     return lowered(body, name, statements, doc=doc, in_place=pairs, parallel=parallel, note=note)
@@ -536,7 +541,13 @@ def output_stores(body: Body, outputs: Sequence[int]) -> tuple[list[Axis], list[
 
 
 def map_outputs(
-    body: Body, outputs: Sequence[int], target: Target, numbers: Iterator[int] | None = None, *, nontemporal: bool = False
+    body: Body,
+    outputs: Sequence[int],
+    target: Target,
+    numbers: Iterator[int] | None = None,
+    *,
+    nontemporal: bool = False,
+    brief: bool = False,
 ) -> tuple[list[Stmt], bool, frozenset[tuple[int, int]], int]:
     """The loops that compute some outputs, all of one size, in one visit of each element.
 
@@ -550,7 +561,7 @@ def map_outputs(
     parallel = False
     numbers = itertools.count() if numbers is None else numbers
     for box in boxes:
-        part, shared = box_nest(box, target, numbers, nontemporal=nontemporal)
+        part, shared = box_nest(box, target, numbers, nontemporal=nontemporal, brief=brief)
         statements += part
         parallel = parallel or shared
     dtypes = [b.dtype for b in (*body.buffers, *body.outputs)]

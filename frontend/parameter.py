@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from .core import Value
 from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
+_OWN: Final = 2  # how often an array is counted that its parameter alone holds: that, and the call that counts
 
 
 class Parameter(Tensor):
@@ -88,6 +90,16 @@ class Parameter(Tensor):
         if not np.can_cast(array.dtype, self._data.dtype, "same_kind"):
             raise DTypeError(f"the parameter has dtype {self._data.dtype}, the new value {array.dtype}; convert it first")
         self._data = np.array(array, dtype=self._data.dtype, order="C", copy=True)
+
+    def movable(self) -> bool:
+        """Whether nobody but this parameter holds its array, so that nobody notices when the values move to another one."""
+        return sys.getrefcount(self._data) <= _OWN
+
+    def move(self, array: Array) -> None:
+        """Takes an array that holds the same values, as it is."""
+        if array.shape != self._data.shape or array.dtype != self._data.dtype or not array.flags.c_contiguous:
+            raise ShapeError(f"the parameter is {self.type}, the array it should move to is {array.dtype}{array.shape}")
+        self._data = array
 
     def resize(self, value: Any) -> None:
         """Gives it an array of another shape, in its dtype: what is traced from now on has it. It loses its mask."""

@@ -42,7 +42,7 @@ from .tracing import Traced, collect_outputs, declare_parameters, finish, make_i
 
 Array = np.ndarray[Any, Any]
 Loss = Callable[..., Value]
-PRECISIONS: Final = ("f32", "bf16")
+PRECISIONS: Final = ("f32", "bf16", "tf32")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TracedStep:
     parameters  state name -> the model's Parameter or Buffer
     structure   how the predictions are put together again
     averages    parameter's path -> name of the state that holds its moving average; empty without ema
-    precision   'f32' or 'bf16': what the passes may compute in; states are f32 either way
+    precision   'f32', 'bf16' or 'tf32': what the passes may compute in; states are f32 either way
     """
 
     graph: Graph
@@ -120,7 +120,7 @@ def training_step(
     accumulate        cuts the batch into this many equal parts, one after another in a loop inside the step: gradients,
                       losses and metrics are averaged over them, running statistics and random draws go from part to part,
                       and only one part's activations are in memory
-    precision         'bf16' lets the passes compute in bf16 where that is safe; parameters and states stay f32
+    precision         'bf16' or 'tf32' lets the passes compute in these where that is safe; parameters and states stay f32
     seed              where the random draws (dropout) start
     predictions       whether the model's results are outputs too
 

@@ -33,6 +33,11 @@ def node_bytes(node: Node) -> int:
     return sum(t.nbytes for t in (node.type.items if isinstance(node.type, TupleType) else (node.type,)))
 
 
+def moved(node: Node) -> int:
+    """Bytes of a kernel's operands, each read once, and of its results. Raises ShapeError when a size is symbolic."""
+    return sum(map(node_bytes, set(node.inputs))) + node_bytes(node)
+
+
 def node_cost(node: Node) -> Cost:
     """The cost of one node run as a kernel of its own: operands read once, results written once.
 

@@ -17,10 +17,9 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ import numpy as np
 from ..ir.errors import RuntimeUnavailableError
 
 _NO = ("false", "f", "no", "n", "off", "0", ".false.", ".f.")  # as LLVM's runtime reads them
+_BINDING = ("KMP_AFFINITY", "KMP_HW_SUBSET", "OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
 _NAMES = ("libomp", "libiomp5", "libgomp")  # in the order of preference when several are loaded
 
 
@@ -85,7 +85,7 @@ def _find() -> OpenMP:
             return OpenMP(path, _address(library), ours=False)
     path = _packaged()
     # libomp reads its environment at the first call into it
-    with _environment({"KMP_BLOCKTIME": os.environ.get("KMP_BLOCKTIME", "1"), "KMP_INIT_AT_FORK": "TRUE"}):
+    with _environment(_settings(os.environ)):
         try:
             library = ctypes.CDLL(path)
         except OSError as error:
@@ -94,6 +94,13 @@ def _find() -> OpenMP:
             raise RuntimeUnavailableError(f"the OpenMP runtime {path} does not export GOMP_parallel; {_ADVICE}")
         library.omp_get_max_threads()
     return OpenMP(path, _address(library), ours=True)
+
+
+def _settings(given: Mapping[str, str]) -> dict[str, str]:
+    """What our runtime is started with. It looks for the machine's topology, which takes 2 to 8 ms, only where the user binds
+    threads to places; `placement` looks after the workers otherwise."""
+    made = {"KMP_BLOCKTIME": given.get("KMP_BLOCKTIME", "1"), "KMP_INIT_AT_FORK": "TRUE"}
+    return made if any(name in given for name in _BINDING) else made | {"KMP_AFFINITY": "disabled"}
 
 
 @contextmanager
@@ -129,6 +136,8 @@ def _packaged() -> str:
     usual = _usual(suffix)
     if usual.is_file():
         return str(usual)
+    from importlib import metadata  # takes longer to import than the rest of this file's work
+
     try:
         files = metadata.files("cmeel-libomp") or []
     except metadata.PackageNotFoundError:

@@ -107,7 +107,7 @@ def test_a_child_of_fork_stays_on_one_thread_where_the_runtime_is_libgomp():
 
 def test_no_runtime_is_an_error_that_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(openmp, "loaded", list)
-    monkeypatch.setattr(openmp.metadata, "files", lambda name: None)
+    monkeypatch.setattr("importlib.metadata.files", lambda name: None)
     monkeypatch.setattr(openmp, "_usual", lambda suffix: tmp_path)
     with pytest.raises(RuntimeUnavailableError, match="pip install cmeel-libomp"):
         openmp._find.__wrapped__()
