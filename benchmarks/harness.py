@@ -55,10 +55,13 @@ class Native:
         self.program.run(self._buffers, None, at)
 
 
-def interleaved(runs: Sequence[Callable[[], object]], seconds: float, least: int = 5) -> list[list[float]]:
+def interleaved(
+    runs: Sequence[Callable[[], object]], seconds: float, least: int = 5, *, settled: bool = False
+) -> list[list[float]]:
     """Seconds per call of each, measured in turn until `seconds` have passed for each and there are `least` of each.
 
-    A call shorter than 20 microseconds is timed as a loop of several.
+    A call shorter than 20 microseconds is timed as a loop of several. With `settled` each timed call follows an untimed one of
+    the same, as a kernel follows others in a network: workers are awake, and each core has in its cache what it had before.
     """
     repeats = []
     for run in runs:
@@ -70,6 +73,8 @@ def interleaved(runs: Sequence[Callable[[], object]], seconds: float, least: int
     end = time.perf_counter() + seconds * len(runs)
     while time.perf_counter() < end or len(times[0]) < least:
         for run, repeat, out in zip(runs, repeats, times, strict=True):
+            if settled:
+                run()
             start = time.perf_counter()
             for _ in range(repeat):
                 run()

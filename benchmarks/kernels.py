@@ -2,7 +2,7 @@
 
 Run as `tensorwright bench kernels`, or `python -m tensorwright.benchmarks.kernels --json out.json`. Each kernel is the one
 that the compiler would call, weights packed as it packs them; times are the median of calls, the thread counts in turn,
-and the peak is that of a loop over registers between them.
+each timed call after an untimed one with as many threads, and the peak is that of a loop over registers between them.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def run(
         p = prepare(kernel, t, dtype=dtype)
         limit, operations = peak_run(t, dtype)
         # the peak of the same seconds: a core is slower while others keep the machine busy
-        bare, *times = interleaved([limit, *(lambda n=n, p=p: p.native(n) for n in threads)], seconds)
+        bare, *times = interleaved([limit, *(lambda n=n, p=p: p.native(n) for n in threads)], seconds, settled=True)
         row = {n: _row(p, n, median(x), min(x), t, operations / median(bare)) for n, x in zip(threads, times, strict=True)}
         for n in threads:
             if 1 in row and n != 1:

@@ -61,7 +61,7 @@ def run(threads: Sequence[int], target: Target, *, seconds: float = 0.4, names: 
         calls = [functools.partial(e, x, out=out) for e in found.values()]
         flops = 2 * 9 * size * size * c * o
         limit, operations = peak_run(target)
-        bare, *measured = interleaved([limit, *calls], seconds)
+        bare, *measured = interleaved([limit, *calls], seconds, settled=True)
         for n, times in zip(threads, measured, strict=True):
             took = median(times)
             rows.append({

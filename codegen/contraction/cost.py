@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from ...ir.dtypes import DType
+from ...ir.dtypes import DType, i32
 from ...ir.target import Target
 from .canonical import C, Nest
 from .plan import Plan, pieces
@@ -21,6 +21,8 @@ LATENCY: Final = 4.4  # cycles (and some slack) from one multiply-add to the nex
 PAIRS_FROM_MEMORY: Final = 1.33  # what a product of pairs takes longer whose operand is broadcast from memory
 CALL: Final = 24.0  # cycles to enter and leave a tile
 ROW_END: Final = 10.0  # ... for each row of C that it writes: lines side by side are there sooner than those of another row
+BYTES_END: Final = 3.0  # ... and, of bytes, for each accumulator beyond OVERLAPPED: requantising waits for the products
+OVERLAPPED: Final = 16  # accumulators whose epilogue runs beside the next tile's products
 ROW_LINE: Final = 1.2  # cycles for a line of the row operand that a tile finds in L2: short streams, one for each row
 COL_LINE: Final = 0.15  # ... of the column operand: one long stream
 CROWDED: Final = 0.005  # of a step's time, where accumulators and columns leave fewer than FREE of 32 registers
@@ -40,6 +42,7 @@ class Model:
         self.lanes = target.lanes(dtype.bits)
         self.wide = target.vector_bits >= 512
         self.rate = (1.0 if self.wide else 2.0) / (1 + emulated)  # multiply-adds per cycle
+        self.octets = pairs and dtype is i32
         self.emulated = emulated  # bytes are multiplied as words: two products, and the halves of each operand in registers
         self.spare = 1 if target.fma else 2  # registers besides accumulators and columns
         self.sets = target.l1 // (target.line * target.l1_ways)
@@ -178,6 +181,7 @@ class Model:
                 work = blocks * k_steps * (self.step(r, v, p.parts, row_vectors) + stall)
                 ends = blocks * (CALL + r * v * (1.5 if blocks == 1 else 3.0)) + r * v * (3.5 if p.along_k else 2.0)
                 ends += ROW_END * r if self.wide else 0.0
+                ends += BYTES_END * max(0, r * v - OVERLAPPED) if self.octets and self.wide else 0.0
                 total += across * times * (work + ends + r * width * scatter + turns)
         return total * (1 + 0.004 * (len(widths) * len(heights) - 1))  # code is not free either
 

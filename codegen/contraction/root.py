@@ -3,7 +3,7 @@
     root(A, B, C, epilogue operands..., workspace):
       parallel over panels:      copy the column operand into panels          (if it is packed here)
       parallel over row tiles:   copy the row operand tile by tile            (if it is packed)
-      parallel over chunks:      a block of panels x a block of row tiles
+      parallel over shares:      of chunks, each a block of panels x a block of row tiles
         for blocks of the reduction, panels, row tiles:   microkernel
 
 A chunk's result does not depend on who computes it, and a cell's sum is added in an order that the plan fixes, so that
@@ -33,6 +33,8 @@ FEW_ROWS = 4  # of the only tile of a panel, up to which memory is all it waits 
 PAGE = 4096
 PAGES_AHEAD = 64 * PAGE  # bytes that such a tile asks for pages ahead of itself
 PAGE_STEPS = 128  # multiply-adds in an iteration that has a page's steps
+SHARES = 128  # that all chunks together are cut into, about, so that threads end together
+LEAST_SHARE = 20_000  # modelled cycles of a share at least: about 5 microseconds
 
 
 class Root:
@@ -46,6 +48,7 @@ class Root:
         self.at = Layout(nest, abc, extra, target, dtype, plan)
         self.ukernels: dict[tuple[tuple[int, ...], int, int], Ukernel] = {}
         self.row_block, self.col_block = self._chunks()
+        self.share = self._share()
         self.line = target.line // dtype.itemsize
         self.ahead = self._ahead()
         self.page = PAGE // dtype.itemsize if self.ahead and self.row_block == 1 and plan.tile_rows <= FEW_ROWS else 0
@@ -126,6 +129,19 @@ class Root:
         assert best is not None
         return best[1], best[2]
 
+    def _share(self) -> int:
+        """Row tiles of a chunk that a thread takes at a time, to wait little for the others' last.
+
+        A chunk's shares follow each other as its tiles do, so that caches notice nothing. Chunks of several panels stay whole;
+        so do those of a cut reduction, whose panel would come from beyond L2 once for every share.
+        """
+        p, rows = self.plan, self.row_block
+        if not p.parallel or p.cut >= 0 or self.col_block > 1:
+            return rows
+        chunks = self.at.both * p.panels * -(-p.row_tiles // rows)
+        wanted = min(-(-SHARES // chunks), int(p.cycles / chunks / LEAST_SHARE))
+        return -(-rows // max(1, min(rows, wanted)))
+
     def _distance(self, vectors: int) -> float:
         """What it costs to read an operand of so many rows or columns again: less if L2 holds most of it."""
         return 0.25 if vectors * self.at.steps * self.dtype.itemsize <= self.target.l2 else 1.0
@@ -162,10 +178,11 @@ class Root:
             body.append(pack_rows(self.at))
         row_block, col_block = self.row_block, self.col_block
         row_blocks, col_blocks = -(-p.row_tiles // row_block), -(-p.panels // col_block)
+        shares = -(-row_block // self.share)
         chunk = var("chunk")
-        where = decode(chunk, [x.extent for x in p.both] + [col_blocks, row_blocks])
+        *where, share = decode(chunk, [x.extent for x in p.both] + [col_blocks, row_blocks, shares])
         both = var("both")
-        inner: list[Stmt] = [Let(both, chunk // (col_blocks * row_blocks))]
+        inner: list[Stmt] = [Let(both, chunk // (col_blocks * row_blocks * shares))]
         origin: list[Expr] = [const(b) for b in nest.base]
         for k, (x, at) in enumerate(zip(p.both, where[: len(p.both)], strict=True)):
             v = var(f"b{k}")
@@ -177,6 +194,10 @@ class Root:
         panel, tile = var("panel"), var("tile")
         last_panel = minimum(first_panel + col_block, const(p.panels)) if p.panels % col_block else first_panel + col_block
         last_tile = minimum(first_tile + row_block, const(p.row_tiles)) if p.row_tiles % row_block else first_tile + row_block
+        tiles = (first_tile, last_tile)
+        if shares > 1:
+            start = first_tile + share * self.share
+            tiles = (start, minimum(start + self.share, last_tile))
         # a panel
         at_panel = decode(panel, [x.extent for x in p.col_others] + [self.at.lane_tiles])
         in_panel: list[Stmt] = []
@@ -257,10 +278,10 @@ class Root:
             counts = [const(steps)] if p.split else []
             return Call(u.kernel.name, tuple(views), (*counts, *flags, *(origin[s] for s in u.dims)))
 
-        count = self.at.both * col_blocks * row_blocks
+        count = self.at.both * col_blocks * row_blocks * shares
 
         def sweep(at_tile: Sequence[Stmt], kind: str) -> For:
-            loops: tuple[Stmt, ...] = (For(tile, first_tile, last_tile, (*in_tile, *at_tile)),)
+            loops: tuple[Stmt, ...] = (For(tile, *tiles, (*in_tile, *at_tile)),)
             loops = (For(panel, first_panel, last_panel, (*in_panel, *loops)),)
             if not p.split and not p.together:
                 loops = blocks(loops)

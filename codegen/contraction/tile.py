@@ -26,6 +26,7 @@ SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
 COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
 RANKED: Final = 1.5  # times the best plan's modelled cycles up to which a plan is worth measuring
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
+SHORT: Final = 8  # iterations of the innermost loop below which it should have no remainder
 STRAIGHT: Final = 64  # multiply-adds of a tile of one row that stand without a loop, where there are registers enough
 
 
@@ -373,6 +374,8 @@ def _unrolling(model: Model, p: Plan) -> tuple[int, int]:
     if model.wide and len(p.reduce) == 1 and p.tile_rows == 1 and inner * cells <= STRAIGHT:
         unroll = inner
     unroll = max(1, min(unroll, inner))
+    if parts == 1 and inner < SHORT * unroll:  # a remainder of a short loop is felt
+        unroll = next((n for n in range(unroll, unroll // 2, -1) if inner % n == 0), unroll)
     return (parts if unroll >= parts else 1 << (unroll.bit_length() - 1)), unroll
 
 

@@ -7,7 +7,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from tensorwright.codegen.contraction import Operand, plan, preferred_panel, schedule, tile
+from tensorwright.codegen.contraction import Operand, plan, preferred_panel, root, schedule, tile
 from tensorwright.codegen.contraction import schedule as schedule_function
 from tensorwright.codegen.loop_interp import run as interpret
 from tensorwright.codegen.loop_verify import verify
@@ -162,6 +162,22 @@ def test_the_loop_interpreter_finds_no_fault_and_the_same_bits(target: str, monk
         interpret(case.module, "root", arrays, threads=3)
         assert error(arrays[2], case.expected()) < 1e-6, case.scheduled.note
         assert case.run(threads=2, checked=True).tobytes() == arrays[2].tobytes(), case.scheduled.note
+
+
+def test_chunks_in_shares_give_every_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even and uneven shares, of even and uneven chunks: the same bits as without them."""
+    t = row(ROWS[0])
+    specs = ((matmul(90, 40, 9), 16), (matmul(90, 90, 9), 32), (conv(1, 3, 9, 40, 3), 16))
+    whole = [Case(spec, t, panel=panel).run() for spec, panel in specs]
+    monkeypatch.setattr(plan, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(root, "CHUNKS", 12)
+    monkeypatch.setattr(root, "LEAST_SHARE", 1)
+    monkeypatch.setattr(root, "SHARES", 40)
+    for (spec, panel), expected in zip(specs, whole, strict=True):
+        case = Case(spec, t, panel=panel)
+        chunks = int(case.scheduled.note.split("; ")[-1].split()[0])
+        assert chunks > 12, case.scheduled.note
+        assert case.run(threads=2, checked=True).tobytes() == case.run(threads=3).tobytes() == expected.tobytes()
 
 
 def test_index_maps_with_offsets_and_reversed_axes() -> None:
