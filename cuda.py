@@ -74,10 +74,10 @@ def build_cuda(
     )
 
 
-def _estimate(program: CudaProgram) -> Estimate:
+def _estimate(program: CudaProgram, name: str) -> Estimate:
     from .cuda_estimate import estimate
 
-    return estimate(program)
+    return estimate(program, name)
 
 
 def _export(compiler: CudaCompiler, exe: CudaExecutable, folder: Path, sms: Sequence[int]) -> None:
@@ -184,8 +184,9 @@ class CudaCompiler:
         passes = pipeline.cuda(getattr(pipeline, self.purpose)(self.target, self.precision, False))
         final = run_pipeline(graph, passes, ctx, Hooks(dump=folder, verify=verify, validate=check))
         first, run = split(final) if self.bound else (None, final)
-        program = generate(run, self.target, name="main", verify=verify)
-        prepare = None if first is None else generate(first, self.target, name="prepare", verify=verify)
+        made = functools.partial(generate, target=self.target, verify=verify, loops=self.now.cuda_loops)
+        program = made(run, name="main")
+        prepare = None if first is None else made(first, name="prepare")
         texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
         for stage, result in zip(stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
             texts[stage] = functools.partial(str, result.after)

@@ -60,9 +60,10 @@ class KernelEstimate:
     """One kernel. `launches` per run; figures of one launch. Ratios are None where there is nothing to divide.
 
     occupancy            threads resident over the most that can be, and what limits them (`limited_by`)
+    waves                blocks over those that the reference device has resident at once: below 1, some of it stands idle
     bank_conflicts       cycles over the least that its accesses to shared memory take: 1 is none
     sectors_per_request  of 32 bytes, for an access of a warp to global memory
-    sector_use           bytes asked for over bytes of these sectors
+    sector_use           bytes asked for over bytes of these sectors: above 1 where lanes ask for the same ones
     scattered            requests whose addresses depend on data: counted as a sector for each lane
     exact                every warp and pass was looked at, and nothing depended on data
     microseconds         the roofline's time, set by `bound`: memory, or an arithmetic
@@ -76,6 +77,7 @@ class KernelEstimate:
     shared: int
     occupancy: float
     limited_by: str
+    waves: float
     bank_conflicts: float | None
     sectors_per_request: float | None
     sector_use: float | None
@@ -119,8 +121,8 @@ class Estimate:
 
         r = self.reference
         found = Table(
-            title=f"ESTIMATES for {self.name} on {self.target}: {self.microseconds:.1f} us in {self.launches} launches by the "
-            f"roofline of a {r.name}; nothing was measured",
+            title=f"ESTIMATES for {self.name} on {self.target}: {self.microseconds:.4g} us in {self.launches} launches by the "
+            f"roofline of NVIDIA's {r.name}; nothing was measured",
             caption=f"registers: {self.registers_from}; accesses: from the index expressions of the loop IR, ~ where warps or "
             f"passes were sampled or an address depends on data; peaks: {r.source}: f32 {r.peaks['f32'] / 1e12:g} TFLOP/s, "
             f"{r.bandwidth / 1e9:g} GB/s. A device takes longer",
@@ -128,7 +130,18 @@ class Estimate:
             caption_justify="left",
         )
         columns = (
-            *("kernel", "launches", "grid x threads", "regs", "shared", "occupancy", "by", "bank conflicts", "sectors/request"),
+            *(
+                "kernel",
+                "launches",
+                "grid x threads",
+                "regs",
+                "shared",
+                "occupancy",
+                "by",
+                "waves",
+                "bank conflicts",
+                "sectors/request",
+            ),
             *("sector use", "us", "bound by"),
         )
         for c in columns:
@@ -143,10 +156,11 @@ class Estimate:
                 f"{k.shared:,}" if k.shared else "-",
                 f"{k.occupancy:.0%}",
                 k.limited_by,
+                f"{k.waves:.2g}" if k.waves < 100 else f"{k.waves:.0f}",
                 "-" if k.bank_conflicts is None else f"{about}{k.bank_conflicts:.2f}x",
                 "-" if k.sectors_per_request is None else f"{about}{k.sectors_per_request:.1f}",
                 "-" if k.sector_use is None else f"{about}{k.sector_use:.0%}",
-                f"{k.microseconds:.2f}",
+                f"{k.microseconds:.3g}",
                 k.bound,
             )
         return found
@@ -166,8 +180,8 @@ class Estimate:
         return console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO
 
 
-def estimate(program: CudaProgram) -> Estimate:
-    """The estimates of a program for its target's SM. Raises CompileError for a target that has no row."""
+def estimate(program: CudaProgram, name: str = "") -> Estimate:
+    """The estimates of a program for its target's SM; `name` is the model's. Raises CompileError for a target that has no row."""
     sm = program.target.sm
     registers, source = _registers(program)
     times: dict[str, int] = {}
@@ -180,7 +194,7 @@ def estimate(program: CudaProgram) -> Estimate:
     ]
     order = {name: n for n, name in enumerate(times)}
     kernels.sort(key=lambda k: order[k.name])
-    return Estimate(program.name, program.target.name, REFERENCES[sm], source, tuple(kernels))
+    return Estimate(name or program.name, program.target.name, REFERENCES[sm], source, tuple(kernels))
 
 
 def _registers(program: CudaProgram) -> tuple[dict[str, int], str]:
@@ -231,7 +245,8 @@ def _kernel(program: CudaProgram, k: CudaKernel, launches: int, registers: int, 
         registers=registers,
         shared=k.shared + k.dynamic_shared,
         occupancy=occupancy,
-        limited_by=limited if resident * sm.multiprocessors <= blocks else "few blocks",
+        limited_by=limited,
+        waves=blocks / (max(resident, 1) * sm.multiprocessors),
         bank_conflicts=c.shared_cycles / c.shared_phases if c.shared_phases else None,
         sectors_per_request=c.sectors / c.requests if c.requests else None,
         sector_use=c.bytes / (32 * c.sectors) if c.sectors else None,

@@ -34,6 +34,11 @@ class Flags:
     verify: bool = _flag(False, "check the graph after every pass, and the loops and the memory plan")
     checked: bool = _flag(False, "compile every load and store with a bounds check (slow)", code=True)
     winograd: bool = _flag(True, "3x3 convolutions by Winograd's method where it is expected to be faster", code=True)
+    cuda_loops: str = _flag(
+        "auto",
+        "CUDA: loops of small kernels as 'launches', as 'one' kernel wherever one block can run them, or 'auto': as estimated",
+        code=True,
+    )
     dump: str = _flag("", "folder that gets the text of every stage of every compile, numbered; unset: none")
 
     def code_flags(self) -> tuple[tuple[str, str | int | bool | None], ...]:

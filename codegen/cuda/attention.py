@@ -383,9 +383,9 @@ class _Kernel:
                 query = self.row(first, i)
                 body += [Let(of_rows[i][0], self.of_query(self.y, query)), Let(of_rows[i][1], self.of_query(delta, query))]
         step: list[Stmt] = []
-        for acc, m, own, stage, n in zip((s, dp), others, held, stages, (self.d, self.e), strict=True):
+        for acc, m, tile, stage, n in zip((s, dp), others, held, stages, (self.d, self.e), strict=True):
             step += [Barrier(), *self.bring(m, c0, STEP, stage, turned=True, columns=n), Barrier()]
-            step += [Alloc(acc), *self.zeros(acc), *self.product(acc, own, stage, n)]
+            step += [Alloc(acc), *self.zeros(acc), *self.product(acc, tile, stage, n)]
         numbers: list[tuple[Expr, Expr]] = []
         if not by_query:
             for j in range(STEP // WAYS):
@@ -410,10 +410,10 @@ class _Kernel:
                 if not by_query:
                     step.append(Store(p_tile.space, at, p))
         pairs = [(sums[0], ds_tile, others[0], self.d)] + ([] if by_query else [(sums[1], p_tile, others[1], self.e)])
-        for (acc, tile, m, n), w in zip(pairs, widths, strict=False):
+        for (acc, turned, m, n), w in zip(pairs, widths, strict=False):
             whole = _Tile("", STEP, w, self.stage)
             step += [Barrier(), *self.bring(m, c0, STEP, whole, turned=False, columns=n), Barrier()]
-            step += self.product(acc, tile, whole, STEP)
+            step += self.product(acc, turned, whole, STEP)
         begin, end = const(0), self.upto(first) if by_query else const(self.queries)
         if self.form.causal and not by_query:
             begin = binary("mul", binary("floordiv", first, STEP), STEP)

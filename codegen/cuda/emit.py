@@ -395,8 +395,8 @@ def emit_launch(module: CudaModule, kernel: Kernel, numbers: Mapping[int, int]) 
         params.append(f"ptr {' '.join(attributes)} %p.{b.name}")
     bounds = f'"nvvm.reqntid"="{threads}"'
     if threads >= 256 and any(isinstance(s, Warp) and s.op in UNITS for s in statements(kernel.body)):
-        bounds += f' "nvvm.maxnreg"="{REGISTERS // 2 // threads}"'  # two blocks of a large tile on a multiprocessor
-    header = f'define ptx_kernel void @{kernel.name}({", ".join(params)}) nounwind {bounds} '
+        bounds += f' "nvvm.maxnreg"="{REGISTERS // max(threads, 512)}"'  # 16 warps on a multiprocessor, a block or two
+    header = f"define ptx_kernel void @{kernel.name}({', '.join(params)}) nounwind {bounds} "
     header += f"!dbg !{module.scope(kernel.name)} {{"
     f = CudaKernel(module, header, kernel, register_widths(kernel))
     f.pointers = {b.name: f"%p.{b.name}" for b in kernel.buffers}

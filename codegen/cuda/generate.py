@@ -24,7 +24,7 @@ from .contraction import lower_contraction
 from .emit import module_text
 from .machine import sm_of
 from .maps import lower_map
-from .persistent import Parts, one_kernel
+from .persistent import WAYS, Parts, one_kernel
 from .products import lower_coded, lower_sparse
 from .reduces import lower_reduce
 from .rows import lower_rows
@@ -50,10 +50,12 @@ LOWERINGS: Final[dict[str, Lower]] = {
 def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool = False, loops: str = "auto") -> cuda.CudaProgram:
     """The CUDA program of a graph of static shapes, whose nodes are fused regions and lowered ops.
 
-    `loops` says whether loops of small kernels become one kernel ('auto': where an estimate favours it; 'launches'; 'one': wherever
-    one block can run them). With `verify`, loop IR and memory plan are verified before code is made of them. Raises CompileError
-    for a node that has no code, or an instruction that the SM lacks; VerifyError for a bug of the generator.
+    `loops` says whether loops of small kernels become one kernel ('auto': where an estimate favours it; 'launches': never; 'one':
+    wherever one block can run them). With `verify`, loop IR and memory plan are verified before code is made of them. Raises
+    CompileError for a node that has no code, or an instruction that the SM lacks; VerifyError for a bug of the generator.
     """
+    if loops not in WAYS:
+        raise CompileError(f"loops become {', '.join(map(repr, WAYS))}, not {loops!r} (the flag cuda_loops)")
     sm_of(target)
     check_static(graph)
     b = Builder(graph, target, 1, lowerings=LOWERINGS, outer_align=cuda.ALIGN, serial=True)

@@ -145,10 +145,10 @@ class Operand:
         if not self.way.by_async:
             return [] if self.late else self._fetched(range(self.count), k0, last)
         for j in range(self.count):
-            place, inside = self._access(j, 0, k0, last)
-            there = binary("lt", k0, last) if self.whole_steps else None  # a step is there, or it is not
-            if there is None or inside is not None:
-                there = inside if there is None else binary("and", inside, there)
+            place, there = self._access(j, 0, k0, last)
+            if self.whole_steps:  # a step is there, or it is not
+                whole = binary("lt", k0, last)
+                there = whole if there is None else binary("and", there, whole)
             assert there is not None
             size = select(there, const(CHUNK), const(0))
             done.append(Warp("copy_async", (self._place(j, stage), (self.s.buffer, (place,))), (size,)))
@@ -234,10 +234,9 @@ class Operand:
         if not self.way.along_k and self.s.dtype.itemsize == 4:
             g, t = binary("floordiv", lane, 4), binary("mod", lane, 4)
             for p in range(tiles * each):
-                tile, chunk, half = p // each, p % each // halves, p % halves
-                row = binary("add", first, binary("add", g, 8 * halves * tile + 8 * half))
+                row = binary("add", first, binary("add", g, 8 * halves * (p // each) + 8 * (p % halves)))
                 column = binary("xor", row, binary("mul", t, 8))
-                one = load(self.shared, (stage, binary("add", t, k + per * chunk), column), self.s.dtype)
+                one = load(self.shared, (stage, binary("add", t, k + per * (p % each // halves)), column), self.s.dtype)
                 done.append(Store(to, (const(p),), bitcast(one, i32)))
             return done
         r, quarter = binary("mod", lane, 8), binary("floordiv", lane, 8)

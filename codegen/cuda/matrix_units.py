@@ -67,7 +67,7 @@ UNITS: Final[dict[str, Unit]] = {
 
 
 def unit_for(a: DType, b: DType, target: Target, tf32: bool) -> Unit | None:
-    """The widest unit that an SM has for operands of these dtypes; f32 only where they are tf32 numbers. None where it has none."""
+    """The widest unit that an SM has for operands of these dtypes, of f32 only where they are tf32 numbers; or None."""
     if a in (i8, u8) and b in (i8, u8):
         names = [f"mma_{a}_{b}", f"mma_{a}_{b}_half"]
     elif a is not b:

@@ -123,8 +123,10 @@ def _launches(nodes: Sequence[tree.Node], parts: dict[str, Parts]) -> list[_Laun
 class _Maker:
     """Builds the kernel of one loop; `depth` loops are around it."""
 
-    def __init__(self, loop: tree.Loop, launches: Sequence[_Launch], depth: int, threads: int) -> None:
-        self.loop, self.launches, self.depth, self.threads = loop, launches, depth, threads
+    ended: tuple[Stmt, ...] = (Barrier(),)  # after a launch, so that the next one sees what it wrote
+
+    def __init__(self, loop: tree.Loop, launches: Sequence[_Launch], depth: int, threads: int, name: str) -> None:
+        self.loop, self.launches, self.depth, self.threads, self.name = loop, launches, depth, threads, name
         self.own = {p.slot: p for p in loop.pointers}
         self.arguments: dict[tuple[object, ...], Buffer] = {}
         self.views: list[View] = []
@@ -213,7 +215,7 @@ class _Maker:
                     case Alloc():
                         out.append(Alloc(s.buffer))
                     case Barrier():
-                        out.append(Barrier())
+                        out.append(s)
                     case _:
                         raise CompileError(f"{type(s).__name__} cannot stand in a kernel that runs a whole loop")
             return tuple(out)
@@ -234,7 +236,7 @@ class _Maker:
             buffers = {b: self.argument(b, v, which) for b, v in zip(x.kernel.buffers, x.views, strict=True)}
             loop = _thread_loop(x.kernel)
             if x.threads > self.threads:  # its threads in turns
-                turn = var(f"turn{number}")
+                turn = var(f"turn{number}_{self.name}")
                 thread = binary("add", binary("mul", turn, self.threads), TX)
                 body = self.rewritten(loop.body, number, buffers, thread)
                 if x.threads % self.threads:
@@ -247,10 +249,10 @@ class _Maker:
                 elif x.threads < self.threads:
                     body = (If(binary("lt", TX, const(x.threads)), body),)
             if x.waits:  # before the next block takes this one's shared memory
-                body = (*body, Barrier())
+                body = (*body, *self.ended)
             for s in reversed([s for s in statements(x.kernel.body) if isinstance(s, For) and s.kind == "block"]):
                 body = (For(s.var, s.start, s.stop, body),)
-            done += body if x.waits else [*body, Barrier()]
+            done += body if x.waits else [*body, *self.ended]
         return done
 
     def passes(self) -> list[Stmt]:
@@ -263,7 +265,7 @@ class _Maker:
         done: list[Stmt] = self.written_out(_Pass(0)) if low else []
         times = max(0, high - low) // round_
         if times > 1:
-            at = var("pass_")
+            at = var(f"pass_{self.name}")
             inner: list[Stmt] = []
             for k in range(round_):
                 inner += self.written_out(_Pass(low + k, times, round_, at))
@@ -295,13 +297,13 @@ def one_kernel(
     apart, inside = estimate(launches, target)
     if way == "auto" and inside >= apart:
         return None
-    maker = _Maker(loop, launches, depth, threads)
+    maker = _Maker(loop, launches, depth, threads, name)
     body = maker.passes()
     used = sum(-(-b.span * b.dtype.itemsize // 16) * 16 for b in maker.shared.values())
     if used > STATIC_SHARED:
         return None
     allocs: list[Stmt] = [Alloc(b) for b in maker.shared.values()]
-    made = launch(1, threads, [*allocs, *body])
+    made = launch(1, threads, [*allocs, *body], (var(f"only_{name}"),))
     kernel = Kernel(name, tuple(maker.arguments.values()), (made,), doc=f"{loop.count} passes of {len(launches)} launches")
     return kernel, tuple(maker.views), f"one block for all passes: {inside:,.0f} against {apart:,.0f} ns a pass, by estimate"
 

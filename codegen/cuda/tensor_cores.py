@@ -48,6 +48,7 @@ class Shape:
 
 
 LARGE: Final = Shape(128, 128, 64, 32)
+MANY_WARPS: Final = Shape(128, 128, 32, 32)  # for 8x8 sums: those of LARGE, with all fragments, take more than 128 registers
 SMALL: Final = Shape(64, 64, 32, 32)
 NARROW: Final = Shape(128, 32, 64, 32)
 FLAT: Final = Shape(32, 128, 32, 32)
@@ -78,10 +79,10 @@ def plan_for(g: Group, target: Target) -> Plan | None:
         return None
     sm = sm_of(target)
     m, n, k, b = (g.size[x] for x in "mnkb")
-    shapes = (LARGE, SMALL, NARROW, FLAT)
+    shapes = (LARGE if unit.m == 16 else MANY_WARPS, SMALL, NARROW, FLAT)
     least = min(s.padded(m, n) for s in shapes)
     blocks = {s: -(-m // s.rows) * -(-n // s.columns) * b for s in shapes}
-    fitting = [s for s in shapes if 4 * s.padded(m, n) <= 5 * least and (s is not LARGE or blocks[s] >= sm.multiprocessors)]
+    fitting = [s for s in shapes if 4 * s.padded(m, n) <= 5 * least and (s is not shapes[0] or blocks[s] >= sm.multiprocessors)]
     shape = fitting[0] if fitting else SMALL
     a, right = way_of(g, g.a, "m", target), way_of(g, g.b, "n", target)
     stages = 2

@@ -37,7 +37,7 @@ class CudaExecutable(Executable):
         self,
         *args: Any,
         device: Callable[[], Device],
-        estimate: Callable[[CudaProgram], Any],
+        estimate: Callable[[CudaProgram, str], Any],
         export: Callable[[CudaExecutable, Path, Sequence[int]], None] | None = None,
         shares: Executable | None = None,
         **options: Any,
@@ -99,17 +99,20 @@ class CudaExecutable(Executable):
         return self._called(inputs, out, keep=False)
 
     def _called(self, inputs: Sequence[Any], out: Any, *, keep: bool) -> Any:
+        arrays: Sequence[Any]
         arrays, specialisation = self._accept(inputs)
         binding: Any = self._bound(specialisation)
         donated = {slot for _, slot in binding.donated}
         ready: list[Any] = []
         for (name, _), slot, array in zip(self.arguments, binding.arguments, arrays, strict=True):
-            on_device = isinstance(array, Borrowed)
-            if slot in donated and on_device and not array.writable:
-                raise InputError(f"{self.graph.name}: input {name!r} is donated, and read-only: pass a copy")
-            if slot in donated and not on_device:
+            if isinstance(array, Borrowed):
+                if slot in donated and not array.writable:
+                    raise InputError(f"{self.graph.name}: input {name!r} is donated, and read-only: pass a copy")
+                ready.append(array)
+                continue
+            if slot in donated:
                 self._check_donated(name, array, [a for a in arrays if not isinstance(a, Borrowed)])
-            ready.append(array if on_device or (array.flags.c_contiguous and array.flags.aligned) else aligned_copy(array))
+            ready.append(array if array.flags.c_contiguous and array.flags.aligned else aligned_copy(array))
         given = None if out is None else self._device_out(binding, out)
         if out is not None and given is None:
             result = self._into(binding, ready, (), out)
@@ -182,7 +185,7 @@ class CudaExecutable(Executable):
             )
         if inputs:
             raise InputError(f"{self.graph.name}: an estimate takes no inputs; it is for the sizes met last: exe.specialise(...)")
-        return self._estimate(cast(CudaProgram, self.compiled.run))
+        return self._estimate(cast(CudaProgram, self.compiled.run), self.graph.name)
 
     def export(self, folder: str | Path, *, sms: Sequence[int] = (75, 80, 90)) -> None:
         """Writes a folder of PTX for these SMs, launch plans and weights, for the sizes met so far; `tw.load` takes it.

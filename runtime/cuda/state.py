@@ -370,10 +370,11 @@ class Batch:
         who = act
         if kind in "rn" and space == "shared":
             for k in range(per):
-                mine = cells + k if k else cells
-                early = shadow.read_later(self, mine, act)
+                these = cells + k if k else cells
+                early = shadow.read_later(self, these, act)
                 if early is not None:
-                    self._raced(space, "reads", early[1], "writes", int(mine[early[0]]) << shadow.shift, act[early[0]], describe)
+                    at = int(these[early[0]]) << shadow.shift
+                    self._raced(space, "reads", early[1], "writes", at, act[early[0]], describe)
             return
         if per > 1:
             cells = (cells[:, None] + np.arange(per)).reshape(-1)

@@ -24,6 +24,7 @@ from ..container import DamagedError
 from .device import signatures
 
 _PLAIN: Final = {int: (int,), str: (str,), bool: (bool,), float: (int, float)}
+_LAUNCHES: Final = 10_000_000
 _NODES: Final = {c.__name__: c for c in get_args(cuda.Node)}
 _APART: Final = ("constants", "ptx", "texts", "target")  # fields of a program that are not in its JSON as they are
 
@@ -129,9 +130,16 @@ def check(program: cuda.CudaProgram) -> None:
     for o, i in program.aliases:
         if not (0 <= o < len(program.outputs) and 0 <= i < len(program.inputs)):
             raise DamagedError(f"output {o} cannot be input {i}")
+
+    def read(place: cuda.Place) -> int:
+        if not 0 <= place[0] < len(sizes) or not 0 <= place[1] < sizes[place[0]]:
+            raise DamagedError(f"a branch reads a byte outside slot {place[0]}")
+        return 0
+
     try:
-        launches = program.launches(lambda place: 0) if program.is_static else ()
-        for launch in launches:
+        for number, launch in enumerate(program.launches(read)):
+            if number == _LAUNCHES:
+                raise DamagedError(f"a run takes more than {_LAUNCHES:,} launches")
             for (slot, offset), p in zip(launch.pointers, launch.kernel.parameters, strict=True):
                 if not 0 <= slot < len(sizes) or offset < 0 or offset + p.nbytes > sizes[slot]:
                     raise DamagedError(f"kernel {launch.kernel.name}: {p.name} lies outside slot {slot}")

@@ -8,8 +8,13 @@ _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0
 _LABEL = re.compile(r"(\.L_x_\d+)")
 
 
+def opcodes(text: str) -> list[str]:
+    """The instructions of all kernels in order."""
+    return [m[1] for m in map(_INSTRUCTION.match, text.splitlines()) if m]
+
+
 def loops(text: str, least: int = 0) -> list[list[str]]:
-    """The instructions of each loop of at least so many, by the jumps back; not counted: what only waits for an issue slot."""
+    """The instructions of each loop of at least so many, by the jumps back; without NOPs."""
     places: dict[str, int] = {}
     code: list[tuple[str, str]] = []
     for line in text.splitlines():

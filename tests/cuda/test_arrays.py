@@ -126,6 +126,15 @@ def test_dlpack_lends_the_emulators_memory(exe: CudaExecutable) -> None:
         exe.to_device(x).__dlpack__(copy=True)
 
 
+def test_torch_takes_what_dlpack_lends(exe: CudaExecutable) -> None:
+    torch = pytest.importorskip("torch", reason="the bench extra; numpy is its counterpart above")
+    x, y = pair()
+    kept = exe.on_device(x, y)
+    np.testing.assert_array_equal(torch.from_dlpack(kept).numpy(), kept.numpy())
+    with pytest.raises(InputError, match="detach"):
+        exe(torch.from_numpy(x).requires_grad_(), y)
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i1", "u2", "i8", "?"])
 def test_capsules_say_what_they_hold(dtype: str, exe: CudaExecutable) -> None:
     array = np.arange(6).astype(dtype).reshape(2, 3)

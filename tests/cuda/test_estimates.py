@@ -153,7 +153,7 @@ def test_roofline_and_how_it_is_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert kept["kernels"][0]["occupancy"] == k.occupancy
 
     product = tw.compile(lambda a, b: a @ b, tw.spec(256, 256), tw.spec(256, 256), target="cuda-sm_90").profile(estimate=True)
-    (k,) = product.kernels
+    k = product.kernels[0]  # the sum over parts of the reduction; another launch adds these up
     assert k.bound == "f32 arithmetic"
     # its tiles do not fill the card
     assert k.microseconds >= 2 * 256**3 / product.reference.peaks["f32"] * 1e6

@@ -60,7 +60,7 @@ def test_values_that_make_no_sense_in_a_block(changes):
 
 def test_flags_that_change_code_are_in_the_cache_key():
     names = {n for n, _ in flags().code_flags()}
-    assert names == {"target", "checked", "winograd"}
+    assert names == {"target", "checked", "winograd", "cuda_loops"}
     with config(checked=True):
         assert ("checked", True) in flags().code_flags()
 
