@@ -15,6 +15,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compression.compress import compress as compress
     from .compression.pruning import prune as prune
     from .compression.quantize import quantize as quantize
     from .compression.quantize import quantize_aware as quantize_aware
@@ -56,6 +57,7 @@ _WHERE = {
     "NonFiniteLossError": "training.errors",
     "callbacks": "training.callbacks.",
     "search": "training.search",
+    "compress": "compression.compress",
     "prune": "compression.pruning",
     "quantize": "compression.quantize",
     "quantize_aware": "compression.quantize",

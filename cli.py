@@ -31,6 +31,11 @@ MODEL is one of
 _SPEC_HELP = "type of one argument: 1,784 or N,3,224,224 (N: any size) or 8,16:i64; once per argument, in order"
 
 
+_TARGET_HELP = (
+    "host (default), x86-64-v2, x86-64-v3, x86-64-v4 or aarch64-neon; cuda, cuda-sm_75, cuda-sm_80, cuda-sm_90 or cuda-emulator"
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
     parser = _parser()
@@ -130,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help="weights by input name: .safetensors or .npz (else those of the Python model, or random ones)",
             )
-        sub.add_argument("--target", metavar="ROW", help="host (default), x86-64-v2, x86-64-v3, x86-64-v4 or aarch64-neon")
+        sub.add_argument("--target", metavar="ROW", help=_TARGET_HELP)
         sub.add_argument("--threads", type=_count, metavar="N", help="most threads to use (default: all this process may use)")
         sub.add_argument("--no-cache", dest="cache", action="store_const", const="off", help="compile anew, store nothing")
         if model:
@@ -183,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = add(
         "inspect",
-        "print the text of any stage: graph, a pass, loops, llvm, asm",
+        "print the text of any stage: graph, a pass, loops, llvm, asm; estimates of CUDA kernels",
         "cli_model:inspect_command",
         figures=False,
         description="Prints a model as it stands after a stage.\n\n" + _MODEL_HELP,
@@ -191,7 +196,10 @@ def _parser() -> argparse.ArgumentParser:
     compiling(inspect)
     inspect.add_argument("--memory", action="store_true", help="what a call needs of memory, and what is recomputed to fit")
     inspect.add_argument(
-        "--stage", metavar="STAGE", help="graph, a pass by name, loops, llvm or asm; without it, the list of stages"
+        "--stage",
+        metavar="STAGE",
+        help="graph, a pass by name, loops, llvm or asm (CUDA: ptx, sass); without it, the list of stages, and for a CUDA target "
+        "estimates of its kernels",
     )
 
     opt = add(
@@ -270,7 +278,36 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--dense", action="store_true", help="no sparse kernels, whatever they measure")
     prune.add_argument("--seed", type=_natural, default=0, metavar="N", help="for --criterion random (default 0)")
     prune.add_argument("-o", "--output", metavar="FILE", help="write the model: .onnx (with zeros in it, or smaller) or .tw")
-    prune.add_argument("--report", metavar="FILE", help="write the report: .json")
+    prune.add_argument("--report", metavar="FILE", help="write the report: .html or .json")
+
+    compress = add(
+        "compress",
+        "a model and typical inputs in, the model with the best kind of each layer and a report out",
+        "cli_compress:compress_command",
+        description="Chooses for each layer floats, bf16, integers or sparse weights, by measured time and a measured metric.\n\n"
+        + _MODEL_HELP,
+    )
+    compiling(compress)
+    compress.add_argument(
+        "--calibration", action="append", metavar="FILE.npy", default=[], help="typical inputs; once per argument, in order"
+    )
+    compress.add_argument("--labels", metavar="FILE.npy", help="targets, for the metric")
+    compress.add_argument(
+        "--metric",
+        choices=("accuracy", "agreement", "cosine"),
+        help="default: accuracy with labels, else agreement with the original's classes, or cosine with its results",
+    )
+    compress.add_argument("--max-drop", type=float, default=0.01, metavar="D", help="how much of it may go (default 0.01)")
+    compress.add_argument("--objective", choices=("latency", "size"), default="latency", help="default latency")
+    compress.add_argument("--kinds", metavar="A,B", help="bf16, int8, 'int8 weights', 'int4 weights', sparse (default: all)")
+    compress.add_argument("--keep", action="append", metavar="NAME", default=[], help="a layer (or pattern) that stays float")
+    compress.add_argument("--batch", type=_count, default=32, metavar="N", help="inputs in a batch of the data (default 32)")
+    compress.add_argument("--timed-batch", type=_count, metavar="N", help="the batch that is timed (default: that of the data)")
+    compress.add_argument(
+        "--method", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="ranges of integers (default mse)"
+    )
+    compress.add_argument("-o", "--output", metavar="FILE", help="write the model: .onnx or .tw")
+    compress.add_argument("--report", metavar="FILE", help="write the report: .html or .json")
 
     bench = commands.add_parser("bench", help="measure kernels, models, training steps and compile times, beside the peers")
     kinds = bench.add_subparsers(title="what to measure", metavar="WHAT", required=True)

@@ -84,8 +84,9 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def inspect_command(args: argparse.Namespace) -> None:
-    """Prints one stage, or the list of them; or the need of memory."""
-    if args.model.endswith(".onnx") and args.stage is None and not args.memory:
+    """Prints one stage, or the list of them (for a CUDA target with estimates of its kernels); or the need of memory."""
+    cuda = (args.target or "").startswith("cuda")
+    if args.model.endswith(".onnx") and args.stage is None and not args.memory and not cuda:
         from .cli_onnx import summary
 
         summary(args.model, _sizes(args.size))
@@ -95,6 +96,9 @@ def inspect_command(args: argparse.Namespace) -> None:
         exe.specialise(**_all_sizes(exe, sizes))
     if args.memory:
         _print_memory(exe)
+    elif args.stage is None and cuda:
+        exe.profile(estimate=True).print()
+        print(f"stages: {', '.join(exe.stages)}")
     elif args.stage is None:
         print("\n".join(exe.stages))
     else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 from .cli_model import executable
@@ -39,6 +37,6 @@ def prune_command(args: argparse.Namespace) -> dict[str, Any]:
         write_model(made.graph, output)
         print(f"wrote {output}")
     if args.report:
-        Path(args.report).write_text(json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8")
+        made.save(args.report)
         print(f"wrote {args.report}")
     return made.as_dict()

@@ -30,7 +30,7 @@ def quantize_command(args: argparse.Namespace) -> dict[str, Any]:
     report = Report()
     made = quantize(
         graph,
-        _batches(args.calibration, args.batch) or None,
+        batches_of([read_array(f) for f in args.calibration], args.batch) or None,
         weights=None if args.only == "activations" else "int8",
         activations=None if args.only == "weights" else args.activations,
         per_channel=not args.per_tensor,
@@ -52,9 +52,8 @@ def quantize_command(args: argparse.Namespace) -> dict[str, Any]:
     return report.as_dict()
 
 
-def _batches(files: Sequence[str], size: int) -> list[tuple[Array, ...]]:
-    """One array for each argument, cut along the first dimension."""
-    arrays = [read_array(f) for f in files]
+def batches_of(arrays: Sequence[Array], size: int) -> list[tuple[Array, ...]]:
+    """Arrays (one for each argument) cut along the first dimension."""
     if not arrays:
         return []
     counts = {a.shape[0] if a.ndim else 0 for a in arrays}

@@ -1,16 +1,20 @@
 """Compression: quantisation and pruning, and what they say of each layer.
 
-`tw.quantize` and `tw.prune` are the ways in; here is what goes with them.
+`tw.quantize`, `tw.prune` and `tw.compress` are the ways in; here is what goes with them.
 """
 
+from .compress import Compressed
 from .gradients import gradients_of
 from .gradual import GradualPruning, PolynomialDecay
 from .pruning import Pruned, PrunedLayer
 from .report import LayerReport, Report
+from .report_compress import CompressReport
 from .sparsify import sparsify
 from .timing import milliseconds
 
 __all__ = [
+    "CompressReport",
+    "Compressed",
     "GradualPruning",
     "LayerReport",
     "PolynomialDecay",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..ir.build import input_node
-from ..ir.dtypes import as_dtype, bf16, f16, f32, i8
+from ..ir.dtypes import as_dtype, bf16, f16, f32, i8, u8
 from ..ir.errors import InputError
 from ..ir.graph import Graph, Node, postorder
 from ..ir.graphs import bind_sizes
@@ -31,6 +31,7 @@ from ..passes.insert_quantize import (
 )
 from ..passes.layers import Layer, find_layers, find_loop_layers
 from ..passes.loop_layers import Change, stacked
+from ..passes.products import Product, find_products
 from ..passes.weight_only import fits
 from .bias import corrections
 from .blocks import block_nodes, block_weights, codebook_nodes, codebook_weights
@@ -40,6 +41,7 @@ from .report import LayerReport, Report
 from .source import Array, Source
 from .timing import Measure, Timer
 
+Pair = tuple[Quantization | None, Quantization | None]
 HALVES = {"bfloat16": bf16, "float16": f16}
 CODEBOOKS = {"codebook8": 8, "codebook4": 4}  # bits of a place
 Keep = str | Iterable[str] | Callable[[str], bool]
@@ -56,6 +58,7 @@ class Options:
     percentile: float = 99.99
     bias_correction: bool = False
     group: int = 32
+    products: bool = False
 
     @property
     def calibrated(self) -> bool:
@@ -70,6 +73,7 @@ class Plan:
     points   values that are quantised, in groups with one scale
     seen     how these were distributed in calibration
     inside   those of the layers to quantise that are in bodies of loops, and how what they read there is quantised
+    products products of two activations to quantise, and how their operands are that a loop's body computes
     """
 
     source: Source
@@ -82,12 +86,15 @@ class Plan:
     seen: dict[Node, Histogram] = field(default_factory=dict)
     scales: dict[Node, Quantization] = field(default_factory=dict)
     inside: dict[Layer, Quantization | None] = field(default_factory=dict)
+    products: dict[Product, Pair] = field(default_factory=dict)
 
     def make(self, keep: Keep, measure: Measure | None) -> Plan:
         """Chooses layers, calibrates, and keeps those in floats that are no faster in integers."""
-        chosen, kept = _choose(self.source, keep, self.report)
+        chosen, kept = _choose(self.source, keep, self.report, self.options.products)
         self.chosen, self.kept = ([x for x in some if x.loop is None] for some in (chosen, kept))
         self.inside = {x: None for x in chosen if x.loop is not None}
+        if self.options.products:
+            self.products = dict.fromkeys(_products(self.source, keep, self.report), (None, None))
         self._calibrate()
         if measure is not None and self.options.calibrated and self.options.weights is not None:
             timer = Timer(measure, _sizes(self.source.graph, self.batches))
@@ -104,36 +111,70 @@ class Plan:
                 if reason:
                     line.choice, line.reason = "float", reason
                     del self.inside[layer]
+            self._time_products(timer)
             self._calibrate()
         return self
 
-    def _line(self, layer: Layer) -> LayerReport:
+    def _time_products(self, timer: Timer) -> None:
+        """Keeps products in floats that are no faster in integers: those of a loop together."""
+        for loop in dict.fromkeys(p.loop or p.node for p in self.products):
+            together = [p for p in self.products if loop in (p.loop, p.node)]
+            of_outer = {o.around: self._outer(o.around) for p in together for o in (p.left, p.right) if o.around is not None}
+            changes = {p.node: self._change(p) for p in together} if together[0].loop is not None else {}
+            lines = [self._line(p) for p in together]
+            reason = timer.slower_product(loop, of_outer, changes, self.source, lines)
+            for p, line in zip(together, lines, strict=True):
+                if reason:
+                    line.choice, line.reason = "float", reason
+                    del self.products[p]
+
+    def _outer(self, x: Node) -> Quantization:
+        """How a value is quantised that comes to a product from around."""
+        fixed = derived([x], frozenset())
+        return self.scales[sources(x, Facts(), fixed)[0]]
+
+    def _change(self, product: Product) -> Change:
+        """The operands of a product in a loop that its body computes, quantised."""
+        of_x, of_w = ((lambda x: x) if q is None else self.quantizer(q) for q in self.products[product])
+        return Change(of_x, of_w)
+
+    def _line(self, layer: Layer | Product) -> LayerReport:
         return next(x for x in self.report.layers if x.name == layer.name)
 
     def _calibrate(self) -> None:
         """The scale of each value: that of the widest range of its group."""
         if not self.options.calibrated:
             return
-        self.points = find_points(self.source.graph, self.chosen)
-        steps = {x: _in_all_steps(x) for x in self.inside}
+        outer = [o.around for p in self.products for o in (p.left, p.right) if o.around is not None]
+        self.points = find_points(self.source.graph, self.chosen, also=outer)
+        steps: dict[Layer | tuple[Product, int], Node] = {x: _in_all_steps(x) for x in self.inside}
+        for p in self.products:
+            for side, o in enumerate((p.left, p.right)):
+                if o.inside is not None and p.loop is not None:
+                    steps[p, side] = stacked(p.loop, o.inside)
         missing = [n for n in (*(n for g in self.points.groups for n in g), *steps.values()) if n not in self.seen]
         if missing:
-            of_loops = {n: f"what {x.name} reads in the loop" for x, n in steps.items()}
+            of_loops = {n: f"what {(x if isinstance(x, Layer) else x[0]).name} reads in the loop" for x, n in steps.items()}
             names = [of_loops.get(n) or _said(self.source.graph, n) for n in missing]
             found = observe(self.source.graph, self.source.values, missing, names, self.batches)
             self.seen |= dict(zip(missing, found, strict=True))
         self.scales = {}
+        right_sides = [p.right.around for p in self.products if p.right.around is not None]
+        around_zero = {s for x in right_sides for s in sources(x, Facts(), derived([x], frozenset()))}
         for g in self.points.groups:
-            self.scales |= dict.fromkeys(g, self._over(g))
-        self.inside = {x: self._over([n]) for x, n in steps.items()}
+            self.scales |= dict.fromkeys(g, self._over(g, not around_zero.isdisjoint(g)))
+        self.inside = {x: self._over([steps[x]]) for x in self.inside}
+        for p in self.products:
+            left, right = (self._over([steps[p, k]], k == 1) if (p, k) in steps else None for k in (0, 1))
+            self.products[p] = (left, right)
 
-    def _over(self, nodes: Sequence[Node]) -> Quantization:
-        """How values that share a scale are quantised."""
+    def _over(self, nodes: Sequence[Node], around_zero: bool = False) -> Quantization:
+        """How values that share a scale are quantised: in i8 around 0 if they must be."""
         o = self.options
-        signed = o.activations == "int8"
+        signed = o.activations == "int8" or around_zero
         ranges = [self.seen[n].range(o.method, o.percentile, signed) for n in nodes]
         s = scale_of(Range(min(r.low for r in ranges), max(r.high for r in ranges)), "i8" if signed else "u8")
-        return Quantization(s.scale, s.zero, DTYPES[str(o.activations)])
+        return Quantization(s.scale, s.zero, i8 if signed else u8)
 
     def quantizer(self, read: Quantization | None) -> Callable[[Node], Node]:
         """What a layer in a loop reads, quantised as `read` says, or in each run, or as it is."""
@@ -186,7 +227,8 @@ class Plan:
 
     def readers_of_floats(self) -> set[Node]:
         """The nodes that read values as they were before quantisation."""
-        exact = exact_readers(self.source.graph, {x.node for x in self.chosen}, set(self.scales), Facts())
+        integers = {x.node for x in self.chosen} | {p.loop or p.node for p in self.products}
+        exact = exact_readers(self.source.graph, integers, set(self.scales), Facts())
         return {x.node for x in self.kept} | exact
 
     def graph(self, values: Mapping[str, Array]) -> Graph:
@@ -220,6 +262,9 @@ class Plan:
                     (new,) if new is layer.w else tuple(i for i in new.inputs if any("role" in n.attrs for n in postorder([i])))
                 )
                 loops.setdefault(layer.loop, {})[layer.node] = Change(self.quantizer(read), new, held)
+        for p in self.products:
+            if p.loop is not None:
+                loops.setdefault(p.loop, {})[p.node] = self._change(p)
         shifts: dict[Node, Node] = {}
         if o.bias_correction and errors:
             means = corrections(source, self.chosen, errors, self.batches)
@@ -232,6 +277,18 @@ class Plan:
         floats = self.readers_of_floats()
         made = insert_quantize(source.graph, self.chosen, self.scales, new_weights, floats, shifts, dynamic, loops)
         return used(Graph(tuple(inputs), made.outputs, made.output_names, made.name, (), made.labels, numbers))
+
+
+def _products(source: Source, keep: Keep, report: Report) -> list[Product]:
+    """The products of two activations to quantise, each with a line in the report."""
+    wanted, chosen = kept_by(keep), []
+    for p in find_products(source.graph, (x.name for x in report.layers)):
+        kept = wanted(p.name)
+        reason = "asked to be kept" if kept else "multiplies bytes of two activations"
+        report.layers.append(LayerReport(p.name, p.node.op.name, "float" if kept else "int8", reason))
+        if not kept:
+            chosen.append(p)
+    return chosen
 
 
 def _in_all_steps(layer: Layer) -> Node:
@@ -250,7 +307,7 @@ def kept_by(keep: Keep) -> Callable[[str], bool]:
     return lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
-def _choose(source: Source, keep: Keep, report: Report) -> tuple[list[Layer], list[Layer]]:
+def _choose(source: Source, keep: Keep, report: Report, products: bool) -> tuple[list[Layer], list[Layer]]:
     """(layers to quantise, layers that stay float), each with a line in the report."""
     wanted = kept_by(keep)
     chosen: list[Layer] = []
@@ -271,14 +328,13 @@ def _choose(source: Source, keep: Keep, report: Report) -> tuple[list[Layer], li
         report.layers.append(line)
     if not layers:
         report.notes.append("no layer: no contraction of data with weights")
-    unknown = [] if callable(keep) else [p for p in ([keep] if isinstance(keep, str) else keep) if not _matches(p, layers)]
+    names = [x.name for x in layers]
+    names += [p.name for p in find_products(source.graph, names)] if products else []
+    patterns = [] if callable(keep) else [keep] if isinstance(keep, str) else keep
+    unknown = [p for p in patterns if not any(fnmatch.fnmatchcase(n, p) for n in names)]
     if unknown:
-        raise InputError(f"keep: no layer is named {unknown}; there are {[x.name for x in layers][:20]}")
+        raise InputError(f"keep: no layer is named {unknown}; there are {names[:20]}")
     return chosen, kept
-
-
-def _matches(pattern: str, layers: Sequence[Layer]) -> bool:
-    return any(fnmatch.fnmatchcase(x.name, pattern) for x in layers)
 
 
 def _bytes(t: TensorType) -> int:

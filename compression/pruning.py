@@ -6,8 +6,10 @@ its weights masked, and with sparse kernels where these measure faster.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from ..ir.graph import Graph
 from ..passes.layers import find_layers
 from .masks import Pattern, Units, View, checked_ratio, pattern_of, scores_of, sparsity, together
 from .options import Options, Ratio, names_of
+from .report_page import Cell, bars, page
 from .sensitivity import ratios_by_sensitivity
 from .shrinking import STRUCTURES, shrink_graph, shrink_module
 from .source import Array, Source, source_of
@@ -75,6 +78,31 @@ class Pruned:
         layers = [{**asdict(x), "zeros": x.zeros} for x in self.layers]
         totals = {"before": self.parameters_before, "after": self.parameters_after}
         return {"layers": layers, "sparsity": self.sparsity, "parameters": totals}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report: JSON, or a page of HTML where the name ends in .html."""
+        p = Path(path)
+        text = self.html() if p.suffix in (".html", ".htm") else json.dumps(self.as_dict(), indent=1) + "\n"
+        p.write_text(text, encoding="utf-8")
+
+    def html(self) -> str:
+        """A page that needs nothing else: plots, and a table of the layers."""
+        name = self.graph.name if self.graph is not None else type(self.model).__name__
+        most = max([x.total for x in self.layers] + [1])
+        rows: list[list[Cell]] = []
+        for x in self.layers:
+            times = "" if x.dense_ms is None or x.sparse_ms is None else f"{x.dense_ms:.3f} / {x.sparse_ms:.3f}"
+            rows.append([x.name, x.choice, x.reason, times, (f"{x.total:,} → {x.kept:,}", x.total / most, x.kept / most)])
+        timed = [x for x in self.layers if x.dense_ms is not None and x.sparse_ms is not None]
+        names = [x.name for x in self.layers]
+        plots = [
+            bars("What is left of each layer", names, {"kept": [1 - x.zeros for x in self.layers]}, "share"),
+            bars("Time of each layer", [x.name for x in timed], {"dense": [x.dense_ms or 0.0 for x in timed],
+                 "sparse": [x.sparse_ms or 0.0 for x in timed]}, "ms"),
+        ]  # fmt: skip
+        said = [f"{self.parameters_before:,} → {self.parameters_after:,} weights that are not zero."]
+        heads = ("layer", "choice", "reason", "ms dense / sparse", "weights or channels")
+        return page(f"{name}: pruned", said, heads, rows, plots)
 
     def __str__(self) -> str:
         wide = max([len(x.name) for x in self.layers] + [5])

@@ -33,6 +33,7 @@ def quantize(
     smooth: float | str | None = "auto",
     keep: Keep = (),
     group: int = 32,
+    products: bool = False,
     measure: Measure | None = None,
     report: Report | None = None,
 ) -> Graph:
@@ -55,6 +56,7 @@ def quantize(
                  'auto' lets each layer have what suits it, where calibration data show that it needs any
     keep         layers that stay float: names, patterns of names ('head*'), or a function of the name
     group        inputs that share a scale with 'int4' and 'codebook4', a multiple of 8
+    products     whether products of two activations become integers too: attention's scores, and its weights times its values
     measure      a function that gives the milliseconds of a Graph: a layer stays float where it is not faster in integers
     report       a Report to fill in: per layer the choice and its reason
 
@@ -64,7 +66,7 @@ def quantize(
 
     Raises InputError for empty calibration, numbers that are not finite in it or in weights, and options that do not exist.
     """
-    options = Options(weights, activations, per_channel, method, percentile, bias_correction, group)
+    options = Options(weights, activations, per_channel, method, percentile, bias_correction, group, products)
     plan = _plan(model, calibration, specs, options, (equalize, smooth), keep, measure, report)
     return plan.graph(plan.source.values)
 
@@ -146,5 +148,7 @@ def _check(o: Options, measure: object) -> None:
         raise InputError(f"method is one of {', '.join(map(repr, METHODS))}, got {o.method!r}")
     if not isinstance(o.percentile, int | float) or not 50 < o.percentile <= 100:
         raise InputError(f"percentile is above 50 and at most 100, got {o.percentile!r}")
+    if o.products and not o.calibrated:
+        raise InputError("products of two activations become integers over ranges that were seen: activations='uint8' or 'int8'")
     if measure is not None and not callable(measure):
         raise InputError(f"measure is a function of a Graph that gives milliseconds, got {measure!r}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .report_page import Cell, bars, page
 
 
 @dataclass
@@ -82,52 +83,30 @@ class Report:
         p.write_text(text, encoding="utf-8")
 
     def html(self) -> str:
-        """A page that needs nothing else: a table, and bars of weights and of errors."""
+        """A page that needs nothing else: plots, and a table of the layers."""
         most = max([x.bytes_before for x in self.layers] + [1])
         worst = max([x.weight_error for x in self.layers] + [1e-9])
-        rows = []
+        rows: list[list[Cell]] = []
         for x in self.layers:
             seen = "" if x.low is None or x.high is None else f"{x.low:.4g} .. {x.high:.4g}"
             scale = "" if x.scale is None else f"{x.scale:.4g}, {x.zero}"
             times = "" if x.float_ms is None or x.int8_ms is None else f"{x.float_ms:.3f} / {x.int8_ms:.3f}"
-            cells = [x.name, x.op, x.choice, x.reason, seen, scale, times]
-            bars = [
-                f'<td class="n">{x.bytes_before:,} &rarr; {x.bytes_after:,}'
-                f"{_bar(x.bytes_before / most, x.bytes_after / most)}</td>",
-                f'<td class="n">{x.weight_error:.4f}{_bar(x.weight_error / worst)}</td>',
-            ]
-            rows.append("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "".join(bars) + "</tr>")
+            size = (f"{x.bytes_before:,} → {x.bytes_after:,}", x.bytes_before / most, x.bytes_after / most)
+            error = (f"{x.weight_error:.4f}", x.weight_error / worst)
+            rows.append([x.name, x.op, x.choice, x.reason, seen, scale, times, size, error])
         t = self.totals
+        heads = (
+            "layer", "op", "choice", "reason", "range seen", "scale, zero point", "ms float / int8", "bytes of weights", "error",
+        )  # fmt: skip
+        timed = [x for x in self.layers if x.float_ms is not None and x.int8_ms is not None]
+        names = [x.name for x in self.layers]
+        plots = [
+            bars("Weights of each layer", names, {"before": [x.bytes_before / 1024 for x in self.layers],
+                 "after": [x.bytes_after / 1024 for x in self.layers]}, "KiB"),
+            bars("Error of the quantised weights", names, {"error": [x.weight_error for x in self.layers]}, "relative"),
+            bars("Time of each layer alone", [x.name for x in timed], {"float": [x.float_ms or 0.0 for x in timed],
+                 "int8": [x.int8_ms or 0.0 for x in timed]}, "ms"),
+        ]  # fmt: skip
         settings = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
-        notes = "".join(f"<p>{html.escape(n)}</p>" for n in self.notes)
-        heads = [
-            "layer",
-            "op",
-            "choice",
-            "reason",
-            "range seen",
-            "scale, zero point",
-            "ms float / int8",
-            "bytes of weights",
-            "error",
-        ]
-        head = "".join(f"<th>{h}</th>" for h in heads)
-        return (
-            f"<!doctype html><meta charset=utf-8><title>{html.escape(self.model)}: quantised</title><style>{_STYLE}</style>"
-            f"<h1>{html.escape(self.model)}: quantised</h1><p>{html.escape(settings)}</p>{notes}"
-            f"<p>Weights: {t['bytes_before']:,} &rarr; {t['bytes_after']:,} bytes.</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>\n"
-        )
-
-
-_STYLE = (
-    "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:3px 9px;border-bottom:1px solid #ddd;"
-    "text-align:left;vertical-align:top}.n{text-align:right;min-width:11em}.b{height:5px;background:#cdd6e4;margin-top:3px}"
-    ".b>i{display:block;height:5px;background:#3568b0}"
-)
-
-
-def _bar(share: float, inner: float | None = None) -> str:
-    width = 100 * min(max(share, 0.0), 1.0)
-    within = 100.0 if inner is None or share <= 0 else 100 * min(inner / share, 1.0)
-    return f'<div class="b" style="width:{width:.1f}%"><i style="width:{within:.1f}%"></i></div>'
+        said = [settings, *self.notes, f"Weights: {t['bytes_before']:,} → {t['bytes_after']:,} bytes."]
+        return page(f"{self.model}: quantised", said, heads, rows, plots)

@@ -4,11 +4,20 @@
 
 x / s is computed where x is, in the kernel of the layer norm or activation that makes it; whoever else reads x still reads x.
 (Xiao et al., "SmoothQuant: accurate and efficient post-training quantization for large language models", 2023, equation 4.)
+
+Which a is best differs from layer to layer, and most layers need none. With 'auto' each group of layers takes the one for which
+rounding is expected to err least: steps of x and of w, each uniformly distributed, against the squares of what they multiply,
+
+    error of y[o]  =  step(x)^2 / 12 * sum_j w[j, o]^2  +  step(w[:, o])^2 / 12 * sum_j mean(x[j]^2)
+
+over sum_j mean(x[j]^2) w[j, o]^2; it stays as it is where no a takes at least `_GAIN` off that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -23,24 +32,43 @@ from ..passes.rewrite import use_counts
 from .observe import values_of
 from .source import Array, Source
 
-_LEAST = 1e-5  # of the largest channel: smaller ones count as that
+_LEAST: Final = 1e-5  # of the largest channel: smaller ones count as that
+_GAIN: Final = 0.2  # of the expected error: less is not worth a scale
+STRENGTHS: Final = (0.5, 0.6, 0.7, 0.8, 0.9)  # that 'auto' tries
 
 
-def smoothed(source: Source, batches: Sequence[tuple[Array, ...]], a: float = 0.5) -> tuple[Source, list[str]]:
-    """The source with evened inputs of layers, and a line for the report. Results of layers and inputs of the graph are left as
-    they are: scales of those would stand between two products of integers, or at the door."""
+@dataclass(frozen=True)
+class Seen:
+    """Of each channel that a layer reads: the least and the largest number, and the mean square."""
+
+    low: Array
+    high: Array
+    square: Array
+
+
+def smoothed(
+    source: Source, batches: Sequence[tuple[Array, ...]], a: float | None = None, signed: bool = False
+) -> tuple[Source, list[str]]:
+    """The source with evened inputs of layers, and a line for the report: by a, or each group by the one that suits it, or none.
+    `signed` says that what layers read becomes signed integers around 0.
+
+    Results of layers and inputs of the graph are left as they are: scales of those would stand between two products of integers,
+    or at the door."""
     groups = _groups(source.graph)
     if not groups:
-        return source, ["smoothed nothing: no layer reads what a norm or an activation computes"]
-    bounds = _largest(source, [g[0] for g in groups], batches)
+        return source, [] if a is None else ["smoothed nothing: no layer reads what a norm or an activation computes"]
     values = dict(source.values)
     inputs = list(source.graph.inputs)
     table: dict[Node, Node] = {}
-    for k, (group, most) in enumerate(zip(groups, bounds, strict=True)):
+    done: list[str] = []
+    for k, (group, seen) in enumerate(zip(groups, _seen(source, [g[0] for g in groups], batches), strict=True)):
         assert group[0].inputs is not None
-        of_w = np.max([_bound(values[str(g.w.attrs["name"])], g.inputs[1]) for g in group if g.inputs], axis=0)
-        most, of_w = (np.maximum(v, max(float(v.max()), 1e-30) * _LEAST) for v in (most, of_w))
-        s = (most**a / of_w ** (1 - a)).astype(np.float32)
+        matrices = [_matrix(g, values) for g in group]
+        strength = suited(seen, matrices, signed) if a is None else a
+        if strength is None:
+            continue
+        s = _scales(seen, matrices, strength).astype(np.float32)
+        done.append("/".join(g.name for g in group) + (f" ({strength})" if a is None else ""))
         name = f"smooth.{k}"
         inverse = input_node(name, TensorType(group[0].x.dtype, (s.size,)), "parameter")
         inputs.append(inverse)
@@ -53,8 +81,47 @@ def smoothed(source: Source, batches: Sequence[tuple[Array, ...]], a: float = 0.
             values[str(g.w.attrs["name"])] = w * s.reshape([-1 if d == g.inputs[1] else 1 for d in range(w.ndim)])
     made = _with(source.graph, table)
     graph = Graph(tuple(inputs), made.outputs, made.output_names, made.name, (), made.labels, values)
-    said = ", ".join("/".join(g.name for g in group) for group in groups)
-    return Source(graph, values), [f"smoothed what {len(groups)} groups of layers read: {said}"]
+    if not done:
+        return source, []
+    return Source(graph, values), [f"smoothed what {len(done)} groups of layers read: {', '.join(done)}"]
+
+
+def _matrix(layer: Layer, values: Mapping[str, Array]) -> Array:
+    """A layer's weights as [inputs, outputs and what else there is]."""
+    assert layer.inputs is not None
+    w = np.moveaxis(values[str(layer.w.attrs["name"])], layer.inputs[1], 0)
+    return w.reshape(len(w), -1).astype(np.float64)
+
+
+def _scales(seen: Seen, matrices: Sequence[Array], a: float) -> Array:
+    most = np.maximum(-seen.low, seen.high)
+    of_w = np.max([np.abs(w).max(1) for w in matrices], axis=0)
+    most, of_w = (np.maximum(v, max(float(v.max()), 1e-30) * _LEAST) for v in (most, of_w))
+    return np.asarray(most**a / of_w ** (1 - a))
+
+
+def suited(seen: Seen, matrices: Sequence[Array], signed: bool) -> float | None:
+    """The a for which rounding is expected to err least; None where that is hardly less than without."""
+    least = (1 - _GAIN) * _expected(seen, matrices, np.ones(len(seen.low)), signed)
+    found = None
+    for a in STRENGTHS:
+        error = _expected(seen, matrices, _scales(seen, matrices, a), signed)
+        if error < least:
+            found, least = a, error
+    return found
+
+
+def _expected(seen: Seen, matrices: Sequence[Array], s: Array, signed: bool) -> float:
+    """The expected square of the rounding error over the square of the result, with x / s and w * s in eight bits."""
+    low, high, square = min(float((seen.low / s).min()), 0.0), max(float((seen.high / s).max()), 0.0), seen.square / s**2
+    step = max(-low, high) / 127 if signed else (high - low) / 255
+    total = 0.0
+    for w in matrices:
+        scaled = w * s[:, None]
+        of_w = np.abs(scaled).max(0) / 127
+        errors = step**2 * (scaled**2).sum(0) + of_w**2 * square.sum()
+        total += float(errors.sum() / max(float((seen.square @ w**2).sum()), 1e-30))
+    return total
 
 
 def _with(graph: Graph, table: dict[Node, Node]) -> Graph:
@@ -98,16 +165,13 @@ def _product(x: Node, layers: set[Node], facts: Facts) -> bool:
     return False
 
 
-def _bound(w: Array, axis: int) -> Array:
-    return np.asarray(np.abs(w).max(axis=tuple(k for k in range(w.ndim) if k != axis)))
-
-
-def _largest(source: Source, layers: Sequence[Layer], batches: Sequence[tuple[Array, ...]]) -> list[Array]:
-    """The largest absolute value in each input channel that each layer reads."""
+def _seen(source: Source, layers: Sequence[Layer], batches: Sequence[tuple[Array, ...]]) -> list[Seen]:
+    """What each layer reads, channel by channel."""
     watched = []
     for x in layers:
         assert x.inputs is not None
         axes = tuple(d for d in range(len(x.x.shape)) if d != x.inputs[0])
-        watched.append(make("max", make("abs", x.x), axes=axes, keepdims=False))
-    found = [np.stack(v).max(0) for v in zip(*values_of(source.graph, source.values, watched, batches), strict=True)]
-    return [np.asarray(v, np.float64) for v in found]
+        square = make("mul", x.x, x.x)
+        watched += [make(op, v, axes=axes, keepdims=False) for op, v in (("min", x.x), ("max", x.x), ("mean", square))]
+    found = [np.stack(v).astype(np.float64) for v in zip(*values_of(source.graph, source.values, watched, batches), strict=True)]
+    return [Seen(found[k].min(0), found[k + 1].max(0), found[k + 2].mean(0)) for k in range(0, len(found), 3)]

@@ -40,17 +40,17 @@ class Source:
         return run(Graph(inputs, (node,)), {str(i.attrs["name"]): self.values[str(i.attrs["name"])] for i in inputs})[0]
 
 
-def as_batches(calibration: Any) -> list[tuple[Array, ...]]:
+def as_batches(calibration: Any, what: str = "calibration") -> list[tuple[Array, ...]]:
     """Batches as tuples of arrays, one for each argument. Raises InputError where there is none, or one is no array."""
     if isinstance(calibration, np.ndarray):
-        raise InputError("calibration is an iterable of batches, not one array: give [array], or several slices of it")
+        raise InputError(f"{what} is an iterable of batches, not one array: give [array], or several slices of it")
     try:
         given = list(calibration)
     except TypeError:
-        raise InputError(f"calibration is an iterable of batches, not {type(calibration).__name__}") from None
+        raise InputError(f"{what} is an iterable of batches, not {type(calibration).__name__}") from None
     batches = [tuple(map(np.asarray, b)) if isinstance(b, tuple | list) else (np.asarray(b),) for b in given]
     if not batches or all(a.size == 0 for b in batches for a in b):
-        raise InputError("calibration is empty: give at least one batch of typical inputs")
+        raise InputError(f"{what} is empty: give at least one batch of typical inputs")
     return batches
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -56,6 +56,21 @@ class Timer:
         """As `slower`, for a layer in a loop: the times are those of the whole loop."""
         line.float_ms, line.int8_ms = (self._time(loop_alone(layer, source, self.sizes, r)) for r in (None, read))
         return _said(line.float_ms, line.int8_ms)
+
+    def slower_product(
+        self,
+        node: Node,
+        outer: Mapping[Node, Quantization],
+        changes: Mapping[Node, Change],
+        source: Source,
+        lines: Sequence[LayerReport],
+    ) -> str:
+        """As `slower`, for a product of two activations that read those in `outer`, or a loop with such in its body."""
+        graphs = [product_alone(node, outer, changes, source, self.sizes, integers) for integers in (False, True)]
+        floats, integers = (self._time(g) for g in graphs)
+        for line in lines:
+            line.float_ms, line.int8_ms = floats, integers
+        return _said(floats, integers)
 
     def _time(self, graph: Graph) -> float:
         key = graph.fingerprint()
@@ -126,3 +141,34 @@ def loop_alone(layer: Layer, source: Source, sizes: Mapping[str, int], read: Qua
     found = specialize(graph, sizes) if sizes else graph
     kept = {n: v for n, v in values.items() if n in {str(i.attrs["name"]) for i in found.inputs}}
     return Graph(found.inputs, found.outputs, found.output_names, found.name, (), {}, kept)
+
+
+def product_alone(
+    node: Node,
+    outer: Mapping[Node, Quantization],
+    changes: Mapping[Node, Change],
+    source: Source,
+    sizes: Mapping[str, int],
+    integers: bool,
+) -> Graph:
+    """A product of two activations, or a loop with such products, in floats or of bytes."""
+    fixed = derived(source.graph.nodes(), weights(source.graph))
+    given: dict[Node, Node] = {}
+    inputs: list[Node] = []
+    values: dict[str, Array] = {}
+    for k, o in enumerate(dict.fromkeys(node.inputs)):
+        q = outer.get(o) if integers else None
+        tensor = o.tensor if q is None else TensorType(q.dtype, o.shape)
+        made = input_node(f"x{k}", tensor, "parameter" if fixed.get(o) else "data")
+        inputs.append(made)
+        if fixed.get(o):
+            values[f"x{k}"] = source.value(o)
+        given[o] = made
+        if q is not None:
+            given[o] = make("dequantize", made, constant(np.float32(q.scale)), constant(q.zero, q.dtype), axis=None)
+    new = node.replace(tuple(given[i] for i in node.inputs))
+    new = changed_loop(new, changes) if integers and changes else new
+    outputs = tuple(results(new)) if changes else (new,)
+    graph = Graph(tuple(inputs), outputs, name="product")
+    found = specialize(graph, sizes) if sizes else graph
+    return Graph(found.inputs, found.outputs, found.output_names, found.name, (), {}, values)

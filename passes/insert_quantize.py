@@ -71,8 +71,8 @@ def sources(x: Node, facts: Facts, fixed: Mapping[Node, bool]) -> list[Node]:
     return found
 
 
-def find_points(graph: Graph, layers: Sequence[Layer], facts: Facts | None = None) -> Points:
-    """The values to quantise so that `layers` read bytes."""
+def find_points(graph: Graph, layers: Sequence[Layer], facts: Facts | None = None, also: Sequence[Node] = ()) -> Points:
+    """The values to quantise so that `layers` read bytes, and whoever reads the values in `also`."""
     facts = facts or Facts()
     fixed = derived(graph.nodes(), weights(graph))
     groups: list[set[Node]] = []
@@ -86,6 +86,8 @@ def find_points(graph: Graph, layers: Sequence[Layer], facts: Facts | None = Non
 
     for layer in layers:
         join(sources(layer.x, facts, fixed))
+    for x in also:
+        join(sources(x, facts, fixed))
     chosen = set().union(*groups) if groups else set[Node]()
     uses = use_counts(graph)
     quantised = {layer.node for layer in layers}

@@ -2,10 +2,11 @@
 
 With x = (xq - zx) * sx, where sx and zx are numbers, and w = wq * sw, where sw runs along output channels:
 
-    contract(x, w)               ->  cast(contract(xq, wq)) * M + D         M = sx * sw, D = -zx * sum_k wq * M
+    contract(x, w)               ->  cast(contract(xq, wq)) * M + D         M = sx * sw, D = -zx * sum_k wq * M; also of data w
     quantize(f(x), sy, zy)       ->  cast(round(f(x) / sy + zy))            where 1 / sy and zy go into the M and D of f's leaves
     move(dequantize(q))          ->  dequantize(move(q))                    padding with 0 becomes padding with zx
     max(dequantize(q))           ->  dequantize(max(q))
+    scan(dequantize(q); f(x))    ->  scan(q; f(dequantize(x)))              where f multiplies x
     quantize(dequantize(q))      ->  q                                      of one scale and zero point
     contract over very long k    ->  the sum in f64 of contractions whose sums fit i32
 
@@ -21,19 +22,23 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-from ..ir.build import constant, full
+from ..ir.build import constant, full, input_node
 from ..ir.contraction import Affine, Axis, Contraction
 from ..ir.dims import as_int
 from ..ir.dtypes import DType, f32, f64, i8, i32, u8
 from ..ir.graph import Graph, Node
+from ..ir.graphs import closed, rebuild
 from ..ir.lowering import Reduce
 from ..ir.op import Trait, make
+from ..ir.types import TensorType
+from .bodies import has_control
 from .bytes_by_four import thin_sums
 from .contract import Context, Pass
 from .contract_form import generic, merged_groups_apart, spec_of, swapped
-from .facts import derived
+from .facts import Facts, derived
 from .fold_affine import Fixed, vector_of
 from .labels import finish
+from .loop_layers import loop_of
 from .rewrite import use_counts
 
 FEW: Final = 4  # channels in a group below which bytes have nothing to gain: four are multiplied at once
@@ -68,11 +73,53 @@ class Integers(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"no_gradient", "contract_form"})
     budget: ClassVar[float] = 0.05  # a value on the edge of two steps of 255 may take the other, and so may what follows
 
+    def apply(self, graph: Graph, ctx: Context) -> Graph:
+        """`run` on bodies of loops, which get the bytes that their operands stand for, and then on the graph."""
+        return super().apply(_carried_in(graph, ctx) if has_control(graph) else graph, ctx)
+
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with products of bytes in place of products of what they stand for."""
         if not any(op.has(Trait.DEQUANTIZE) for op in graph.ops):
             return graph
         return _Integers(graph, ctx).run()
+
+
+def _carried_in(graph: Graph, ctx: Context) -> Graph:
+    """scan(move(dequantize(q)); f(x)) -> scan(move(q); f(dequantize(x))), where scale and zero point are known numbers and the
+    body multiplies what it reads."""
+    work = _Integers(graph, ctx)
+
+    def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
+        new = node.replace(inputs)
+        if new.inputs and (moved := work.moved(new)) is not None:
+            return moved
+        form = loop_of(new)
+        if form is None:
+            return new
+        parts = [work.bytes_of(i) if k >= form.carries else None for k, i in enumerate(new.inputs)]
+        parts = [p if p is not None and work.is_known(p) else None for p in parts]
+        wanted = _multiplied(form.body, ctx.facts)
+        taken = {i: p for i, p in zip(form.body.inputs, parts, strict=True) if p is not None and i in wanted}
+        if not taken or not ctx.spend("carried_in", node):
+            return new
+        fresh = {i: input_node(f"bytes{k}", TensorType(p.q.dtype, i.shape)) for k, (i, p) in enumerate(taken.items())}
+        inside = {i: make("dequantize", fresh[i], p.scale, p.zero, axis=None) for i, p in taken.items()}
+        outputs = rebuild(form.body.outputs, inside)
+        body = closed([fresh.get(i, i) for i in form.body.inputs], outputs, form.body.name, form.body.labels)
+        held = (taken[i].q if i in taken else x for i, x in zip(form.body.inputs, new.inputs, strict=True))
+        return new.replace(tuple(held), body=body)
+
+    made = graph.map_nodes(rule)
+    return graph if made is graph else finish(graph, made.outputs, made.labels)
+
+
+def _multiplied(body: Graph, facts: Facts) -> set[Node]:
+    """The inputs of a body that contractions read, through movements."""
+    found: set[Node] = set()
+    for n in reversed(body.nodes()):
+        if n.inputs and (spec_of(n, facts) is not None or (n in found and n.op.has(Trait.MOVEMENT))):
+            found |= set(n.inputs)
+    return found & set(body.inputs)
 
 
 class _Integers:
@@ -110,6 +157,18 @@ class _Integers:
         return node
 
     # dequantised values
+
+    def moved(self, node: Node) -> Node | None:
+        """As the rule of that name."""
+        return self._moved(node)
+
+    def bytes_of(self, node: Node) -> _Bytes | None:
+        """What a dequantised value stands for."""
+        return self._bytes(node)
+
+    def is_known(self, b: _Bytes) -> bool:
+        """Whether scale and zero point are one number each, and known."""
+        return b.axis is None and self.facts.value(b.scale) is not None and self.facts.value(b.zero) is not None
 
     def _bytes(self, node: Node) -> _Bytes | None:
         if not node.op.has(Trait.DEQUANTIZE) or node.inputs[0].dtype not in (i8, u8):

@@ -24,12 +24,12 @@ class Change:
     """What takes the place of the operands of a layer in a body.
 
     of_x  what is read, made of what was
-    w     the weights, as nodes around the loop, of which those in `held` become operands of the loop
+    w     the weights, as nodes around the loop, of which those in `held` become operands of the loop; or made of what they were
     """
 
     of_x: Callable[[Node], Node]
-    w: Node
-    held: tuple[Node, ...]
+    w: Node | Callable[[Node], Node]
+    held: tuple[Node, ...] = ()
 
 
 def loop_of(node: Node) -> Loop | None:
@@ -75,7 +75,8 @@ def changed_loop(loop: Node, changes: Mapping[Node, Change]) -> Node:
             continue
         given = tuple(done[i] for i in n.inputs)
         if n in changes:
-            given = (changes[n].of_x(given[0]), rebuild([changes[n].w], fresh)[0])
+            w = changes[n].w
+            given = (changes[n].of_x(given[0]), rebuild([w], fresh)[0] if isinstance(w, Node) else w(given[1]))
         done[n] = n.replace(given)
         if n in labels:
             labels.setdefault(done[n], labels[n])

@@ -11,6 +11,7 @@ import pytest
 import tensorwright as tw
 from tensorwright import nn
 from tensorwright.compression.report import Report
+from tensorwright.compression.smooth import Seen, suited
 from tensorwright.compression.timing import milliseconds
 from tensorwright.ir.errors import InputError
 from tensorwright.ir.graph import Graph
@@ -197,6 +198,12 @@ def test_smoothing_gives_bits_back_to_small_channels() -> None:
     plain, better = (error(tw.compile(g)(x), right) for g in graphs)
     assert better < 0.35 * plain
     assert report.notes == ["smoothed what 1 groups of layers read: one/two"]
+    itself = error(tw.compile(tw.quantize(net, [x], report=report))(x), right)
+    assert itself < 0.35 * plain and report.notes[0].startswith("smoothed what 1 groups of layers read: one/two (0.")
+    w, high = np.random.default_rng(1).normal(size=(32, 16)), np.ones(32)
+    assert suited(Seen(-high, high, high / 3), [w], signed=False) is None  # channels alike: nothing to gain
+    high[5] = 60
+    assert suited(Seen(-high, high, high**2 / 3), [w], signed=False) is not None
     with pytest.raises(InputError, match="smooth is a number from 0 to 1"):
         tw.quantize(net, [x], smooth=2)
 

@@ -454,6 +454,13 @@ def sums_rounded_to_bf16(plant):
     plant.record("contract_f32", reference=reference)
 
 
+def tf32_with_seven_bits(plant):
+    right = lookup("round_tf32").reference
+    plant.record("contract_tf32", reference=lambda arrays, attrs: lookup("contract").reference(
+        [right([x.astype(bf16.numpy).astype(x.dtype)], {}) for x in arrays], attrs
+    ))  # fmt: skip
+
+
 def bytes_product():
     """Bytes that are both signed, of an odd number of steps."""
     x, y = input_node("x", t(3, 7, dtype="i8")), input_node("y", t(7, 5, dtype="i8"))
@@ -614,6 +621,9 @@ BUGS = {
         "mixed_precision",
         lambda: inference(None, "bf16"),
         with_bf16(row("x86-64-v4")),
+    ),
+    "products of tf32 as bf16": Bug(
+        tf32_with_seven_bits, linear, "tensor_float", "tensor_float", lambda: inference(None, "tf32"), row("cuda-sm_80")
     ),
     "columns are summed with the wrong sign": Bug(
         column_sums_negated, bytes_product, "bytes_by_four", "by_four", target=with_vnni(row("x86-64-v4"))
