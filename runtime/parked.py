@@ -62,7 +62,7 @@ class Park:
     def put(self, number: int, array: Array) -> tuple[Array, Array]:
         """The array's writable and its read-only successor. Raises TensorwrightError if the disk fails."""
         at = self._places[number]
-        left = memoryview(array.reshape(-1).view(np.uint8))
+        left = array.reshape(-1).view(np.uint8).data
         try:
             self._file.seek(at)
             while left:

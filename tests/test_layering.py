@@ -25,7 +25,7 @@ THIRD_PARTY = {
     "passes": {"numpy"},
     "codegen": {"numpy", "llvmlite"},
     "runtime": {"numpy", "llvmlite", "threadpoolctl", "safetensors", "rich", "pycuda"},
-    "compression": {"numpy"},
+    "compression": {"numpy", "matplotlib"},
     "training": {"numpy", "safetensors", "rich", "matplotlib", "tensorboardX", "mlflow", "optuna"},
 }
 LLVMLITE_HOMES = ("codegen/llvm/", "codegen/cuda/compile.py", "runtime/native.py")

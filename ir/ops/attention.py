@@ -57,11 +57,12 @@ def _check(name: str, types: Sequence[TensorType], attrs: Attrs, masked: int) ->
         raise ShapeError(f"{name}: query (..., T, D), key (..., S, D) and value (..., S, E) must agree in D and S; got {shapes}")
     if k_[-2] == 0:
         raise ShapeError(f"{name}: there are no keys to attend to (S is 0)")
-    lead: Shape | None = q[:-2]
-    for k, t in enumerate(types[1:3] if len(types) == masked else (*types[1:3], types[masked])):
-        lead = batch_shape(lead, t.shape[:-2])
-        if lead is None:
-            raise ShapeError(f"operand {k + 1} of {name} has batch dimensions {c.show(t.shape[:-2])}, which do not broadcast")
+    lead: Shape = q[:-2]
+    for k, t in [(1, types[1]), (2, types[2]), *enumerate(types[masked:], masked)]:
+        found = batch_shape(lead, t.shape[:-2])
+        if found is None:
+            raise ShapeError(f"operand {k} of {name} has batch dimensions {c.show(t.shape[:-2])}, which do not broadcast")
+        lead = found
     if len(types) > masked:
         rows, columns = types[masked].shape[-2:]
         if rows not in (1, q[-2]) or columns not in (1, k_[-2]):
@@ -225,7 +226,7 @@ _SHAPES: Final[tuple[tuple[Shapes, bool, tuple[int, ...] | None, str], ...]] = (
 def _samples(grad: bool) -> list[Sample]:
     def drawn(shapes: Shapes, mask: tuple[int, ...] | None, as_numbers: bool, attrs: dict[str, Any]) -> c.Draw:
         def draw(rng: np.random.Generator) -> list[Array]:
-            arrays = [rng.uniform(-1, 1, s).astype(np.float32) for s in shapes]
+            arrays: list[Array] = [np.asarray(rng.uniform(-1, 1, s)).astype(np.float32) for s in shapes]
             masks: list[Array] = []
             if mask is not None and as_numbers:
                 masks = [rng.uniform(-1, 1, mask).astype(np.float32)]
@@ -234,7 +235,7 @@ def _samples(grad: bool) -> list[Sample]:
                 masks[0][..., 0] = True
             if grad:
                 y = _value([*arrays, *masks], attrs)
-                arrays += [y, rng.uniform(-1, 1, y.shape).astype(np.float32)]
+                arrays += [y, np.asarray(rng.uniform(-1, 1, y.shape)).astype(np.float32)]
             return [*arrays, *masks]
 
         return draw

@@ -31,10 +31,10 @@ def operands(x: tuple[int, ...], values: int, width: int, blocks: int, dtype: DT
     return [input_node(f"p{k}", TensorType(d, s)) for k, (s, d) in enumerate(shapes)]
 
 
-def region(x: tuple[int, ...], given: list[Array], dtype: DType = f32) -> Graph:
+def region(x: tuple[int, ...], given: list[Array], dtype: DType = f32, op: str = "sparse_matmul", **attrs: object) -> Graph:
     """max(x @ sparse + bias, 0) + residual as a fused region."""
     p = operands(x, *given[0].shape, len(given[2]) - 1, dtype)
-    y = make("sparse_matmul", *p)
+    y = make(op, *p, **attrs)
     p += [input_node("p4", TensorType(dtype, (y.shape[-1],))), input_node("p5", y.tensor)]
     zero = make("broadcast_to", constant(0.0, dtype), shape=y.shape)
     z = make("add", make("maximum", make("add", y, make("broadcast_to", p[4], shape=y.shape)), zero), p[5])
@@ -65,6 +65,22 @@ def test_with_bias_activation_and_residual(case: tuple, row: str) -> None:
     (found,) = agree(graph, arrays, row, 5e-6)(arrays)  # sums of 33 products at most, their terms up to 4
     if row == ROWS[0]:
         assert interpreted(graph, arrays, row)[0].tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("width", [1, 16])
+def test_convolutions_with_what_follows(width: int, row: str) -> None:
+    """Several panels, a last one of fewer rows, a stride: the same bits on 1, 2 and 4 threads. Of f64 too."""
+    rng = np.random.default_rng(5)
+    given = pattern(rng, 20 * 9, 32 // width, width, 0.15)
+    graph = region((2, 29, 41, 20), given, op="sparse_conv2d", kernel=(3, 3), stride=(1, 2), padding=((1, 1), (0, 2)))
+    more = [rng.uniform(-2, 2, n.shape).astype(np.float32) for n in graph.inputs[4:]]
+    arrays = [rng.uniform(-2, 2, (2, 29, 41, 20)).astype(np.float32), *given, *more]
+    program = agree(graph, arrays, row, 5e-6)
+    one, two, four = (program(arrays, threads)[0].tobytes() for threads in (1, 2, 4))
+    assert one == two == four
+    double = region((1, 5, 6, 20), [given[0].astype(np.float64), *given[1:]], f64, "sparse_conv2d", kernel=(3, 3))
+    agree(double, [rng.uniform(-2, 2, n.shape) if n.dtype is f64 else a for n, a in zip(double.inputs, arrays, strict=True)], row)
 
 
 def test_f64() -> None:

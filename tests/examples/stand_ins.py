@@ -73,6 +73,47 @@ def tidigits(data: Path) -> None:
         (data / "tidigits" / f"{name}.mfc").write_bytes(head + values.astype(f"{order}f4").tobytes())
 
 
+def cifar(data: Path) -> None:
+    """Four images, and weights of chance in the shapes of the network that fetch.py brings."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    channels, widths = [3, 64, 64, 128, 128, 64, 64], [64, 1024, 512, 10]
+    for k in range(6):
+        tail, (a, b) = f"_{k}" if k else "", channels[k : k + 2]
+        arrays[f"conv2d{tail}/kernel"] = rng.normal(0, (2 / (9 * a)) ** 0.5, (3, 3, a, b))
+        arrays[f"conv2d{tail}/bias"] = arrays[f"batch_normalization{tail}/beta"] = np.zeros(b)
+        arrays[f"batch_normalization{tail}/moving_mean"] = np.full(b, 0.5)
+        arrays[f"batch_normalization{tail}/gamma"] = arrays[f"batch_normalization{tail}/moving_variance"] = np.ones(b)
+    for k in range(3):
+        tail, (a, b) = f"_{k}" if k else "", widths[k : k + 2]
+        arrays[f"dense{tail}/kernel"], arrays[f"dense{tail}/bias"] = rng.normal(0, (2 / a) ** 0.5, (a, b)), np.zeros(b)
+    images = {k: rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8) for k in ("images", "others")}
+    floats = {k: v.astype(np.float32) for k, v in arrays.items()}
+    np.savez(data / "cifar.npz", labels=np.arange(4, dtype=np.uint8), **images, **floats)
+
+
+def minilm(data: Path) -> None:
+    """A transformer of one layer with weights of chance, and a vocabulary of the verse of `shakespeare`."""
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    words = ["[CLS]", "[SEP]", "[UNK]", ",", "so", "long", "lives", "this", "and", "gives", "life", "to", "the", "##e"]
+    shapes: dict[str, tuple[int, ...]] = {
+        f"embeddings.{k}_embeddings.weight": (n, 16) for k, n in (("word", len(words)), ("position", 8), ("token_type", 2))
+    }
+    for name, (out, into) in {
+        **{f"attention.self.{t}": (16, 16) for t in ("query", "key", "value")},
+        "attention.output.dense": (16, 16), "intermediate.dense": (32, 16), "output.dense": (16, 32),
+    }.items():  # fmt: skip
+        shapes |= {f"encoder.layer.0.{name}.weight": (out, into), f"encoder.layer.0.{name}.bias": (out,)}
+    weights = {k: rng.normal(0, 0.3, s).astype(np.float32) for k, s in shapes.items()}
+    for name in ("embeddings", "encoder.layer.0.attention.output", "encoder.layer.0.output"):
+        weights |= {f"{name}.LayerNorm.weight": np.ones(16, np.float32), f"{name}.LayerNorm.bias": np.zeros(16, np.float32)}
+    (data / "minilm").mkdir()
+    save_file(weights, data / "minilm" / "model.safetensors")
+    (data / "minilm" / "vocabulary.txt").write_text("\n".join(words))
+
+
 def shakespeare(data: Path) -> None:
     """A verse over and over; the plays that are kept for the test too."""
     (data / "shakespeare").mkdir()

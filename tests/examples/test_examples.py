@@ -126,6 +126,37 @@ def test_emoji_cnn(example: Any, tmp_path: Path) -> None:
     assert figures["normalised_accuracy"] > 0.5
 
 
+def test_quantized_cnn(example: Any, tmp_path: Path) -> None:
+    stand_in(example, tmp_path, "mnist", "emoji")
+    small: dict[str, Any] = {"mnist_epochs": 3, "emoji_epochs": 6, "rate": 1e-4, "weights": str(tmp_path / "kept")}
+    figures = example("quantized_cnn").main(tmp_path, **small)
+    for name in ("mnist", "plain", "normalised"):  # one of 24 emoji is 4.2 points
+        assert figures[f"{name}_float"] > 50 and abs(figures[f"{name}_lost"]) < 4.3 and figures[f"{name}_aware_lost"] < 4.3
+    net = example("mnist_convnet").ConvNet()
+    before = net.conv1.weight.data.copy()
+    assert example("quantized_cnn").floats(net, small["weights"], "mnist_convnet", lambda: pytest.fail("it was kept")) is net
+    assert not np.array_equal(before, net.conv1.weight.data)
+
+
+def test_quantized_models(example: Any, tmp_path: Path) -> None:
+    stand_in(example, tmp_path, "cifar", "minilm", "shakespeare")
+    figures = example("quantized_models").main(tmp_path, count=2, length=8, heads=2)
+    assert figures["cifar_kept"] >= 3 and figures["minilm_cosine"] > 0.99  # weights of chance
+    module = example("quantized_models")
+    vocabulary = {p: k for k, p in enumerate(("[CLS]", "[SEP]", "[UNK]", "so", "long", "##er", "lo", "##ng", "."))}
+    assert module.pieces("So longer, xy.", vocabulary) == [0, 3, 4, 5, 2, 2, 8, 1]
+
+
+def test_resnet18_pruned(example: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the onnx extra")
+    stand_in(example, tmp_path, "emoji")
+    figures = example("resnet18_pruned").main(
+        tmp_path, epochs=0, more=0, width=4, rounds=2
+    )  # a training step takes long to compile
+    assert figures["parameters"] < 0.35 and figures["onnx_channels"] == 16  # of 32
+    assert figures.get("onnx_difference", 0.0) < 1e-4  # where ONNX Runtime is installed
+
+
 def test_no_emoji_is_in_two_parts(example: Any, tmp_path: Path) -> None:
     stand_in(example, tmp_path, "emoji")
     parts, labels, classes = example("emoji_cnn").load(tmp_path, seed=0)

@@ -127,9 +127,9 @@ def test_pip_is_told_the_hash(fetch: Any, tmp_path: Path) -> None:
 
 def test_every_package_is_pinned(fetch: Any) -> None:
     packages = [v for v in vars(fetch).values() if isinstance(v, fetch.Package)]
-    assert len(packages) == 8
+    assert len(packages) == 11
     sums = [p.sha256 for p in packages] + list(fetch.CLIPS.values())
-    assert all(len(s) == 64 and int(s, 16) for s in sums) and len(set(sums)) == 13
+    assert all(len(s) == 64 and int(s, 16) for s in sums) and len(set(sums)) == 16
     assert all(p.version[0].isdigit() for p in packages)
 
 
@@ -206,6 +206,29 @@ def test_emoji(fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert file["classes"].tolist() == ["Animals", "Flags"] and file["labels"].tolist() == [1, 0]
         assert file["images"].shape == (2, 32, 32, 3)
         assert (file["images"][0] == [255, 0, 0]).all() and (file["images"][1] == 255).all()
+
+
+def test_models_of_others(fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed (pip install 'tensorwright[examples]')")
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (pip install 'tensorwright[examples]')")
+    keras, png = io.BytesIO(), io.BytesIO()
+    with h5py.File(keras, "w") as file:
+        file["model_weights/conv2d/conv2d/kernel:0"] = np.ones((3, 3, 3, 2), np.float32)
+    image.new("RGB", (32, 32), (1, 2, 3)).save(png, "png")
+    raw = tmp_path / "raw"
+    wheel = zipped(**{"cifar_10_model/trained_models/cnn_model.h5": keras.getvalue()})
+    monkeypatch.setattr(fetch, "CIFAR_MODEL", put(fetch, raw, fetch.CIFAR_MODEL, wheel))
+    names = [f"foolbox/data/{n}.png" for n in ("cifar10_00_3", "cifar10_01_8", "cifar100_00_49")]
+    monkeypatch.setattr(fetch, "FOOLBOX", put(fetch, raw, fetch.FOOLBOX, zipped(**dict.fromkeys(names, png.getvalue()))))
+    tokenizer = json.dumps({"model": {"vocab": {"b": 1, "a": 0}}}).encode()
+    inner = zipped(**{"tokenizer.json": tokenizer, "model.safetensors": b"weights"})
+    monkeypatch.setattr(fetch, "MINILM", put(fetch, raw, fetch.MINILM, zipped(**{"all_minilm_l6_v2/model.zip": inner})))
+    fetch.main(["cifar", "minilm"], tmp_path)
+    with np.load(tmp_path / "cifar.npz") as file:
+        assert file["conv2d/kernel"].shape == (3, 3, 3, 2) and file["labels"].tolist() == [3, 8]
+        assert file["images"].shape == (2, 32, 32, 3) and file["others"].shape == (1, 32, 32, 3)
+    assert (tmp_path / "minilm" / "model.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / "minilm" / "vocabulary.txt").read_text() == "a\nb"
 
 
 def test_debian_packages(fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
