@@ -197,9 +197,7 @@ def _device(folder: Path, sms: Sequence[int], target: str | Target | None) -> tu
     device = open_device(name)
     fits = [sm for sm in sms if sm <= device.sm]
     if not fits:
-        raise CompileError(
-            f"{folder} holds code for {there}; {device.name} is an sm_{device.sm}: export it with a lesser SM"
-        )
+        raise CompileError(f"{folder} holds code for {there}; {device.name} is an sm_{device.sm}: export it with a lesser SM")
     return max(fits), lambda: device
 
 

@@ -420,7 +420,7 @@ def load(
     dynamic: str | None = None,
 ) -> Executable:
     """The Executable of a model that `exe.save` wrote, compiled for this machine or taken from its cache; or of a folder that
-    `exe.export` of a CUDA target wrote, which needs no compiling: `target` is then 'cuda' (the default), 'cuda-emulator' or an SM.
+    `exe.export` of a CUDA target wrote, which needs no compiling: `target` is then 'cuda' (default), 'cuda-emulator' or an SM.
 
     `dynamic` is as for `compile`, and as it was when the file was written unless it is given.
     Raises ArtifactError for a file that is damaged or contradicts itself, CompileError, OSError.

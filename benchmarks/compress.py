@@ -111,7 +111,7 @@ def trained(folder: Path, weights: Path | None, epochs: int) -> tuple[tw.nn.Modu
     )
     trainer.fit(x, y, epochs=epochs, batch_size=BATCH, augment=augment)
     if weights is not None:
-        np.savez(weights, **model.state_dict())  # type: ignore[arg-type]
+        np.savez(weights, **model.state_dict())
     return model, x_test, y_test
 
 

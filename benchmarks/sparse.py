@@ -4,7 +4,7 @@
 
 Layers go the way a user's do: `tw.prune` masks their weights at random, `sparsify` puts them on sparse kernels; both graphs are
 compiled and take turns, in bursts of calls on warm caches. `break-even` is the share of zeros from which on the sparse kernel is
-the faster one. Convolutions of 3x3 stand beside our dense one with Winograd's tiles (`faster`, as it would be without pruning) and
+the faster one. Convolutions of 3x3 stand beside our dense one with Winograd's tiles (`faster`, as without pruning) and
 beside the one that multiplies every tap (`plain`).
 """
 

@@ -17,7 +17,22 @@ from ..ir.dtypes import DType, bf16, bool_, f16, f32
 from ..ir.errors import CompileError
 from ..ir.expr import Expr, ExprLike, binary, cast, const, lift, load, logical_not, maximum, minimum, postorder, rewrite, select
 from ..ir.graph import Graph, Literal, Node
-from ..ir.lowering import Attention, Coded, Contract, Decompose, Load, Lowering, Map, Reduce, Scan, Scatter, Sort, Sparse, Structural, View
+from ..ir.lowering import (
+    Attention,
+    Coded,
+    Contract,
+    Decompose,
+    Load,
+    Lowering,
+    Map,
+    Reduce,
+    Scan,
+    Scatter,
+    Sort,
+    Sparse,
+    Structural,
+    View,
+)
 from ..ir.target import Target
 from .loop_ir import Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, Warp, expressions, statements
 

