@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = add(
         "compile",
         "compile a model; say what was done, or save it as a .tw file",
-        "cli_model:compile_command",
+        "commands.model:compile_command",
         description="Compiles a model and prints passes, kernels, memory and time.\n\n" + _MODEL_HELP,
     )
     compiling(compile_)
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     run = add(
         "run",
         "run a model on arrays (random ones if none are given), profile or check it",
-        "cli_model:run_command",
+        "commands.model:run_command",
         description="Compiles a model and runs it.\n\n" + _MODEL_HELP,
     )
     compiling(run)
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add(
         "inspect",
         "print the text of any stage: graph, a pass, loops, llvm, asm; estimates of CUDA kernels",
-        "cli_model:inspect_command",
+        "commands.model:inspect_command",
         figures=False,
         description="Prints a model as it stands after a stage.\n\n" + _MODEL_HELP,
     )
@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     opt = add(
         "opt",
         "graph text in, named passes, graph text out",
-        "cli_passes:opt_command",
+        "commands.passes:opt_command",
         figures=False,
         description="Runs passes over the text of a graph and prints the result.\n\n"
         "Example: tensorwright opt net.txt --passes decompose,simplify,fuse --validate",
@@ -223,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     reduce = add(
         "reduce",
         "shrink a graph on which passes go wrong to a small one that still does",
-        "cli_passes:reduce_command",
+        "commands.passes:reduce_command",
         figures=False,
         description="Finds a small graph on which the passes still fail: validation, verification or an "
         "exception. Prints it, and the command that replays it.",
@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize = add(
         "quantize",
         "a model and typical inputs in, the model in 8-bit integers and a report out",
-        "cli_quantize:quantize_command",
+        "commands.quantize:quantize_command",
         description="Quantises a model layer by layer, after calibration on typical inputs.\n\n" + _MODEL_HELP,
     )
     compiling(quantize)
@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     prune = add(
         "prune",
         "a model in, the model with fewer weights and a report of its layers out",
-        "cli_prune:prune_command",
+        "commands.prune:prune_command",
         description="Makes zeros of the weights that count least, or takes whole channels out.\n\n" + _MODEL_HELP,
     )
     compiling(prune)
@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     compress = add(
         "compress",
         "a model and typical inputs in, the model with the best kind of each layer and a report out",
-        "cli_compress:compress_command",
+        "commands.compress:compress_command",
         description="Chooses for each layer floats, bf16, integers or sparse weights, by measured time and a measured metric.\n\n"
         + _MODEL_HELP,
     )
@@ -314,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels = add(
         "kernels",
         "contractions one by one, as fractions of the measured peak",
-        "cli_bench:kernels_command",
+        "commands.bench:kernels_command",
         into=kinds,
     )
     kernels.add_argument("--target", metavar="ROW", help="target row to generate for (default: this machine)")
@@ -329,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
         ("compile", "compile times beside the peers', cold and from the cache; by number of nodes", "resnet50_b1, nodes, ..."),
         ("onnx", "ONNX models of packages (examples/fetch_onnx.py) and light models against ONNX Runtime", "silero, light, ..."),
     ):
-        kind = add(name, said, f"cli_bench:{name}_command", into=kinds)
+        kind = add(name, said, f"commands.bench:{name}_command", into=kinds)
         kind.add_argument("--models", metavar="A,B", help=f"{names} (default: all)")
         kind.add_argument("--peers", metavar="A,B", help="numpy, torch, jax, ... (default: what is installed)")
         kind.add_argument("--threads", type=_count, metavar="N", help="threads of every contestant (default: all)")
@@ -342,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
             kind.add_argument("--precision", choices=("f32", "bf16"), help="bf16: ours and the peers that compute in it")
             kind.add_argument("--chart", metavar="FILE", help="draw the ratios: .png or .svg (needs matplotlib)")
 
-    sparse = add("sparse", "sparse kernels and pruned models beside dense ones", "cli_bench:sparse_command", into=kinds)
+    sparse = add("sparse", "sparse kernels and pruned models beside dense ones", "commands.bench:sparse_command", into=kinds)
     sparse.add_argument("--models", metavar="A,B", help="parts of layer names: gemm, 1x1, 64-256, ... (default: all)")
     sparse.add_argument("--threads", type=_count, metavar="N", help="threads of both (default: all)")
     sparse.add_argument("--quick", action="store_true", help="fewer repetitions")
@@ -350,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add(
         "doctor",
         "what this machine has: ISA, caches, threads, OpenMP, versions, flags, measured peaks",
-        "cli_doctor:command",
+        "commands.doctor:command",
     )
     doctor.add_argument("--no-peaks", action="store_true", help="do not measure peaks (saves a second)")
     return parser

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from .cli_model import console as wide_console
-from .cli_model import passes_table
+from .commands.model import console as wide_console
+from .commands.model import passes_table
 from .driver import compile as compile_model
 from .frontend import losses, nn, optim
 from .frontend.nn.init import seed as seed_weights

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tensorwright as tw  # noqa: E402
 from onnx_graphs import F, model, node  # noqa: E402
 from tensorwright.cli import main  # noqa: E402
-from tensorwright.cli_onnx import difference  # noqa: E402
+from tensorwright.commands.onnx import difference  # noqa: E402
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .cli_model import executable, read_array
-from .cli_quantize import batches_of, write_model
-from .compression.compress import compress
-from .compression.search_kinds import FAMILIES
-from .ir.errors import InputError
-from .ir.graph import Graph
-from .ir.graphs import specialize
+from ..compression.compress import compress
+from ..compression.search_kinds import FAMILIES
+from ..ir.errors import InputError
+from ..ir.graph import Graph
+from ..ir.graphs import specialize
+from .model import executable, read_array
+from .quantize import batches_of, write_model
 
 
 def compress_command(args: argparse.Namespace) -> dict[str, Any]:

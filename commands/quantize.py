@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .cli_model import executable, read_array
-from .compression.quantize import quantize
-from .compression.report import Report
-from .compression.timing import milliseconds
-from .driver import compile as compile_model
-from .ir.errors import InputError
-from .ir.graph import Graph
-from .ir.graphs import specialize
-from .runtime.buffers import Array
+from ..compression.quantize import quantize
+from ..compression.report import Report
+from ..compression.timing import milliseconds
+from ..driver import compile as compile_model
+from ..ir.errors import InputError
+from ..ir.graph import Graph
+from ..ir.graphs import specialize
+from ..runtime.buffers import Array
+from .model import executable, read_array
 
 
 def quantize_command(args: argparse.Namespace) -> dict[str, Any]:
@@ -68,6 +68,6 @@ def write_model(graph: Graph, path: str) -> None:
     if Path(path).suffix == ".tw":
         compile_model(graph).save(path)
         return
-    from .frontend.onnx import save
+    from ..frontend.onnx import save
 
     save(graph, path)

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .ir.dtypes import f32, i8
-from .ir.errors import RuntimeUnavailableError
-from .runtime.threads import available
+from ..ir.dtypes import f32, i8
+from ..ir.errors import RuntimeUnavailableError
+from ..runtime.threads import available
 
 ROWWISE = ("op_softmax4096x1024", "op_layernorm4096x1024", "op_gelu16M")
 
@@ -22,8 +22,8 @@ def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
         args.models, args.peers, args.precision = ",".join(ROWWISE), None, "f32"
         return inference_command(args)
     count = args.threads or available()
-    from .benchmarks import kernels, winograd_kernels
-    from .runtime.host import resolve
+    from ..benchmarks import kernels, winograd_kernels
+    from ..runtime.host import resolve
 
     dtype = i8 if args.precision == "int8" else f32
     found: list[dict[str, Any]] = kernels.run(
@@ -42,7 +42,7 @@ def kernels_command(args: argparse.Namespace) -> dict[str, Any]:
 def training_command(args: argparse.Namespace) -> dict[str, Any]:
     """Training steps against peers; the figures."""
     _there("training")
-    from .benchmarks import training
+    from ..benchmarks import training
 
     return training.COMPARISON.run(args.models, args.peers, args.threads, args.quick)
 
@@ -54,7 +54,7 @@ def inference_command(args: argparse.Namespace) -> dict[str, Any]:
     failed or a figure is above the roofline.
     """
     _there("inference")
-    from .benchmarks import inference, report
+    from ..benchmarks import inference, report
 
     target, picture, figures = (getattr(args, k, None) for k in ("markdown", "chart", "json"))
     words = ("models", "peers", "threads", "quick", "precision")
@@ -82,7 +82,7 @@ def int8_command(args: argparse.Namespace) -> dict[str, Any]:
     """Networks of 8-bit integers against peers and our own f32; the figures. Raises BenchmarkError if a network failed or was
     wrong."""
     _there("int8")
-    from .benchmarks import int8
+    from ..benchmarks import int8
 
     compared = int8.comparison(Path(args.folder) if args.folder else None)
     found = compared.run(args.models, args.peers, args.threads, args.quick)
@@ -93,7 +93,7 @@ def int8_command(args: argparse.Namespace) -> dict[str, Any]:
 def sparse_command(args: argparse.Namespace) -> dict[str, Any]:
     """Sparse kernels and a ResNet-18 without half its channels beside our dense ones, and the break-even share of zeros."""
     _there("sparse")
-    from .benchmarks import sparse
+    from ..benchmarks import sparse
 
     found = sparse.run(args.threads or available(), args.quick, [n for n in (args.models or "").split(",") if n])
     print(sparse.table(found))
@@ -103,7 +103,7 @@ def sparse_command(args: argparse.Namespace) -> dict[str, Any]:
 def compile_command(args: argparse.Namespace) -> dict[str, Any]:
     """Compile times against peers, and against the number of nodes; the figures."""
     _there("compile_time")
-    from .benchmarks import compile_time
+    from ..benchmarks import compile_time
 
     return compile_time.run(args.models, args.peers, args.threads, args.quick, args.markdown)
 
@@ -112,7 +112,7 @@ def onnx_command(args: argparse.Namespace) -> dict[str, Any]:
     """Other people's ONNX models against ONNX Runtime; the figures. Files are written after every row. Raises BenchmarkError if
     a model failed or was wrong."""
     _there("onnx_models")
-    from .benchmarks import onnx_models
+    from ..benchmarks import onnx_models
 
     compared, figures = onnx_models.comparison(), getattr(args, "json", None)
 
@@ -128,5 +128,5 @@ def onnx_command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _there(name: str) -> None:
-    if importlib.util.find_spec(f"{__package__}.benchmarks.{name}") is None:
+    if importlib.util.find_spec(f"..benchmarks.{name}", __package__) is None:
         raise RuntimeUnavailableError(f"the benchmark {name!r} is not part of this installation")

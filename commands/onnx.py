@@ -8,15 +8,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from .driver import compile as compile_model
-from .frontend.onnx.model import Model
-from .frontend.onnx.reader import require_onnx
-from .ir.cost import graph_cost
-from .ir.errors import InputError, OnnxError, RuntimeUnavailableError
-from .ir.graph import Graph
-from .ir.graphs import graph_symbols, specialize
-from .runtime.buffers import Array
-from .runtime.executable import Executable
+from ..driver import compile as compile_model
+from ..frontend.onnx.model import Model
+from ..frontend.onnx.reader import require_onnx
+from ..ir.cost import graph_cost
+from ..ir.errors import InputError, OnnxError, RuntimeUnavailableError
+from ..ir.graph import Graph
+from ..ir.graphs import graph_symbols, specialize
+from ..runtime.buffers import Array
+from ..runtime.executable import Executable
 
 _DIFFERS: Final = 1e-3  # relative difference from which --layers calls a node different
 
@@ -59,7 +59,7 @@ def summary(path: str, sizes: Mapping[str, int]) -> None:
 
 
 def _costs(graph: Graph) -> None:
-    from .cli_model import show
+    from .model import show
 
     cost = graph_cost(graph)
     print(f"{cost.flops / 1e6:,.3f} MFLOP; {cost.bytes / 1e6:,.3f} MB moved if nothing were fused")

@@ -10,14 +10,14 @@ import sys
 from importlib import metadata
 from typing import Any, Final
 
-from . import __version__
-from .driver import cache_of, compiler_digest, measured_peak
-from .ir.errors import RuntimeUnavailableError
-from .ir.target import ROWS
-from .runtime import host, openmp, threads
-from .runtime.cuda import devices as cuda_devices
-from .runtime.native import llvm_version
-from .settings import describe, flags
+from .. import __version__
+from ..driver import cache_of, compiler_digest, measured_peak
+from ..ir.errors import RuntimeUnavailableError
+from ..ir.target import ROWS
+from ..runtime import host, openmp, threads
+from ..runtime.cuda import devices as cuda_devices
+from ..runtime.native import llvm_version
+from ..settings import describe, flags
 
 _PACKAGES: Final = ("numpy", "ml_dtypes", "llvmlite", "cmeel-libomp", "safetensors", "scikit-learn", "torch", "onnxruntime")
 
@@ -88,7 +88,7 @@ def report(peaks: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def _peaks(most: int) -> dict[str, str]:
-    if importlib.util.find_spec(f"{__package__}.benchmarks.peak") is None:
+    if importlib.util.find_spec("..benchmarks.peak", __package__) is None:
         return {"f32": "benchmarks are not installed"}
     found = {}
     for name in host.runnable_rows():

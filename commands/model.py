@@ -17,17 +17,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from .driver import compile as compile_model
-from .ir import ops as _records  # noqa: F401 (registers the op records)
-from .ir.errors import InputError, ParseError, TensorwrightError, TraceError
-from .ir.graph import Graph
-from .ir.graphs import bind_sizes
-from .ir.text import parse_graph
-from .ir.types import TensorType
-from .runtime import artifact
-from .runtime.buffers import Array
-from .runtime.compiled import Compiled
-from .runtime.executable import Executable
+from ..driver import compile as compile_model
+from ..ir import ops as _records  # noqa: F401 (registers the op records)
+from ..ir.errors import InputError, ParseError, TensorwrightError, TraceError
+from ..ir.graph import Graph
+from ..ir.graphs import bind_sizes
+from ..ir.text import parse_graph
+from ..ir.types import TensorType
+from ..runtime import artifact
+from ..runtime.buffers import Array
+from ..runtime.compiled import Compiled
+from ..runtime.executable import Executable
 
 _UNREADABLE: Final = (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile)  # what np.load raises on other files
 _CHECK: Final = 1e-4  # greatest relative error of --check: f32 sums over a few thousand terms stay well below
@@ -73,7 +73,7 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         if not error <= _CHECK:
             raise InputError(f"the outputs differ from the interpreter's by {error:.2e} relative; at most {_CHECK} is expected")
     if args.compare:
-        from .cli_onnx import compare
+        from .onnx import compare
 
         figures["compare"] = compare(args.model, exe, inputs, outputs, args.layers)
     if args.output:
@@ -87,7 +87,7 @@ def inspect_command(args: argparse.Namespace) -> None:
     """Prints one stage, or the list of them (for a CUDA target with estimates of its kernels); or the need of memory."""
     cuda = (args.target or "").startswith("cuda")
     if args.model.endswith(".onnx") and args.stage is None and not args.memory and not cuda:
-        from .cli_onnx import summary
+        from .onnx import summary
 
         summary(args.model, _sizes(args.size))
         return
@@ -143,7 +143,7 @@ def _executable(args: argparse.Namespace, more: Mapping[str, Any]) -> Executable
         weights = _weights(found.graph, args.weights) if args.weights else found.parameters
         return compile_model(found.graph, parameters=weights, **options)
     if path.endswith(".onnx"):
-        from .cli_onnx import compiled_model
+        from .onnx import compiled_model
 
         return compiled_model(path, _weights_given(args.weights), options)
     graph = read_graph(path)
@@ -219,7 +219,7 @@ def _takes_nothing(value: Any) -> bool:
 
 def parse_spec(text: str) -> Any:
     """The Spec for '1,784', 'N,3' or '8,16:i64'. Raises InputError for anything else."""
-    from .frontend.specs import spec
+    from ..frontend.specs import spec
 
     shape, _, dtype = text.partition(":")
     dims: list[str | int] = []
@@ -345,9 +345,9 @@ def random_array(rng: np.random.Generator, type: TensorType, weight: bool = Fals
 
 def check(exe: Executable, inputs: Sequence[Array], sizes: Mapping[str, int], outputs: Sequence[Array]) -> float:
     """The greatest max|y - ref| / max|ref| over the outputs, against the interpreter of the traced graph in f64."""
-    from .ir.dtypes import f64
-    from .ir.graphs import specialize
-    from .ir.interp import run
+    from ..ir.dtypes import f64
+    from ..ir.graphs import specialize
+    from ..ir.interp import run
 
     graph = specialize(exe.graph, dict(sizes))
     values = {**exe.parameters, **dict(zip((n for n, _ in exe.arguments), inputs, strict=True))}
@@ -364,7 +364,7 @@ def check(exe: Executable, inputs: Sequence[Array], sizes: Mapping[str, int], ou
 
 
 def _flat(result: Any) -> list[Array]:
-    from .frontend import tree
+    from ..frontend import tree
 
     return list(tree.flatten(result)[0])
 

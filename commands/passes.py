@@ -6,16 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cli_model import read_graph
-from .ir.errors import InputError, ValidationError
-from .ir.graph import Graph
-from .ir.text import print_graph
-from .passes import pipeline
-from .passes.contract import Context, Pass
-from .passes.manager import Hooks, run_pipeline
-from .passes.reduce import reduce
-from .passes.validate import Validator
-from .runtime import host
+from ..ir.errors import InputError, ValidationError
+from ..ir.graph import Graph
+from ..ir.text import print_graph
+from ..passes import pipeline
+from ..passes.contract import Context, Pass
+from ..passes.manager import Hooks, run_pipeline
+from ..passes.reduce import reduce
+from ..passes.validate import Validator
+from ..runtime import host
+from .model import read_graph
 
 _PIPELINES = {"inference": pipeline.inference, "training": pipeline.training}
 
@@ -84,8 +84,8 @@ def _signature(error: Exception) -> tuple[str, str]:
 
 def context(target: str | None, fuel: int | None = None) -> Context:
     """The surroundings of the passes, as the driver sets them up."""
-    from .codegen.contraction import preferred_panel
-    from .codegen.footprint import Footprint
+    from ..codegen.contraction import preferred_panel
+    from ..codegen.footprint import Footprint
 
     chosen = host.resolve(target or "host")
     return Context(target=chosen, fuel=fuel, preferred_panel=preferred_panel, memory_model=Footprint(chosen))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .cli_model import executable
-from .cli_quantize import write_model
-from .compression.pruning import prune
-from .ir.errors import InputError
-from .ir.graph import Graph
-from .ir.graphs import specialize
+from ..compression.pruning import prune
+from ..ir.errors import InputError
+from ..ir.graph import Graph
+from ..ir.graphs import specialize
+from .model import executable
+from .quantize import write_model
 
 
 def prune_command(args: argparse.Namespace) -> dict[str, Any]:
