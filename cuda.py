@@ -161,6 +161,7 @@ class CudaCompiler:
         options: list[tuple[str, str | int | bool | None]] = [
             ("purpose", self.purpose), ("bound", self.bound), ("precision", self.precision),
         ]  # fmt: skip
+        options += self.now.code_flags()
         options += [(f"size {n}", size) for n, size in sorted(sizes.items())]
         return Key(self.graph.fingerprint(), self.target, tuple(options), compiler_digest(), llvm_version())
 

@@ -334,7 +334,8 @@ class _Run:
             measured = self.clock.layers({"before": original, "after": graph, **used})
             self.table |= {k: measured[k] for k in used}
             race = self.clock.race(original, graph)
-            limit = 1.0 if self.objective == "latency" else 1.0 + max(race.noise, 0.01)
+            told = max(race.noise, 0.01)  # what two measurements tell apart
+            limit = 1 - told if self.objective == "latency" else 1 + told
             if race.ratio <= limit:
                 return self._done(graph, mixture, measured, race, score, self.judge.distance(outputs))
             slower = [

@@ -70,7 +70,7 @@ def main(
     mnist_epochs: int = 6,
     emoji_epochs: int = 120,
     aware_epochs: int = 1,
-    rate: float = 1e-3,
+    rate: float = 1e-4,
     seed: int = 0,
     weights: str = "",
 ) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def in_onnx_runtime(model: tw.nn.Module, images: Any) -> dict[str, Any]:
 def main(
     data: Path,
     epochs: int = 2,
-    more: int = 2,
+    more: int = 8,
     ratio: float = 0.5,
     width: int = 64,
     rate: float = 0.02,

@@ -1,4 +1,4 @@
-"""Products with weights of 16, 8 and 4 bits, of codebooks too: odd sizes on every row, threads, packed panels, whole models."""
+"""Products with weights of 16, 8 and 4 bits, of codebooks too: odd sizes on every row, threads, and whole models."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_sass_is_shown_where_the_tools_are_and_else_says_what_to_install(monkeyp
         RuntimeUnavailableError, match=r"nvdisasm is not installed: pip install nvidia-cuda-nvdisasm, or set CUDA_HOME"
     ):
         exe.text("sass")
-    # a disassembler that only says what it was given: the real one is not among the packages that tests install
+    # a disassembler that only says what it was given
     stand_in = tmp_path / "nvdisasm"
     stand_in.write_text('#!/bin/sh\nhead -c 4 "$2" | tail -c 3\necho " $1"\n')
     stand_in.chmod(0o755)
