@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _ROOT: Final = Path(__file__).resolve().parent
 _WORTH_WORKERS: Final = 300  # nodes of a graph from which on LLVM works in processes of its own
-_COMPILER: Final = ("ir", "passes", "codegen", "driver.py", "generic.py", "cuda.py")
+_COMPILER: Final = ("ir", "passes", "codegen", "cuda", "driver.py", "generic.py")
 _CODE_STAGES: Final = ("loops", "llvm", "asm")
 _WINOGRAD: Final = "winograd"  # the pass, and the choice to do without it
 PRECISIONS: Final = ("f32", "bf16", "tf32")
@@ -306,7 +306,7 @@ def build(
     now = flags() if now is None else now
     asked = now.target if target is None else target
     if _is_cuda(asked):
-        from .cuda import build_cuda
+        from .cuda.compiling import build_cuda
 
         plain = {"memory_budget": memory_budget, "tune": tune, "dynamic": dynamic}
         refuse = [f"{k}={v!r}" for k, v in plain.items() if v not in (None, DYNAMIC[0])]
@@ -426,7 +426,7 @@ def load(
     Raises ArtifactError for a file that is damaged or contradicts itself, CompileError, OSError.
     """
     if Path(path).is_dir():
-        from .cuda_export import load_folder
+        from .cuda.export import load_folder
 
         return load_folder(Path(path), target)
     found = artifact.load(path)

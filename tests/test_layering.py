@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime", "training", "compression")
+FOLDERS = ("ir", "frontend", "passes", "codegen", "runtime", "training", "compression", "cuda")
 ALLOWED = {
     "ir": {"ir"},
     "frontend": {"frontend", "ir"},
@@ -19,6 +19,7 @@ ALLOWED = {
     "training": {"training", "driver", "settings", "frontend", "passes", "codegen", "runtime", "ir"},
 }
 ALLOWED["compression"] = ALLOWED["training"] | {"compression"}
+ALLOWED["cuda"] = ALLOWED["training"] - {"training", "frontend"} | {"cuda", "__version__"}
 THIRD_PARTY = {
     "ir": {"numpy", "ml_dtypes", "networkx"},
     "frontend": {"numpy", "sklearn", "ml_dtypes", "onnx"},
@@ -26,6 +27,7 @@ THIRD_PARTY = {
     "codegen": {"numpy", "llvmlite"},
     "runtime": {"numpy", "llvmlite", "threadpoolctl", "safetensors", "rich", "pycuda"},
     "compression": {"numpy", "matplotlib"},
+    "cuda": {"numpy", "rich"},
     "training": {"numpy", "safetensors", "rich", "matplotlib", "tensorboardX", "mlflow", "optuna"},
 }
 LLVMLITE_HOMES = ("codegen/llvm/", "codegen/cuda/compile.py", "runtime/native.py")

@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_every_package_folder_is_listed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
-    homes = ("ir", "frontend", "passes", "codegen", "runtime", "training", "compression", "commands", "benchmarks")
+    homes = ("ir", "frontend", "passes", "codegen", "runtime", "training", "compression", "commands", "cuda", "benchmarks")
     found = {"tensorwright"} | {
         ".".join(("tensorwright", *p.parent.relative_to(ROOT).parts))
         for home in homes
@@ -35,7 +35,18 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = [n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n]
     assert all(n.startswith("tensorwright/") and (n.endswith(".py") or n.endswith("py.typed")) for n in names), names
     folders = {n.split("/")[1] for n in names if n.count("/") > 1}
-    assert folders == {"ir", "frontend", "passes", "codegen", "runtime", "compression", "commands", "training", "benchmarks"}
+    assert folders == {
+        "ir",
+        "frontend",
+        "passes",
+        "codegen",
+        "runtime",
+        "compression",
+        "commands",
+        "cuda",
+        "training",
+        "benchmarks",
+    }
     assert {"tensorwright/py.typed", "tensorwright/cli.py", "tensorwright/driver.py", "tensorwright/ir/ops/unary.py"} <= set(
         names
     )

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorwright as tw
-from tensorwright import cli, cuda_estimate
+from tensorwright import cli
 from tensorwright.codegen.cuda import accesses
 from tensorwright.codegen.cuda.accesses import count
 from tensorwright.codegen.cuda.grid import BX, TX, launch
 from tensorwright.codegen.cuda.machine import limits
 from tensorwright.codegen.loop_ir import Alloc, Buffer, For, Kernel, Let, Store
 from tensorwright.codegen.loop_parse import parse_kernel
+from tensorwright.cuda.estimate import estimate
 from tensorwright.ir.cuda_program import CudaProgram
 from tensorwright.ir.dtypes import f32, i64
 from tensorwright.ir.errors import InputError
@@ -128,9 +129,9 @@ def test_registers_without_ptxas_are_near_those_with_it(monkeypatch: pytest.Monk
     assert live.keys() == real.keys()
     for name, n in live.items():
         assert 0.5 * real[name] <= n <= 1.5 * real[name] + 8, (name, n, real[name])
-    assert cuda_estimate.estimate(program).registers_from == "by ptxas"
+    assert estimate(program).registers_from == "by ptxas"
     monkeypatch.setattr(tools, "find", lambda name: None)
-    found = cuda_estimate.estimate(program)
+    found = estimate(program)
     assert "no ptxas is installed" in str(found).replace("\n", " ")
     assert {k.name: k.registers for k in found.kernels} == live
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorwright as tw
-from tensorwright import cuda, cuda_export, nn
+from tensorwright import nn
+from tensorwright.cuda import compiling, export
 from tensorwright.ir.errors import ArtifactError, CompileError, InputError, RuntimeUnavailableError
 from tensorwright.runtime.container import DamagedError
 from tensorwright.runtime.cuda import devices, stored
@@ -48,7 +49,7 @@ def test_a_folder_runs_without_compiling(made: tuple[CudaExecutable, Path], monk
     def no(*args: Any, **options: Any) -> Any:
         raise AssertionError("compiled")
 
-    monkeypatch.setattr(cuda.CudaCompiler, "__call__", no)
+    monkeypatch.setattr(compiling.CudaCompiler, "__call__", no)
     loaded = tw.load(folder, target="cuda-emulator")
     for n in (2, 5):
         x = R.standard_normal((n, 7)).astype("f4")
@@ -152,7 +153,7 @@ def changed(key: str, value: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest[key] = value(manifest[key]) if callable(value) else value
-        manifest["checksum"] = cuda_export._checksum(manifest)
+        manifest["checksum"] = export._checksum(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     return change

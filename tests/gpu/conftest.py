@@ -25,6 +25,6 @@ def gpu() -> Device:
 @pytest.fixture(scope="session")
 def sm(gpu: Device) -> int:
     """The best SM of our rows that the GPU runs."""
-    from tensorwright.cuda import resolve
+    from tensorwright.cuda.compiling import resolve
 
     return resolve("cuda")[0].sm

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from .codegen.cuda.accesses import Counts, count
-from .codegen.cuda.machine import limits, sm_of
-from .codegen.loop_parse import parse_kernel
-from .ir.cuda_program import Branch, CudaKernel, CudaProgram, Loop, Node, Step, While
-from .runtime.cuda import tools
+from ..codegen.cuda.accesses import Counts, count
+from ..codegen.cuda.machine import limits, sm_of
+from ..codegen.loop_parse import parse_kernel
+from ..ir.cuda_program import Branch, CudaKernel, CudaProgram, Loop, Node, Step, While
+from ..runtime.cuda import tools
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _registers(program: CudaProgram) -> tuple[dict[str, int], str]:
         made = tools.assemble(program.ptx, program.target.sm)
         if made.registers:
             return made.registers, "by ptxas"
-    from .runtime.cuda.liveness import live_values
+    from ..runtime.cuda.liveness import live_values
 
     return live_values(program.ptx), "values alive at once in the PTX (no ptxas is installed, which may need some more or fewer)"
 

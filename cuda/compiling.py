@@ -14,21 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .ir.collector import no_collection
-from .ir.cuda_program import CudaProgram
-from .ir.errors import CompileError, InputError
-from .ir.graph import Graph
-from .ir.graphs import specialize
-from .ir.target import CUDA_ROWS, Target, row
-from .runtime.cache import Key
-from .runtime.compiled import Compiled, Text
-from .runtime.executable import Executable
-from .settings import Flags
+from ..ir.collector import no_collection
+from ..ir.cuda_program import CudaProgram
+from ..ir.errors import CompileError, InputError
+from ..ir.graph import Graph
+from ..ir.graphs import specialize
+from ..ir.target import CUDA_ROWS, Target, row
+from ..runtime.cache import Key
+from ..runtime.compiled import Compiled, Text
+from ..runtime.executable import Executable
+from ..settings import Flags
 
 if TYPE_CHECKING:
-    from .cuda_estimate import Estimate
-    from .runtime.cuda.device import Device
-    from .runtime.cuda.executable import CudaExecutable
+    from ..runtime.cuda.device import Device
+    from ..runtime.cuda.executable import CudaExecutable
+    from .estimate import Estimate
 
 EMULATOR: Final = "cuda-emulator"
 STAGES: Final = ("loops", "llvm", "ptx", "sass")
@@ -52,7 +52,7 @@ def build_cuda(
     Its texts can be read without a device; only a call opens one. `refuse` are options that CUDA targets do not have.
     Raises InputError for these, CompileError for the target or the graph, RuntimeUnavailableError for 'cuda' without a GPU.
     """
-    from .runtime.cuda.executable import CudaExecutable
+    from ..runtime.cuda.executable import CudaExecutable
 
     if refuse:
         raise InputError(f"a CUDA target takes no {', '.join(refuse)}: leave it out, or compile for a processor")
@@ -75,20 +75,20 @@ def build_cuda(
 
 
 def _estimate(program: CudaProgram, name: str) -> Estimate:
-    from .cuda_estimate import estimate
+    from .estimate import estimate
 
     return estimate(program, name)
 
 
 def _export(compiler: CudaCompiler, exe: CudaExecutable, folder: Path, sms: Sequence[int]) -> None:
-    from .cuda_export import export
+    from .export import export
 
     export(compiler, exe, folder, sms)
 
 
 def _save(exe: Executable, path: str | Path) -> None:
-    from . import __version__
-    from .runtime import artifact
+    from .. import __version__
+    from ..runtime import artifact
 
     artifact.save(path, exe.graph, exe.parameters, {"tensorwright": __version__})
 
@@ -113,7 +113,7 @@ def resolve(target: str | Target) -> tuple[Target, Callable[[], Device]]:
 
 
 def _opened(name: str) -> Device:
-    from .runtime.cuda.devices import open_device
+    from ..runtime.cuda.devices import open_device
 
     return open_device(name)
 
@@ -131,7 +131,7 @@ class CudaCompiler:
 
     def __call__(self, sizes: Mapping[str, int]) -> Compiled:
         """The program for these sizes, from the cache or made now."""
-        from .driver import cache_of, regenerated, stage_names
+        from ..driver import cache_of, regenerated, stage_names
 
         start = time.perf_counter()
         cache = cache_of(self.now)
@@ -155,8 +155,8 @@ class CudaCompiler:
 
     def key(self, sizes: Mapping[str, int]) -> Key:
         """All that decides the PTX for these sizes."""
-        from .driver import compiler_digest
-        from .runtime.native import llvm_version
+        from ..driver import compiler_digest
+        from ..runtime.native import llvm_version
 
         options: list[tuple[str, str | int | bool | None]] = [
             ("purpose", self.purpose), ("bound", self.bound), ("precision", self.precision),
@@ -166,18 +166,18 @@ class CudaCompiler:
         return Key(self.graph.fingerprint(), self.target, tuple(options), compiler_digest(), llvm_version())
 
     def _compiled(self, sizes: Mapping[str, int]) -> Compiled:
-        from .codegen.cuda.generate import generate
-        from .driver import dump_folder, record_of, stage_names
-        from .passes import pipeline
-        from .passes.contract import Context
-        from .passes.manager import Hooks, run_pipeline
-        from .passes.prepare import split
+        from ..codegen.cuda.generate import generate
+        from ..driver import dump_folder, record_of, stage_names
+        from ..passes import pipeline
+        from ..passes.contract import Context
+        from ..passes.manager import Hooks, run_pipeline
+        from ..passes.prepare import split
 
         graph = specialize(self.graph, sizes)
         folder = dump_folder(self.now, self.graph, sizes)
         check: Callable[..., None] | None = None
         if self.now.validate:
-            from .passes.validate import Validator
+            from ..passes.validate import Validator
 
             check = Validator()
         verify = self.now.verify or self.now.validate
@@ -212,7 +212,7 @@ def text_of(stage: str, run: CudaProgram, prepare: CudaProgram | None) -> str:
     def one(program: CudaProgram) -> str:
         if stage != "sass":
             return program.texts[stage]
-        from .runtime.cuda.tools import sass
+        from ..runtime.cuda.tools import sass
 
         return sass(program.ptx, program.target.sm) if program.kernels else ""
 

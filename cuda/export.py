@@ -20,20 +20,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
-from .cuda import EMULATOR, CudaCompiler, _estimate, resolve, text_of
-from .ir.cuda_program import CudaProgram
-from .ir.errors import ArtifactError, CompileError, InputError
-from .ir.graphs import specialize
-from .ir.target import CUDA_ROWS, Target, row
-from .runtime import artifact
-from .runtime.compiled import Compiled, Text
-from .runtime.container import DamagedError, pack, unpack, write_atomically
-from .runtime.cuda.devices import open_device
-from .runtime.cuda.stored import decode_program, encode_program
+from ..ir.cuda_program import CudaProgram
+from ..ir.errors import ArtifactError, CompileError, InputError
+from ..ir.graphs import specialize
+from ..ir.target import CUDA_ROWS, Target, row
+from ..runtime import artifact
+from ..runtime.compiled import Compiled, Text
+from ..runtime.container import DamagedError, pack, unpack, write_atomically
+from ..runtime.cuda.devices import open_device
+from ..runtime.cuda.stored import decode_program, encode_program
+from .compiling import EMULATOR, CudaCompiler, _estimate, resolve, text_of
 
 if TYPE_CHECKING:
-    from .runtime.cuda.device import Device
-    from .runtime.cuda.executable import CudaExecutable
+    from ..runtime.cuda.device import Device
+    from ..runtime.cuda.executable import CudaExecutable
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
@@ -66,7 +66,7 @@ def export(compiler: CudaCompiler, exe: CudaExecutable, folder: Path, sms: Seque
         model = Path(place) / "model.tw"
         exe.save(model)
         name = _keep(files, "model", ".tw", model.read_bytes())
-    from . import __version__
+    from .. import __version__
 
     manifest: dict[str, Any] = {
         "kind": _KIND,
@@ -163,7 +163,7 @@ def load_folder(folder: Path, target: str | Target | None = None) -> CudaExecuta
     Raises ArtifactError for a folder that is damaged, incomplete or of a newer version; CompileError where it has no code for
     the device; RuntimeUnavailableError for 'cuda' without one; InputError for another target.
     """
-    from .runtime.cuda.executable import CudaExecutable
+    from ..runtime.cuda.executable import CudaExecutable
 
     manifest = _manifest(folder)
     sms = sorted({_of(folder, p, "sm", int) for p in _of(folder, manifest, "programs", list)})
