@@ -99,8 +99,11 @@ class CudaBinding:
         self.donated = tuple((k, i) for k, i in program.aliases if i in self.arguments)
         self._state = tuple(i for _, i in program.aliases if i not in self.arguments)
         self._fixed: dict[int, Array] = {}  # by slot
-        self._module = self.device.load(program.ptx)
-        self._functions: dict[str, Function] = {k.name: self._module.function(k.name) for k in program.kernels}
+        self._module = None  # where there are no kernels: every output is empty, or an input
+        self._functions: dict[str, Function] = {}
+        if program.kernels:
+            self._module = self.device.load(program.ptx)
+            self._functions = {k.name: self._module.function(k.name) for k in program.kernels}
         self._slots = [0] * (program.arena + 1)
         own = [(k, program.inputs[k].type.nbytes, names[k]) for k in self.arguments]
         own += [(program.first_output + k, program.outputs[k].type.nbytes, program.outputs[k].name) for k in self.fresh]
@@ -128,7 +131,8 @@ class CudaBinding:
         for address in self._owned:
             self.device.free(address)
         self._owned = []
-        self._module.unload()
+        if self._module is not None:
+            self._module.unload()
 
     def bind(self, fixed: Mapping[str, Array]) -> None:
         """Puts the inputs that are no arguments in place."""

@@ -157,6 +157,11 @@ def test_state_stays_on_the_device_and_comes_back_when_it_is_read() -> None:
     np.testing.assert_allclose(history[0][1], history[1][1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_program_without_kernels_runs() -> None:
+    exe = tw.compile(lambda x: x + 1, tw.spec(0, 3), target="cuda-emulator")
+    assert exe(np.empty((0, 3), np.float32)).shape == (0, 3)
+
+
 def test_branches_and_loops_read_bytes_from_the_device() -> None:
     def model(x: Any) -> Any:
         total = tw.sum(x)
