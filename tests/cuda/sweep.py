@@ -31,10 +31,10 @@ from tensorwright.ir.target import row  # noqa: E402
 from tensorwright.runtime.cuda.binding import CudaBinding, DeviceStore  # noqa: E402
 from tensorwright.runtime.cuda.device import Device  # noqa: E402
 from tensorwright.runtime.cuda.emulator import Emulator  # noqa: E402
+from tensorwright.runtime.cuda.tools import assemble  # noqa: E402
 
 from tests.codegen.programs import error  # noqa: E402
 from tests.codegen.test_lower_ops import cases, together  # noqa: E402
-from tests.cuda.assembler import assemble  # noqa: E402
 
 FORWARD = ("demo_b64", "resnet18_b32", "transformer_b8", "bilstm_b32")
 

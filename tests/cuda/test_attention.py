@@ -20,12 +20,11 @@ from tensorwright.ir.target import row
 from tensorwright.ir.types import TensorType
 from tensorwright.runtime.cuda.binding import CudaBinding, DeviceStore
 from tensorwright.runtime.cuda.emulator import Emulator
+from tensorwright.runtime.cuda.tools import assemble
 from tensorwright.settings import flags
 
 from tests.codegen.programs import error
 from tests.codegen.test_lower_ops import cases, together
-
-from .assembler import assemble
 
 RNG = np.random.default_rng(11)
 

@@ -25,8 +25,7 @@ from tensorwright.ir.dtypes import f32
 from tensorwright.ir.errors import CompileError, InputError, VerifyError
 from tensorwright.ir.expr import binary, lane_xor, load, var
 from tensorwright.ir.target import CUDA_ROWS, row
-
-from .assembler import assemble
+from tensorwright.runtime.cuda.tools import assemble
 
 SMS = (75, 80, 90)
 # one op of each way that kernels are written: maps, casts, tiles, sums of products, trees, threads, updates, draws

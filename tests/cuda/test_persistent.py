@@ -13,8 +13,7 @@ from tensorwright.frontend.nn.init import seed
 from tensorwright.frontend.training import training_step
 from tensorwright.ir.cuda_program import CudaProgram
 from tensorwright.ir.errors import CompileError, KernelFaultError
-
-from .assembler import assemble
+from tensorwright.runtime.cuda.tools import assemble
 
 RNG = np.random.default_rng(5)
 

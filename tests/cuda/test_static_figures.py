@@ -8,9 +8,8 @@ import pytest
 import tensorwright as tw
 from tensorwright.ir.cuda_program import CudaProgram
 from tensorwright.ir.target import row
-from tensorwright.runtime.cuda.tools import sass
+from tensorwright.runtime.cuda.tools import assemble, sass
 
-from .assembler import assemble
 from .sass import loops
 
 

@@ -28,11 +28,10 @@ from tensorwright.passes.fuse import Fuse
 from tensorwright.runtime.cuda.binding import CudaBinding, DeviceStore
 from tensorwright.runtime.cuda.emulator import Emulator
 from tensorwright.runtime.cuda.state import Counters, Options
-from tensorwright.runtime.cuda.tools import sass
+from tensorwright.runtime.cuda.tools import assemble, sass
 
 from tests.codegen.programs import decomposed
 
-from .assembler import assemble
 from .sass import loops, opcodes
 
 Array = np.ndarray[Any, Any]
