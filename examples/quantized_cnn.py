@@ -81,12 +81,12 @@ def main(
     options: dict[str, Any] = {"loss": losses.cross_entropy, "metrics": ["accuracy"], "seed": seed}
     trainer = tw.Trainer(ConvNet(), optimizer=optim.SGD(0.02, momentum=0.9), **options)
     net = floats(trainer.model, weights, "mnist_convnet", lambda: trainer.fit(x[:, None], y, epochs=mnist_epochs, batch_size=64))
-    calibration = [x[i : i + 100, None] for i in range(0, 1000, 100)]
+    calibration = [x[i : i + 100, None] for i in range(0, min(1000, len(x)), 100)]
     found = quantised(net, calibration, (x[:, None], y), (x_test[:, None], y_test), aware_epochs, rate, seed)
     figures |= {f"mnist_{k}": v for k, v in found.items()}
 
     (x, x_valid, x_test), (y, y_valid, y_test), classes = emoji_cnn.load(data, seed)
-    calibration = [x[i : i + 100] for i in range(0, 1000, 100)]
+    calibration = [x[i : i + 100] for i in range(0, min(1000, len(x)), 100)]
     for name, trainer in emoji_cnn.trainers(len(classes), seed).items():
 
         def train(trainer: tw.Trainer = trainer) -> None:

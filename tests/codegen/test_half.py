@@ -33,12 +33,18 @@ HALVES = (d.bf16, d.f16)
 # What makes its own numbers has a dtype of its own; all other ops take 16-bit floats wherever they take f32.
 REFUSE = {op.name for op in REGISTRY.values() if op.has(Trait.RANDOM)}
 MADE = (
+    "attention",
+    "round_tf32",
+    "contract_tf32",
+    "attention_grad",
     "depthwise",
     "coded_matmul",
     "codebook_matmul",
+    "dequantize_codebook",
     "multiply_add",
     "sparse_matmul",
-)  # by passes and tw.prune, in f32 (the last also f64)
+    "sparse_conv2d",
+)  # by passes, tw.prune and traces for CUDA, in f32 (the last also f64)
 REFUSE |= {*MADE, *(f"winograd_{p}" for p in ("weight", "input", "output", "spread", "gather"))}
 OPS = [op for op in REGISTRY.values() if not op.has(Trait.STRUCTURAL) and not op.has(Trait.CONTROL) and op.name not in REFUSE]
 _WORDS = "var const load add sub mul div neg abs sqrt floor ceil round trunc max min select lt le eq ne and or xor not cast fma"

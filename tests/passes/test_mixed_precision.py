@@ -184,5 +184,5 @@ def test_training_reaches_the_same_accuracy(model: Any, shape: tuple[int, ...], 
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(InputError, match="precision is one of 'f32', 'bf16', got 'f16'"):
+    with pytest.raises(InputError, match="precision is one of 'f32', 'bf16', 'tf32', got 'f16'"):
         tw.compile(lambda x: x, tw.spec(3), precision="f16")

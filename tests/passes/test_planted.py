@@ -13,7 +13,7 @@ import pytest
 import tensorwright as tw
 from tensorwright.ir import differentiate
 from tensorwright.ir.build import constant, full, get, input_node
-from tensorwright.ir.dtypes import bf16, u8
+from tensorwright.ir.dtypes import bf16, f32, u8
 from tensorwright.ir.errors import ValidationError
 from tensorwright.ir.graph import Graph, Label, Location
 from tensorwright.ir.lowering import Decompose as Decomposition
@@ -35,6 +35,7 @@ from tensorwright.passes import (
     pack_weights,
     prepare,
     regions,
+    rounded_products,
     simplify,
     sink,
     strength,
@@ -454,6 +455,23 @@ def sums_rounded_to_bf16(plant):
     plant.record("contract_f32", reference=reference)
 
 
+def rounded_product():
+    def rounded(x):
+        return make("cast", make("cast", x, dtype=bf16), dtype=f32)
+
+    return around(lambda x, w: make("matmul", rounded(x), rounded(w)), (4, 4), (4, 4))
+
+
+def rounded_operands_exchanged(plant):
+    right = rounded_products.evened
+
+    def evened(spec, a, b):
+        spec, a, b = right(spec, a, b)
+        return spec, b, a
+
+    plant.function(rounded_products, "evened", evened)
+
+
 def tf32_with_seven_bits(plant):
     right = lookup("round_tf32").reference
     plant.record("contract_tf32", reference=lambda arrays, attrs: lookup("contract").reference(
@@ -621,6 +639,9 @@ BUGS = {
         "mixed_precision",
         lambda: inference(None, "bf16"),
         with_bf16(row("x86-64-v4")),
+    ),
+    "rounded operands exchanged": Bug(
+        rounded_operands_exchanged, rounded_product, "rounded_products", "rounded_products", target=with_bf16(row("x86-64-v4"))
     ),
     "products of tf32 as bf16": Bug(
         tf32_with_seven_bits, linear, "tensor_float", "tensor_float", lambda: inference(None, "tf32"), row("cuda-sm_80")
