@@ -622,17 +622,9 @@ class _Compiler:
             tuned = {**tuned, **self._search(run, search)}
         program = begin(run, self.target, name="main", choices=tuned, most=2, **options)()
         prepare = None if preparing is None else preparing()
-        texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
-        for stage, result in zip(stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
-            texts[stage] = functools.partial(str, result.after)
-        if first is not None:
-            texts["prepare"] = functools.partial(str, first)
-        for stage in _CODE_STAGES:
-            texts[stage] = functools.partial(_code_text, stage, program, prepare)
-        if folder is not None:
-            for k, stage in enumerate((*(["prepare"] if first else []), *_CODE_STAGES), start=len(ctx.results) + 1):
-                text = texts[stage]
-                (folder / f"{k:03}_{stage}.txt").write_text(text if isinstance(text, str) else text(), encoding="utf-8")
+        texts = stage_texts(graph, ctx.results, first)
+        texts |= {stage: functools.partial(_code_text, stage, program, prepare) for stage in _CODE_STAGES}
+        dump_code(folder, texts, _CODE_STAGES, len(ctx.results))
         return Compiled(
             run=program,
             prepare=prepare,
@@ -652,6 +644,22 @@ def dump_folder(now: Flags, graph: Graph, sizes: Mapping[str, int]) -> Path | No
     folder = Path(now.dump) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def stage_texts(graph: Graph, results: Sequence[PassResult], prepare: Graph | None) -> dict[str, Text]:
+    """The texts of the traced graph, of what each pass made of it, and of the prepare graph."""
+    texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
+    texts |= {n: functools.partial(str, r.after) for n, r in zip(stage_names([r.name for r in results]), results, strict=True)}
+    return texts if prepare is None else texts | {"prepare": functools.partial(str, prepare)}
+
+
+def dump_code(folder: Path | None, texts: Mapping[str, Text], stages: Sequence[str], passes: int) -> None:
+    """Writes the texts after those of the passes, which were written as they were made; nothing where nobody asked."""
+    if folder is None:
+        return
+    for k, stage in enumerate((*(["prepare"] if "prepare" in texts else []), *stages), start=passes + 1):
+        text = texts[stage]
+        (folder / f"{k:03}_{stage}.txt").write_text(text if isinstance(text, str) else text(), encoding="utf-8")
 
 
 def regenerated(again: Callable[[], Mapping[str, Text]], stage: str) -> str:

@@ -12,6 +12,7 @@ that it measured in the model that it returned.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -152,7 +153,7 @@ def _turns(graphs: Sequence[Graph], x: Array) -> tuple[float, float]:
     for g in graphs:
         names = {str(s): len(x) for i in g.inputs for s in i.tensor.symbols}
         runs.append(build(specialize(g, names), g.weights))
-    one, two = interleaved([lambda exe=exe: exe(x) for exe in runs], SECONDS)  # type: ignore[misc]
+    one, two = interleaved([functools.partial(exe, x) for exe in runs], SECONDS)
     return median(one) * 1e3, median(two) * 1e3
 
 

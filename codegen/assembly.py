@@ -413,12 +413,12 @@ _KINDS: Final[dict[type, str]] = {
 def _kind(b: Builder, node: Node) -> str:
     """Which generator a single node goes to."""
     form = b.form(node)
-    if isinstance(form, Decompose) and not (isinstance(form, Attention) and b.lowerings):
+    kind = "window" if isinstance(form, Reduce) and form.axes is None else _KINDS.get(type(form))
+    if isinstance(form, Decompose) and kind not in (_LOWER if b.lowerings is None else b.lowerings):
         raise CompileError(
             f"{node.op.name} {node.type} stands for other ops and has no code of its own: the decompose pass must run before "
             "code generation"
         )
-    kind = "window" if isinstance(form, Reduce) and form.axes is None else _KINDS.get(type(form))
     if kind is None or isinstance(form, Structural):
         raise CompileError(f"{node.op.name} {node.type} cannot be compiled: a pass must expand it before code generation")
     return kind

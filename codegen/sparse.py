@@ -24,7 +24,7 @@ A sum runs over its entries in their order: it depends neither on threads nor on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,7 @@ from ..ir.expr import Expr, binary, const, load, var
 from ..ir.graph import Graph
 from ..ir.target import Target
 from .groups import Lowered, body_name, lowered
-from .loop_ir import Alloc, Buffer, For, If, Let, Stmt, Store, vector_variable
+from .loop_ir import Alloc, Buffer, For, Let, Stmt, Store, vector_variable
 from .nests import CHUNK_NS, Axis, parallel_nest
 from .sparse_common import CHUNKS, LEAST_NS, PACK_NS, SHARED, STACK, VECTORS, Product
 from .sparse_windows import Windows
@@ -132,14 +132,6 @@ class _Rows(Product):
             made, threads = parallel_nest([Axis(g, whole), Axis(p, count)], body, self.nanoseconds, least=LEAST_NS, chunk=chunk)
             done, shared = done + made, shared or threads
         return done, shared
-
-    def either(self, panel: Expr, code: Callable[[int], list[Stmt]]) -> list[Stmt]:
-        """The code for a panel's rows: all panels but the last have as many as a step."""
-        if not self.rest:
-            return code(self.step)
-        if not self.panels:
-            return code(self.rest)
-        return [If(binary("lt", panel, self.panels), tuple(code(self.step)), tuple(code(self.rest)))]
 
     def place(self, panel: Expr) -> _Source:
         """Where a panel begins: among all of them, in the thread's own, or in the operand itself."""

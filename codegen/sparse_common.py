@@ -36,7 +36,12 @@ class Product:
     rows, columns   of the result; `lead` is the shape of the rows
     depth           steps of the reduction: an offset is held below it
     wide            whether the columns of a block fill vectors: rows then are the registers, else the lanes
+    step, panels, rest   rows of a panel, panels of so many rows, and the rows that are left for one more: the subclass's
     """
+
+    step: int
+    panels: int
+    rest: int
 
     def __init__(self, graph: Graph, target: Target, aligns: Sequence[int]) -> None:
         self.target = target
@@ -66,6 +71,14 @@ class Product:
             self.room = (target.registers - 2) // (self.width + 1)  # vectors of rows
         self.nanoseconds = self.rows * self.entries * self.width / self.lanes * CYCLE_NS * 1.3
         self.parts = 1
+
+    def either(self, panel: Expr, code: Callable[[int], list[Stmt]]) -> list[Stmt]:
+        """The code for a panel's rows: all panels but the last (of an image) have as many as a step."""
+        if not self.rest:
+            return code(self.step)
+        if not self.panels:
+            return code(self.rest)
+        return [If(binary("lt", panel, self.panels), tuple(code(self.step)), tuple(code(self.rest)))]
 
     def parts_of(self, panels: int, copying: float) -> int:
         """Where there are few panels, parts of the columns are shared as well, and each part's thread makes a copy."""

@@ -120,14 +120,6 @@ class Windows(Product):
             done, shared = done + more, shared or threads
         return done, shared
 
-    def either(self, panel: Expr, code: Callable[[int], list[Stmt]]) -> list[Stmt]:
-        """The code for a panel's rows: all but the last of an image have as many as a step."""
-        if not self.rest:
-            return code(self.step)
-        if not self.panels:
-            return code(self.rest)
-        return [If(binary("lt", panel, self.panels), tuple(code(self.step)), tuple(code(self.rest)))]
-
     # -- the image in panels -------------------------------------------------------------------------------------------------
 
     def pack(self, image: Expr, panel: Expr, into: Buffer, start: Expr) -> list[Stmt]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -22,7 +22,7 @@ from .plan import Options, Plan, used
 from .ranges import Histogram, quantized_weights
 from .report import Report
 from .source import Array, Source
-from .sparsify import WORTH, density, sparsify
+from .sparsify import WIDTHS, WORTH, density, sparsify
 
 # what is expected to do more harm comes later; whole channels go before the rest is looked at
 FAMILIES: Final = ("bf16", "int8 weights", "int8", "int4 weights", "sparse", "pruned")
@@ -171,14 +171,18 @@ class Builder:
             own = self.seen if options.calibrated else {}
             batches = self.batches if options.calibrated else ()
             plan = Plan(Source(graph, dict(graph.weights)), replace(options, method=self.method), report, batches, seen=own)
-            graph = plan.make(lambda n, names=names: n not in names, None).graph(plan.source.values)  # type: ignore[misc]
+            graph = plan.make(_all_but(names), None).graph(plan.source.values)
             why |= {x.name: x.reason for x in report.layers if x.name in names and x.choice == "float"}
         graph = _bf16(graph, {n for n, k in chosen.items() if k.family == "bf16"})
         for width in sorted({_width(k) for k in sparse.values()}):
             names = {n for n, k in sparse.items() if _width(k) == width}
-            graph, choices = sparsify(graph, always=True, layers=names, **({"widths": (width,)} if width else {}))  # type: ignore[arg-type]
+            graph, choices = sparsify(graph, always=True, layers=names, widths=(width,) if width else WIDTHS)
             why |= {n: choices[n].reason for n in names if n in choices and not choices[n].width}
         return graph, why
+
+
+def _all_but(names: Collection[str]) -> Callable[[str], bool]:
+    return lambda name: name not in names
 
 
 _CODES: Final[dict[str, Options]] = {

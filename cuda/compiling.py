@@ -167,7 +167,7 @@ class CudaCompiler:
 
     def _compiled(self, sizes: Mapping[str, int]) -> Compiled:
         from ..codegen.cuda.generate import generate
-        from ..driver import dump_folder, record_of, stage_names
+        from ..driver import dump_code, dump_folder, record_of, stage_texts
         from ..passes import pipeline
         from ..passes.contract import Context
         from ..passes.manager import Hooks, run_pipeline
@@ -185,20 +185,16 @@ class CudaCompiler:
         passes = pipeline.cuda(getattr(pipeline, self.purpose)(self.target, self.precision, False))
         final = run_pipeline(graph, passes, ctx, Hooks(dump=folder, verify=verify, validate=check))
         first, run = split(final) if self.bound else (None, final)
+        if self.now.validate:
+            from ..passes.validate import validate_split
+
+            validate_split(final, first, run)
         made = functools.partial(generate, target=self.target, verify=verify, loops=self.now.cuda_loops)
         program = made(run, name="main")
         prepare = None if first is None else made(first, name="prepare")
-        texts: dict[str, Text] = {"graph": functools.partial(str, graph)}
-        for stage, result in zip(stage_names([r.name for r in ctx.results]), ctx.results, strict=True):
-            texts[stage] = functools.partial(str, result.after)
-        if first is not None:
-            texts["prepare"] = functools.partial(str, first)
-        for stage in STAGES:
-            texts[stage] = functools.partial(text_of, stage, program, prepare)
-        if folder is not None:
-            for k, stage in enumerate((*(["prepare"] if first else []), *STAGES[:-1]), start=len(ctx.results) + 1):
-                text = texts[stage]
-                (folder / f"{k:03}_{stage}.txt").write_text(text if isinstance(text, str) else text(), encoding="utf-8")
+        texts = stage_texts(graph, ctx.results, first)
+        texts |= {stage: functools.partial(text_of, stage, program, prepare) for stage in STAGES}
+        dump_code(folder, texts, STAGES[:-1], len(ctx.results))  # SASS needs tools that may not be there
         key = "" if first is None else first.fingerprint()
         records = tuple(record_of(r) for r in ctx.results)
         # what an Executable asks of a Program, a CudaProgram has as well; CudaBinding runs it

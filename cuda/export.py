@@ -12,6 +12,7 @@ export or the new one, whenever its writer is stopped. PTX is code: load folders
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -249,7 +250,7 @@ def _compiled(folder: Path, manifest: Mapping[str, Any], entry: Any, graph: Any,
     prepare = None if entry.get("prepare") is None else _program(folder, manifest, _of(folder, entry, "prepare", dict))
     texts: dict[str, Text] = {"graph": lambda: str(specialize(graph, sizes))}
     for stage in _STAGES:
-        texts[stage] = lambda stage=stage: text_of(stage, run, prepare)  # type: ignore[misc]  # mypy sees no default there
+        texts[stage] = functools.partial(text_of, stage, run, prepare)
     pair: tuple[Any, Any] = (run, prepare)
     _fits(folder, graph, run, sizes)
     return Compiled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -196,7 +197,7 @@ class Executable:
             wanted = ", ".join(f"{n}: {t}" for n, t in self.arguments)
             raise InputError(f"{self.graph.name} takes {len(self.arguments)} inputs ({wanted}), got {len(inputs)}")
         arrays = [
-            self._taken(x, t, lambda n=n, k=k: self._where(k, n))  # type: ignore[misc]
+            self._taken(x, t, functools.partial(self._where, k, n))
             for k, (x, (n, t)) in enumerate(zip(inputs, self.arguments, strict=True))
         ]
         shapes = tuple(a.shape for a in arrays)

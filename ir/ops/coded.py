@@ -42,6 +42,21 @@ def _block(op: str, attrs: Attrs) -> int:
     return block
 
 
+def _check_per_block(op: str, q: TensorType, scale: TensorType, operand: int, axis: int, block: int) -> None:
+    """Raises ShapeError unless there is a scale for each block of that axis."""
+    wanted = tuple(-(-n // block) if k == axis else n for k, n in enumerate(c.static(q.shape)))
+    if scale.shape != wanted:
+        raise ShapeError(
+            f"operand {operand} of {op} has shape {c.show(scale.shape)}, expected {c.show(wanted)}: one for each {block} "
+            f"of axis {axis} of {c.show(q.shape)}"
+        )
+
+
+def _each_its_scale(scale: Array, block: int, axis: int, size: int) -> Array:
+    """The scale of each of `size` numbers of an axis, in f32."""
+    return np.asarray(np.repeat(scale.astype(np.float32), block, axis).take(range(size), axis))
+
+
 def _infer_blocks(types: Sequence[TensorType], attrs: Attrs) -> Type:
     q, scale = types
     axis, block = c.check_axis("dequantize_blocks", attrs["axis"], q.rank), _block("dequantize_blocks", attrs)
@@ -50,19 +65,14 @@ def _infer_blocks(types: Sequence[TensorType], attrs: Attrs) -> Type:
     _check_scale("dequantize_blocks", scale, 1, (f32, bf16, f16))
     if attrs["bits"] not in (4, 8):
         raise AttributeValueError(f"bits of dequantize_blocks is 4 or 8, not {attrs['bits']!r}")
-    wanted = tuple(-(-n // block) if k == axis else n for k, n in enumerate(c.static(q.shape)))
-    if scale.shape != wanted:
-        raise ShapeError(
-            f"operand 1 of dequantize_blocks has shape {c.show(scale.shape)}, expected {c.show(wanted)}: one for each {block} "
-            f"of axis {axis} of {c.show(q.shape)}"
-        )
+    _check_per_block("dequantize_blocks", q, scale, 1, axis, block)
     return TensorType(f32, q.shape)
 
 
 def _blocks_reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
     q, scale = arrays
     axis = attrs["axis"]
-    wide = np.repeat(scale.astype(np.float32), attrs["block"], axis).take(range(q.shape[axis]), axis)
+    wide = _each_its_scale(scale, attrs["block"], axis, q.shape[axis])
     if attrs["bits"] == 4:
         q = (q & 15 ^ 8) - 8
     with np.errstate(all="ignore"):
@@ -241,19 +251,14 @@ def _infer_codebook(types: Sequence[TensorType], attrs: Attrs) -> Type:
     if table.dtype not in (f32, bf16) or table.shape not in ((ENTRIES,), (256,)):
         raise ShapeError(f"operand 1 of dequantize_codebook is a table of 16 or 256 f32 or bf16, not {table}")
     _check_scale("dequantize_codebook", scale, 2, (f32, bf16))
-    wanted = tuple(-(-n // block) if k == axis else n for k, n in enumerate(c.static(q.shape)))
-    if scale.shape != wanted:
-        raise ShapeError(
-            f"operand 2 of dequantize_codebook has shape {c.show(scale.shape)}, expected {c.show(wanted)}: one for each {block} "
-            f"of axis {axis} of {c.show(q.shape)}"
-        )
+    _check_per_block("dequantize_codebook", q, scale, 2, axis, block)
     return TensorType(f32, q.shape)
 
 
 def _codebook_reference(arrays: Sequence[Array], attrs: Attrs) -> Array:
     q, table, scale = arrays
     axis = attrs["axis"]
-    wide = np.repeat(scale.astype(np.float32), attrs["block"], axis).take(range(q.shape[axis]), axis)
+    wide = _each_its_scale(scale, attrs["block"], axis, q.shape[axis])
     with np.errstate(all="ignore"):
         return np.asarray(table[q & (len(table) - 1)].astype(np.float32) * wide)
 
