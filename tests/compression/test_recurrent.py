@@ -115,7 +115,10 @@ def test_lengths_and_names_to_keep() -> None:
     net, x = layer("LSTM")
     lengths = np.array([7, 3])
     report = Report()
-    call = lambda x, n: net(x, lengths=n)[0]  # noqa: E731
+
+    def call(x: Any, n: Any) -> Any:
+        return net(x, lengths=n)[0]
+
     graph = tw.quantize(call, [(x, lengths)], tw.spec(2, 7, 5), tw.spec(2, dtype="int64"), keep="*hh*", report=report)
     assert [(line.choice, line.reason) for line in report.layers] == [
         ("int8", "reads and multiplies bytes"),

@@ -57,7 +57,10 @@ def test_passes_whose_carries_change_places(length: int, reverse: bool) -> None:
 def test_a_loop_in_a_loop(both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One kernel for both; or the inner one, launched each time elsewhere in memory."""
     if not both:
-        nested = lambda launches, target: (1.0, 2.0 * any("loop_" in x.kernel.name for x in launches))  # noqa: E731
+
+        def nested(launches: Any, target: Any) -> tuple[float, float]:
+            return 1.0, 2.0 * any("loop_" in x.kernel.name for x in launches)
+
         monkeypatch.setattr(persistent, "estimate", nested)
 
     def outer(h: Any, xs: Any) -> Any:
@@ -108,9 +111,10 @@ def test_the_estimate_chooses_and_a_flag_overrides() -> None:
     """A pass of few operations costs less than a launch; a pass that fills a device is better off there."""
 
     def made(size: int, way: str) -> CudaProgram:
-        cell = lambda h, x: (tw.tanh(h @ h + x), None)  # noqa: E731  # as models are written
+        def fn(h: Any, xs: Any) -> Any:
+            return tw.scan(lambda h, x: (tw.tanh(h @ h + x), None), h, xs)[0]
+
         with tw.config(cuda_loops=way):
-            fn = lambda h, xs: tw.scan(cell, h, xs)[0]  # noqa: E731
             return program(tw.compile(fn, tw.spec(size, size), tw.spec(5, size, size), target="cuda-sm_80"))
 
     small, large = made(8, "auto"), made(256, "auto")

@@ -11,7 +11,7 @@ from tensorwright.ir.dtypes import bf16, f32
 from tensorwright.ir.graph import Graph, Node
 from tensorwright.ir.interp import run
 from tensorwright.ir.op import Trait
-from tensorwright.ir.target import row, with_bf16
+from tensorwright.ir.target import Target, row, with_bf16
 from tensorwright.passes import pipeline
 from tensorwright.passes.contract import Context
 from tensorwright.passes.layers import find_layers
@@ -34,11 +34,11 @@ def halves(model: tw.nn.Module, shape: tuple[int, ...], operands: slice = slice(
     return Graph(g.inputs, g.outputs, g.output_names, g.name, (), g.labels, source.values)
 
 
-def contractions(graph: Graph, target: object) -> list[Node]:
+def contractions(graph: Graph, target: Target) -> list[Node]:
     """The contractions just after the pass."""
     passes = pipeline.inference(TARGET)
     at = next(k for k, p in enumerate(passes) if p.name == "rounded_products")
-    ctx = Context(target=target)  # type: ignore[arg-type]
+    ctx = Context(target=target)
     before = run_pipeline(graph, passes[:at], ctx, Hooks())
     after = run_pipeline(before, passes[at : at + 1], ctx, Hooks(validate=Validator()))
     return [n for n in after.nodes() if n.op.has(Trait.CONTRACTION)]
