@@ -155,9 +155,10 @@ def comparison() -> Comparison:
         (gone if reason else here).append(name)
     if gone:
         print(f"{len(gone)} models are skipped ({', '.join(gone)}): fetch them with examples/fetch_onnx.py", file=sys.stderr)
-    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
+    lacking = [n for n in zoo.EXPORTING if importlib.util.find_spec(n) is None]
+    if lacking:
         here = [n for n in here if not n.startswith("built_")]
-        print("what PyTorch exports is skipped: torch and transformers are needed", file=sys.stderr)
+        print(f"what PyTorch exports is skipped: {', '.join(lacking)} not installed", file=sys.stderr)
     return Comparison("tensorwright bench onnx", __doc__, tuple(zoo.WORKLOADS), tuple(here), peers, measure, remark, match)
 
 

