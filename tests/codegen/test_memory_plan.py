@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorwright.codegen import memory_plan
 from tensorwright.codegen.generate import assemble
-from tensorwright.codegen.memory_plan import Place, Plan, PlanError, PlannedStep, Problem, Task, check_plan, plan_memory
+from tensorwright.codegen.memory_plan import Place, Plan, PlanError, PlannedStep, Problem, Task, check_plan, packing, plan_memory
 from tensorwright.ir.build import input_node
 from tensorwright.ir.dtypes import f32
 from tensorwright.ir.graph import Graph
@@ -69,7 +68,7 @@ def test_random_plans_are_sound(seed: int) -> None:
 @given(st.integers(0, 1 << 40))
 def test_packing_of_very_many_values_is_sound_too(seed: int) -> None:
     problem = problem_from(seed)
-    with mock.patch.object(memory_plan, "MANY", 0):
+    with mock.patch.object(packing, "MANY", 0):
         plan = plan_memory(problem)
     check_plan(plan, problem)
     run(problem, plan)
