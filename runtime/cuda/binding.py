@@ -1,8 +1,10 @@
 """A CudaProgram on a device, bound to its weights: buffers, the launch plan, copies in and out.
 
-Weights and state live in a `DeviceStore` that all programs of one model share; state stays there between calls. A program
-whose launches never depend on data is captured once and replayed; another is launched step by step, reading a byte from the
-device where a branch asks for it.
+Weights and state live in a `DeviceStore` that all programs of one model share; state stays there between calls. Arrays of the
+host pass through page-locked staging memory, so that copies run beside launches. A program whose launches never depend on data
+is captured once, with these copies, and replayed; another is launched step by step, reading a byte from the device where a
+branch asks for it, each launch after the uploads that it reads. Copies from and to arrays on the device, whose addresses change
+from call to call, come before and after.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...ir.cuda_program import CudaKernel, CudaProgram, Launch, Place
-from ...ir.cuda_streams import schedule
+from ...ir.cuda_program import CudaKernel, CudaProgram, Place
+from ...ir.cuda_streams import DOWNLOADS, UPLOADS, Transfer, Work, beside, homes, schedule
 from ...ir.errors import CompileError, KernelFaultError
 from ..buffers import Array, empty
 from .arrays import Borrowed, DeviceArray
 from .device import Device, Event, Extent, Function, Graph
 
+_GRAPHS: Final = 4  # of a program that are kept: one for each set of slots that the host gives and takes
 _LOOP_LINE: Final = re.compile(r"\(([\w$]+)\.loops:(\d+)\)")  # what a `.loc` of a generated kernel becomes in a message
+
+
+_Sides = tuple[tuple[int, ...], tuple[int, ...]]  # the slots that come from the host, and those that go to it
 
 
 def _given(array: Any) -> Any:
@@ -120,11 +126,15 @@ class CudaBinding:
         except BaseException:
             self.close()
             raise
-        self._graph: Graph | None = None
+        self._home = homes(program)
+        self._staging: dict[tuple[int, bool], Array] = {}  # by slot, and whether it goes to the device
+        self._busy: Event | None = None  # the end of a run that nobody has waited for
+        self._graphs: dict[_Sides, Graph] = {}
         self.bind(fixed)
 
     def close(self) -> None:
         """Gives the program's memory back, and the model's where nothing else uses it."""
+        self._graphs, self._staging = {}, {}
         for array in self._fixed.values():
             self.store.release(array)
         self._fixed = {}
@@ -150,7 +160,7 @@ class CudaBinding:
                 self.store.release(array)
             for output, source in self.program.aliases:
                 self._slots[self.program.first_output + output] = self._slots[source]
-            self._graph = None
+            self._graphs = {}
 
     def settle(self, weights: Iterable[Array]) -> None:
         """Nothing to do: what `runtime.binding.Binding` does here is about the host's memory pages."""
@@ -165,54 +175,87 @@ class CudaBinding:
         Inputs are arrays, or Borrowed where they lie on the device. `out` holds an array (or a Borrowed) per output that is no
         alias; with `keep` and without `out`, results are DeviceArrays. `addresses` (on the host) are of no use here.
         """
-        program, device, first = self.program, self.device, self.program.first_output
         with self.store.lock:
-            for slot, array in zip(self.arguments, inputs, strict=True):
-                if isinstance(array, Borrowed):
-                    if array.stream is not None:
-                        device.wait_for(array.stream)
-                    device.copy(self._slots[slot], array.address, array.nbytes)
-                else:
-                    device.upload(self._slots[slot], array)
-            if any(not isinstance(a, Borrowed) or a.foreign for a in inputs):
-                device.synchronize()  # the caller may change what was copied as soon as the call returns
-            self._launch()
+            out = self._results(out, keep)
+            given = dict(zip(self.arguments, inputs, strict=True))
+            wanted = dict(zip((self.program.first_output + k for k in self.fresh), out, strict=True))
+            wanted |= {i: given[i] for _, i in self.donated}
+            up = tuple(slot for slot, array in given.items() if isinstance(array, np.ndarray) and array.nbytes)
+            down = tuple(slot for slot, array in wanted.items() if isinstance(array, np.ndarray) and array.nbytes)
+            self._bring(given, up, down)
+            self._launch((up, down))
             for i in self._state:
                 self.store.changed(self._fixed[i])
-            if out is None and keep:
-                out = [DeviceArray(device, t.static_shape, t.dtype) for t in (program.outputs[k].type for k in self.fresh)]
-            elif out is None:
-                out = [empty(program.outputs[k].type.static_shape, program.outputs[k].type.dtype) for k in self.fresh]
-            by_slot = dict(zip(self.arguments, inputs, strict=True))
-            to = [*zip((first + k for k in self.fresh), out, strict=True), *((i, by_slot[i]) for _, i in self.donated)]
-            for slot, array in to:
-                self._give(slot, array)
-            if not all(isinstance(a, DeviceArray) for _, a in to):
-                device.synchronize()
+            self._give(wanted)
+            self._busy = self.device.record(0)
+            foreign = any(isinstance(a, Borrowed) and a.foreign for a in (*inputs, *out))
+            if down or foreign:  # who lent memory may do with it what he likes as soon as the call returns
+                self._rest()
+            for slot in down:
+                np.copyto(wanted[slot], self._staged(slot, False, wanted[slot]))
         results: dict[int, Any] = {k: _given(a) for k, a in zip(self.fresh, out, strict=True)}
-        results |= {k: _given(by_slot[i]) for k, i in self.donated}
+        results |= {k: _given(given[i]) for k, i in self.donated}
         returned = [results[k] for k in sorted(results)]
         return returned[0] if len(returned) == 1 else tuple(returned)
+
+    def _results(self, out: Sequence[Any] | None, keep: bool) -> Sequence[Any]:
+        """The arrays that results go to."""
+        if out is not None:
+            return out
+        types = [self.program.outputs[k].type for k in self.fresh]
+        if keep:
+            return [DeviceArray(self.device, t.static_shape, t.dtype) for t in types]
+        return [empty(t.static_shape, t.dtype) for t in types]
+
+    def _bring(self, given: Mapping[int, Any], up: Sequence[int], down: Sequence[int]) -> None:
+        """Arrays of the host to staging memory, those on the device to their slots."""
+        if up or down:
+            self._rest()
+        for slot in down:
+            self._staged(slot, False)  # made before anything is captured
+        for slot, array in given.items():
+            if slot in up:
+                np.copyto(self._staged(slot, True, array), array)
+            elif isinstance(array, Borrowed):
+                self._after(array)
+                self.device.copy(self._slots[slot], array.address, array.nbytes)
+
+    def _give(self, wanted: Mapping[int, Any]) -> None:
+        """Copies slots to the arrays on the device that they are wanted in."""
+        for slot, array in wanted.items():
+            if isinstance(array, DeviceArray | Borrowed):
+                self._after(array)
+                self.device.copy(array.address, self._slots[slot], array.nbytes)
+
+    def _after(self, array: Any) -> None:
+        """What is asked for next comes after what its lender's stream has to do."""
+        if isinstance(array, Borrowed) and array.stream is not None:
+            self.device.wait_for(array.stream)
 
     def again(self, times: int) -> None:
         """Launches what the last call did, on what lies there, so often, and waits: for measuring, without copies."""
         with self.store.lock:
             for _ in range(times):
-                self._launch()
+                self._launch(((), ()))
             self.device.synchronize()
 
-    def _give(self, slot: int, array: Any) -> None:
-        """Copies a slot to where its contents are wanted."""
-        if isinstance(array, DeviceArray | Borrowed):
-            if isinstance(array, Borrowed) and array.stream is not None:
-                self.device.wait_for(array.stream)
-            self.device.copy(array.address, self._slots[slot], array.nbytes)
-        else:
-            self.device.download(self._slots[slot], array)
+    def _rest(self) -> None:
+        """Waits for the last run: then staging memory is nobody's."""
+        busy, self._busy = self._busy, None
+        if busy is not None:
+            self.device.join(busy)
 
-    def _launch(self) -> None:
+    def _staged(self, slot: int, up: bool, like: Array | None = None) -> Array:
+        """The staging memory of a slot, one for each direction; its bytes, or as the array that is copied."""
+        found = self._staging.get((slot, up))
+        if found is None:
+            argument = (*self.program.inputs, *self.program.outputs)[slot]
+            found = self._staging[slot, up] = self.device.staging(argument.type.nbytes)
+        return found if like is None else found.view(like.dtype).reshape(like.shape)
+
+    def _launch(self, sides: _Sides) -> None:
         try:
-            self._launch_all()
+            self._launch_all(sides)
         except KernelFaultError as fault:
             raise KernelFaultError(fault.kind, self._shown(str(fault).removeprefix(f"{fault.kind}: "))) from fault
 
@@ -224,7 +267,7 @@ class CudaBinding:
             return message
         return f"{message}\n  {found[1]}.loops:{found[2]}: {sources[found[1]][int(found[2]) - 1].strip()}"
 
-    def _launch_all(self) -> None:
+    def _launch_all(self, sides: _Sides) -> None:
         program = self.program
         for slot, nbytes in [(program.arena, program.arena_bytes)] + [
             (program.first_output + k, program.outputs[k].type.nbytes) for k in self.fresh
@@ -232,18 +275,20 @@ class CudaBinding:
             if nbytes:
                 self.device.forget(self._slots[slot], nbytes)
         if not program.is_static:
-            for launch in program.launches(self._read):
-                self._start(launch)
+            self._walk(sides)
             return
-        if self._graph is None:
-            self._graph = self.device.capture(self._start_all)
-        self._graph.replay()
+        graph = self._graphs.get(sides)
+        if graph is None:
+            while len(self._graphs) >= _GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+            graph = self._graphs[sides] = self.device.capture(lambda: self._start_all(sides))
+        graph.replay()
 
-    def _start_all(self) -> None:
-        """All launches, on the streams that `schedule` gives them. Streams begin after what stream 0 was asked for, and stream 0
-        goes on after the last of each."""
+    def _start_all(self, sides: _Sides) -> None:
+        """All launches and copies, on the streams that `schedule` gives them. Streams begin after what stream 0 was asked for,
+        and stream 0 goes on after the last of each."""
         device = self.device
-        turns = schedule(self.program, list(self.program.launches()))
+        turns = schedule(self.program, beside(self.program, list(self.program.launches()), *sides))
         begun: set[int] = {0}
         before = device.record(0) if any(t.stream for t in turns) else None
         events: dict[int, Event] = {}
@@ -253,11 +298,42 @@ class CudaBinding:
                 device.wait(turn.stream, before)
             for n in turn.waits:
                 device.wait(turn.stream, events[n])
-            self._start(turn.launch, turn.stream)
+            self._start(turn.work, turn.stream)
             if turn.is_awaited:
                 events[number] = device.record(turn.stream)
         for stream in sorted(begun - {0}):
             device.wait(0, device.record(stream))
+
+    def _walk(self, sides: _Sides) -> None:
+        """Launches that depend on data, on stream 0: uploads beside them, downloads after the last."""
+        device, (up, down) = self.device, sides
+        copies = [c for c in beside(self.program, (), up, down) if isinstance(c, Transfer)]
+        begin = device.record(0) if copies else None
+        arriving: dict[int, Event] = {}
+        for c in copies:
+            if c.up and begin is not None:
+                device.wait(UPLOADS, begin)
+                self._start(c, UPLOADS)
+                arriving[c.slot] = device.record(UPLOADS)
+
+        def arrive(slots: Iterable[int]) -> None:
+            for slot in {self._home.get(s, s) for s in slots} & arriving.keys():
+                device.wait(0, arriving.pop(slot))
+
+        def read(place: Place) -> int:
+            arrive([place[0]])
+            return self._read(place)
+
+        for launch in self.program.launches(read):
+            arrive(slot for slot, _ in launch.pointers)
+            self._start(launch)
+        arrive(list(arriving))
+        back = [c for c in copies if not c.up]
+        if back:
+            device.wait(DOWNLOADS, device.record(0))
+            for c in back:
+                self._start(c, DOWNLOADS)
+            device.wait(0, device.record(DOWNLOADS))
 
     def _read(self, place: Place) -> int:
         byte = np.empty(1, np.uint8)
@@ -267,7 +343,11 @@ class CudaBinding:
     def _address(self, place: Place) -> int:
         return self._slots[place[0]] + place[1]
 
-    def _start(self, launch: Launch, stream: int = 0) -> None:
+    def _start(self, launch: Work, stream: int = 0) -> None:
+        if isinstance(launch, Transfer):
+            staged = self._staged(launch.slot, launch.up)
+            (self.device.upload if launch.up else self.device.download)(self._slots[launch.slot], staged, stream)
+            return
         kernel: CudaKernel = launch.kernel
         addresses = [self._address(p) for p in launch.pointers]
         extents = [

@@ -1,9 +1,10 @@
 """What runs CUDA programs: one interface over a real GPU (pycuda) and the emulator.
 
-Addresses are plain integers. Copies and replays go to stream 0 in the order of the calls, launches to the stream that they name;
-streams are ordered among each other by events alone. A download waits for what was asked of stream 0 before it, and `synchronize`
-for everything. Errors are ours (ir/errors.py): DeviceMemoryError where memory
-runs out, LaunchError for a launch that cannot be or that failed, DeviceLostError afterwards, where the context is gone.
+Addresses are plain integers. Copies on the device and replays go to stream 0 in the order of the calls, launches and copies from
+and to the host to the stream that they name; streams are ordered among each other by events alone. A download that names none
+waits for what was asked of stream 0 before it, `join` for an event, and `synchronize` for everything. Errors are ours
+(ir/errors.py): DeviceMemoryError where memory runs out, LaunchError for a launch that cannot be or that failed, DeviceLostError
+afterwards, where the context is gone.
 """
 
 from __future__ import annotations
@@ -133,12 +134,17 @@ class Device(ABC):
     def free(self, address: int) -> None: ...
 
     @abstractmethod
-    def upload(self, address: int, array: Array) -> None:
-        """Copies a C-contiguous array to the device. It must not change until `synchronize`."""
+    def staging(self, nbytes: int) -> Array:
+        """Bytes of the host that copies run from and to while the host goes on: page-locked memory, which goes with the array."""
 
     @abstractmethod
-    def download(self, address: int, array: Array) -> None:
-        """Copies from the device into a C-contiguous array and waits until it is there."""
+    def upload(self, address: int, array: Array, stream: int = 0) -> None:
+        """Copies a C-contiguous array to the device. It must not change until that has been waited for."""
+
+    @abstractmethod
+    def download(self, address: int, array: Array, stream: int | None = None) -> None:
+        """Copies from the device into a C-contiguous array, and waits until it is there. With a stream it only asks for it: then
+        the array must be of `staging`, and holds the copy once that has been waited for."""
 
     @abstractmethod
     def copy(self, to: int, source: int, nbytes: int) -> None:
@@ -170,6 +176,10 @@ class Device(ABC):
     @abstractmethod
     def wait(self, stream: int, event: Event) -> None:
         """What a stream is asked for from now on begins after the event."""
+
+    @abstractmethod
+    def join(self, event: Event) -> None:
+        """The host waits for an event. Raises LaunchError where a kernel before it failed."""
 
     @abstractmethod
     def synchronize(self) -> None:

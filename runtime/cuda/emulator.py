@@ -1,7 +1,13 @@
-"""The emulator as a Device: PTX runs in numpy, every access is checked. Slow, exact, and there on any machine."""
+"""The emulator as a Device: PTX runs in numpy, every access is checked. Slow, exact, and there on any machine.
+
+Everything runs when it is asked for, but what a GPU does while the host goes on is shown as late as it may come: staging memory
+gets a download's bytes when somebody waits for it (POISON until then), and that an upload's bytes have stayed as they were is
+looked at when somebody waits for that.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -64,15 +70,26 @@ class _Touched:
     extents: tuple[Extent, ...]
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A copy between staging memory and the device that nobody has waited for: number `at` of its stream, and its bytes."""
+
+    stream: int
+    at: int
+    staged: Array
+    data: Array
+    up: bool
+
+
 class EmulatedGraph(base.Graph):
     """Captured calls, run again one after the other."""
 
-    def __init__(self, calls: list[Callable[[], None]]) -> None:
-        self._calls = calls
+    def __init__(self, device: Emulator, calls: list[Callable[[], None]]) -> None:
+        self._device, self._calls = device, calls
 
     def replay(self) -> None:
         for call in self._calls:
-            call()
+            self._device.perform(call)
 
 
 class Emulator(base.Device):
@@ -89,7 +106,9 @@ class Emulator(base.Device):
         self.counters: dict[str, list[Counters]] = {}
         self._recording: list[Callable[[], None]] | None = None
         self._known: dict[int, dict[int, int]] = {0: {0: 0}}  # what each stream knows to have ended, by stream
-        self._touched: list[_Touched] = []  # since the last synchronisation
+        self._touched: list[_Touched] = []  # what the host has not waited for
+        self._pinned: list[weakref.ref[Array]] = []
+        self._copies: list[_Copy] = []
 
     def allocate(self, nbytes: int, name: str = "") -> int:
         return self.memory.allocate(nbytes, name)
@@ -97,36 +116,74 @@ class Emulator(base.Device):
     def free(self, address: int) -> None:
         self.memory.free(address)
 
+    def perform(self, call: Callable[[], None]) -> None:
+        """Runs a call; where it fails, nothing that was asked for before is under way any more."""
+        try:
+            call()
+        except DeviceError:
+            self._known, self._touched, self._copies = {0: {0: 0}}, [], []
+            raise
+
     def _do(self, call: Callable[[], None]) -> None:
         if self._recording is None:
-            call()
+            self.perform(call)
         else:
             self._recording.append(call)
 
-    def upload(self, address: int, array: Array) -> None:
+    def staging(self, nbytes: int) -> Array:
+        made = np.full(nbytes, POISON, np.uint8)
+        self._pinned = [*(r for r in self._pinned if r() is not None), weakref.ref(made)]
+        return made
+
+    def _is_staged(self, array: Array) -> bool:
+        low, high = np.lib.array_utils.byte_bounds(array)
+        held = [p for r in self._pinned if (p := r()) is not None]
+        return any(p.ctypes.data <= low and high <= p.ctypes.data + p.nbytes for p in held)
+
+    def upload(self, address: int, array: Array, stream: int = 0) -> None:
         check_buffer(array, "a copy to the device")
         at = self.memory.range(address, array.nbytes)
+        source = array.reshape(-1).view(np.uint8)
+        later = self.options.check and self._is_staged(array)
 
         def go() -> None:
-            self._note(0, "an upload", [Extent(address, array.nbytes)])
-            self.memory.data[at] = array.reshape(-1).view(np.uint8)
+            self._note(stream, "an upload", [Extent(address, array.nbytes)])
+            self.memory.data[at] = source
             self.memory.state[at] = WRITTEN
+            if later:
+                self._copies.append(_Copy(stream, self._stream(stream)[stream], source, source.copy(), True))
 
         self._do(go)
 
-    def download(self, address: int, array: Array) -> None:
-        if self._recording is not None:
-            raise DeviceError("a copy from the device cannot be captured: it would have to wait")
+    def download(self, address: int, array: Array, stream: int | None = None) -> None:
         check_buffer(array, "a copy from the device")
-        self._note(0, "a download", [Extent(address, array.nbytes, False)])
-        at = self.memory.range(address, array.nbytes)
+        if stream is not None and not self._is_staged(array):
+            raise DeviceError("a copy from the device that nobody waits for needs page-locked memory: an array of staging()")
+        if stream is None and self._recording is not None:
+            raise DeviceError("a copy from the device that is waited for cannot be captured")
+        to = array.reshape(-1).view(np.uint8)
+
+        def go() -> None:
+            self._note(stream or 0, "a download", [Extent(address, array.nbytes, False)])
+            data = self._read(address, array.nbytes)
+            if stream is None:
+                to[:] = data
+                return
+            to[:] = POISON
+            self._copies.append(_Copy(stream, self._stream(stream).get(stream, 0), to, data, False))
+
+        self._do(go)
+
+    def _read(self, address: int, nbytes: int) -> Array:
+        """A copy of bytes of the device. Raises DeviceError where nobody wrote them."""
+        at = self.memory.range(address, nbytes)
         unwritten = np.flatnonzero(self.memory.state[at] != WRITTEN)
         if len(unwritten) and self.options.check:
             place = self.memory.describe(address - GLOBAL_BASE + int(unwritten[0]))
             raise DeviceError(
-                f"{len(unwritten)} of {array.nbytes} bytes that are copied from the device were never written, the first {place}"
+                f"{len(unwritten)} of {nbytes} bytes that are copied from the device were never written, the first {place}"
             )
-        array.reshape(-1).view(np.uint8)[:] = self.memory.data[at]
+        return self.memory.data[at].copy()
 
     def copy(self, to: int, source: int, nbytes: int) -> None:
         a, b = self.memory.range(to, nbytes), self.memory.range(source, nbytes)
@@ -185,7 +242,34 @@ class Emulator(base.Device):
 
     def synchronize(self) -> None:
         """Everything has run already; from now on nothing of it can race."""
+        copies, self._copies = self._copies, []
         self._known, self._touched = {0: {0: 0}}, []
+        self._arrive(copies)
+
+    def join(self, event: base.Event) -> None:
+        """As `synchronize`, for what the event comes after."""
+        if not isinstance(event, EmulatedEvent):
+            raise DeviceError(f"{event!r} was not recorded by the emulator")
+        ended = event.known
+        copies = [c for c in self._copies if ended.get(c.stream, 0) >= c.at]
+        self._copies = [c for c in self._copies if ended.get(c.stream, 0) < c.at]
+        self._touched = [t for t in self._touched if ended.get(t.stream, 0) < t.at]
+        for stream, known in self._known.items():  # what is asked for from now on comes after it too
+            known |= {s: max(known.get(s, 0), at) for s, at in ended.items() if s != stream}
+        self._arrive(copies)
+
+    def _arrive(self, copies: Sequence[_Copy]) -> None:
+        """Ends copies. Raises KernelFaultError where the host has touched staging memory that they were at."""
+        for c in copies:
+            if (c.staged != (c.data if c.up else POISON)).any():
+                did, way = ("changed", "to") if c.up else ("written", "from")
+                raise KernelFaultError(
+                    "race with the host",
+                    f"staging memory of {c.staged.nbytes:,} bytes was {did} by the host before a copy {way} the device on stream "
+                    f"{c.stream} had been waited for",
+                )
+            if not c.up:
+                c.staged[:] = c.data
 
     # ------------------------------------------------------------------ the order of streams
 
@@ -247,4 +331,4 @@ class Emulator(base.Device):
             work()
         finally:
             self._recording = None
-        return EmulatedGraph(calls)
+        return EmulatedGraph(self, calls)

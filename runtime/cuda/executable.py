@@ -16,7 +16,7 @@ from ...ir.cuda_program import CudaProgram
 from ...ir.dtypes import as_dtype
 from ...ir.errors import DTypeError, InputError
 from ...ir.types import TensorType
-from ..buffers import Array, aligned_copy, as_array, describe, empty
+from ..buffers import Array, as_array, describe, empty
 from ..compiled import Compiled
 from ..executable import Executable, _Specialisation
 from .arrays import Borrowed, DeviceArray, borrow, check_type
@@ -112,7 +112,7 @@ class CudaExecutable(Executable):
                 continue
             if slot in donated:
                 self._check_donated(name, array, [a for a in arrays if not isinstance(a, Borrowed)])
-            ready.append(array if array.flags.c_contiguous and array.flags.aligned else aligned_copy(array))
+            ready.append(array)
         given = None if out is None else self._device_out(binding, out)
         if out is not None and given is None:
             result = self._into(binding, ready, (), out)

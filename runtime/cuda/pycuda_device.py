@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pycuda.driver as cuda
 
+from ...ir.cuda_streams import ALL
 from ...ir.errors import DeviceError, DeviceLostError, DeviceMemoryError, LaunchError
 from . import device as base
 from .device import Argument, Array, Extent, Signature, check_buffer, pack_arguments, signatures
@@ -175,18 +176,24 @@ class PycudaDevice(base.Device):
         with self.calls("freeing memory"):
             made.free()
 
-    def upload(self, address: int, array: Array) -> None:
+    def staging(self, nbytes: int) -> Array:
+        with self.calls(f"allocating {nbytes:,} bytes of page-locked memory"):
+            found: Array = cuda.pagelocked_empty(nbytes, np.uint8)
+        return found
+
+    def upload(self, address: int, array: Array, stream: int = 0) -> None:
         check_buffer(array, "a copy to the device")
         if array.nbytes:
             with self.calls(f"copying {array.nbytes:,} bytes to the device"):
-                cuda.memcpy_htod_async(address, array.reshape(-1).view(np.uint8), self._stream)
+                cuda.memcpy_htod_async(address, array.reshape(-1).view(np.uint8), self._at(stream))
 
-    def download(self, address: int, array: Array) -> None:
+    def download(self, address: int, array: Array, stream: int | None = None) -> None:
         check_buffer(array, "a copy from the device")
         with self.calls(f"copying {array.nbytes:,} bytes from the device"):
             if array.nbytes:
-                cuda.memcpy_dtoh_async(array.reshape(-1).view(np.uint8), address, self._stream)
-            self._stream.synchronize()
+                cuda.memcpy_dtoh_async(array.reshape(-1).view(np.uint8), address, self._at(stream or 0))
+            if stream is None:
+                self._stream.synchronize()
 
     def copy(self, to: int, source: int, nbytes: int) -> None:
         if nbytes:
@@ -245,6 +252,12 @@ class PycudaDevice(base.Device):
         with self.calls("waiting for an event"):
             self._at(stream).wait_for_event(event.handle)
 
+    def join(self, event: base.Event) -> None:
+        if not isinstance(event, PycudaEvent):
+            raise DeviceError(f"{event!r} was not recorded by this device")
+        with self.calls("waiting for the device"):
+            event.handle.synchronize()
+
     def wait_for(self, stream: int) -> None:
         self._order(ctypes.c_void_p(stream), self.stream_handle)
 
@@ -264,6 +277,7 @@ class PycudaDevice(base.Device):
 
     def capture(self, work: Callable[[], None]) -> PycudaGraph:
         with self.calls("capturing a graph"):
+            self._at(ALL - 1)  # all there are: none is made while calls are captured
             graph = ctypes.c_void_p()
             self.check("cuStreamBeginCapture_v2", self.stream_handle, ctypes.c_int(_CAPTURE_THREAD_LOCAL))
             try:

@@ -227,18 +227,14 @@ class Net(nn.Module):
 def test_state_is_not_copied_between_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     fetched: list[int] = []
-    upload, download = Emulator.upload, Emulator.download
+    note = Emulator._note
 
-    def counted_upload(self: Emulator, address: int, array: np.ndarray) -> None:
-        sent.append(array.nbytes)
-        upload(self, address, array)
+    def counted(self: Emulator, stream: int, what: str, extents: Any) -> None:
+        if what in ("an upload", "a download"):
+            (sent if what == "an upload" else fetched).append(extents[0].nbytes)
+        note(self, stream, what, extents)
 
-    def counted_download(self: Emulator, address: int, array: np.ndarray) -> None:
-        fetched.append(array.nbytes)
-        download(self, address, array)
-
-    monkeypatch.setattr(Emulator, "upload", counted_upload)
-    monkeypatch.setattr(Emulator, "download", counted_download)
+    monkeypatch.setattr(Emulator, "_note", counted)
     x, y = R.standard_normal((12, 5)).astype("f4"), R.integers(0, 3, 12)
     tw.seed(0)
     trainer = tw.Trainer(Net(), loss=tw.losses.cross_entropy, optimizer=tw.optim.Adam(0.1), target="cuda-emulator")

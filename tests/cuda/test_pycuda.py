@@ -19,8 +19,9 @@ from .mock import build
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = [
-    "doctor", "load, copies and launches", "graph replay", "streams in a graph", "training", "arrays of other libraries",
-    "an exported folder", "wrong arguments", "memory and modules", "a failed kernel and a lost context",
+    "doctor", "load, copies and launches", "graph replay", "streams in a graph", "copies beside launches", "training",
+    "arrays of other libraries", "an exported folder", "wrong arguments", "memory and modules",
+    "a failed kernel and a lost context",
 ]  # fmt: skip
 
 

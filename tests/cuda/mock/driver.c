@@ -39,7 +39,8 @@ R cuEventCreate(void **e, unsigned f) { GO("event", P(e)); }
 R cuEventRecord(void *e, void *s) { GO("record", P(e), STREAM(s)); }
 R cuEventDestroy_v2(void *e) { return 0; }
 R cuStreamDestroy_v2(void *s) { return 0; }
-R cuStreamSynchronize(void *s) { GO("synchronize", 0); }
+R cuStreamSynchronize(void *s) { GO("wait_here", STREAM(s)); }
+R cuEventSynchronize(void *e) { GO("join", P(e)); }
 R cuStreamBeginCapture_v2(void *s, int mode) { GO("begin_capture", STREAM(s) % 16 == 0, mode); }
 R cuStreamEndCapture(void *s, void **g) { GO("end_capture", P(g)); }
 R cuGraphInstantiateWithFlags(void **e, void *g, u64 f) { GO("instantiate", P(e), P(g)); }
@@ -48,10 +49,12 @@ R cuGraphExecDestroy(void *e) { GO("graph_free", P(e)); }
 R cuGraphDestroy(void *g) { return 0; }
 R cuMemAlloc_v2(u64 *p, size_t n) { GO("allocate", P(p), n); }
 R cuMemFree_v2(u64 p) { GO("free", p); }
-R cuMemcpyHtoD_v2(u64 d, const void *s, size_t n) { GO("upload", d, P(s), n); }
-R cuMemcpyHtoDAsync_v2(u64 d, const void *s, size_t n, void *st) { GO("upload", d, P(s), n); }
-R cuMemcpyDtoH_v2(void *d, u64 s, size_t n) { GO("download", P(d), s, n); }
-R cuMemcpyDtoHAsync_v2(void *d, u64 s, size_t n, void *st) { GO("download", P(d), s, n); }
+R cuMemHostAlloc(void **p, size_t n, unsigned f) { GO("allocate_host", P(p), n); }
+R cuMemFreeHost(void *p) { GO("free_host", P(p)); }
+R cuMemcpyHtoD_v2(u64 d, const void *s, size_t n) { GO("upload", d, P(s), n, 0); }
+R cuMemcpyHtoDAsync_v2(u64 d, const void *s, size_t n, void *st) { GO("upload", d, P(s), n, STREAM(st)); }
+R cuMemcpyDtoH_v2(void *d, u64 s, size_t n) { GO("download", P(d), s, n, 0); }
+R cuMemcpyDtoHAsync_v2(void *d, u64 s, size_t n, void *st) { GO("download", P(d), s, n, STREAM(st)); }
 R cuMemcpyDtoD_v2(u64 d, u64 s, size_t n) { GO("copy", d, s, n); }
 R cuMemcpyDtoDAsync_v2(u64 d, u64 s, size_t n, void *st) { GO("copy", d, s, n); }
 R cuModuleLoadDataEx(void **m, const void *image, unsigned n, void *o, void **v) { GO("load", P(m), P(image)); }
@@ -89,11 +92,11 @@ NOT(cuArray3DCreate_v2) NOT(cuArray3DGetDescriptor_v2) NOT(cuArrayCreate_v2) NOT
 NOT(cuCtxDisablePeerAccess) NOT(cuCtxEnablePeerAccess) NOT(cuCtxGetApiVersion) NOT(cuCtxGetCacheConfig) NOT(cuCtxGetLimit)
 NOT(cuCtxGetSharedMemConfig) NOT(cuCtxSetCacheConfig) NOT(cuCtxSetLimit) NOT(cuCtxSetSharedMemConfig)
 NOT(cuDeviceCanAccessPeer) NOT(cuDeviceGetByPCIBusId) NOT(cuDeviceGetPCIBusId)
-NOT(cuEventElapsedTime_v2) NOT(cuEventQuery) NOT(cuEventSynchronize) NOT(cuFuncSetSharedSize)
+NOT(cuEventElapsedTime_v2) NOT(cuEventQuery) NOT(cuFuncSetSharedSize)
 NOT(cuIpcCloseMemHandle) NOT(cuIpcGetEventHandle) NOT(cuIpcGetMemHandle) NOT(cuIpcOpenEventHandle) NOT(cuIpcOpenMemHandle_v2)
 NOT(cuLaunch) NOT(cuLaunchGrid) NOT(cuLaunchGridAsync) NOT(cuLinkAddData_v2) NOT(cuLinkAddFile_v2) NOT(cuLinkComplete)
-NOT(cuLinkCreate_v2) NOT(cuLinkDestroy) NOT(cuMemAllocManaged) NOT(cuMemAllocPitch_v2) NOT(cuMemFreeHost)
-NOT(cuMemGetAddressRange_v2) NOT(cuMemGetInfo_v2) NOT(cuMemHostAlloc) NOT(cuMemHostGetDevicePointer_v2) NOT(cuMemHostGetFlags)
+NOT(cuLinkCreate_v2) NOT(cuLinkDestroy) NOT(cuMemAllocManaged) NOT(cuMemAllocPitch_v2)
+NOT(cuMemGetAddressRange_v2) NOT(cuMemGetInfo_v2) NOT(cuMemHostGetDevicePointer_v2) NOT(cuMemHostGetFlags)
 NOT(cuMemHostRegister_v2) NOT(cuMemHostUnregister) NOT(cuMemcpy2DAsync_v2) NOT(cuMemcpy2DUnaligned_v2) NOT(cuMemcpy2D_v2)
 NOT(cuMemcpy3DAsync_v2) NOT(cuMemcpy3DPeer) NOT(cuMemcpy3DPeerAsync) NOT(cuMemcpy3D_v2) NOT(cuMemcpyAtoA_v2)
 NOT(cuMemcpyAtoD_v2) NOT(cuMemcpyAtoH_v2) NOT(cuMemcpyDtoA_v2) NOT(cuMemcpyHtoA_v2) NOT(cuMemcpyPeer) NOT(cuMemcpyPeerAsync)

@@ -1,7 +1,8 @@
 """The device behind the mock libcuda.so.1 (driver.c): the PTX emulator, called through the driver's C interface.
 
 It behaves as CUDA does where a program can tell: a launch returns at once, its failure comes with the next call that waits, and
-from then on every call returns the same code.
+from then on every call returns the same code. A copy of page-locked memory runs beside the host (the emulator shows how late it
+may come); one of other memory is over when the call returns, and cannot be captured.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Driver:
         self.device = Emulator(capacity)
         self.log: list[str] = []
         self.faults: list[str] = []
-        self.order: list[tuple[str, int]] = []  # streams whose moments were recorded, and that wait for one
+        self.order: list[tuple[str, int]] = []  # streams whose moments were recorded, that wait for one, that copy
+        self._pinned: dict[int, np.ndarray] = {}
         self.lost = 0
         self._objects: dict[int, Any] = {}
         self._recording: list[Callable[[], None]] | None = None
@@ -88,7 +90,19 @@ class Driver:
         ctypes.c_size_t.from_address(a[0]).value = self.device.total
 
     def _synchronize(self, a: Any) -> int:
-        return self.lost
+        return self.lost or self._waited(self.device.synchronize)
+
+    def _wait_here(self, a: Any) -> int:
+        return self.lost or self._waited(lambda: self.device.join(self.device.record(int(a[0]))))
+
+    def _join(self, a: Any) -> int:
+        return self.lost or self._waited(lambda: self.device.join(self._objects[a[0]]))
+
+    def _waited(self, wait: Callable[[], None]) -> int:
+        if self._recording is not None:
+            return 900
+        wait()
+        return 0
 
     def _allocate(self, a: Any) -> None:
         ctypes.c_uint64.from_address(a[0]).value = self.device.allocate(a[1], f"allocation {len(self._objects)}")
@@ -96,15 +110,46 @@ class Driver:
     def _free(self, a: Any) -> None:
         self.device.free(a[0])
 
-    def _upload(self, a: Any) -> None:
-        to, data = a[0], np.frombuffer(ctypes.string_at(a[1], a[2]), np.uint8)
-        self._do(lambda: self.device.upload(to, data))
+    def _upload(self, a: Any) -> int:
+        to, stream = a[0], int(a[3])
+        staged = self._staged(a[1], a[2])
+        if staged is None and self._recording is not None:
+            return 900
+        data = np.frombuffer(ctypes.string_at(a[1], a[2]), np.uint8) if staged is None else staged
+        self.order.append(("upload", stream))
+        self._do(lambda: self.device.upload(to, data, stream))
+        return 0
 
     def _download(self, a: Any) -> int:
+        source, stream = a[1], int(a[3])
+        staged = self._staged(a[0], a[2])
+        self.order.append(("download", stream))
+        if staged is not None:
+            self._do(lambda: self.device.download(source, staged, stream))
+            return 0
         if self._recording is not None:
             return 900
-        self.device.download(a[1], np.frombuffer((ctypes.c_uint8 * a[2]).from_address(a[0]), np.uint8))
+        self.device.join(self.device.record(stream))
+        self.device.download(source, np.frombuffer((ctypes.c_uint8 * a[2]).from_address(a[0]), np.uint8))
         return 0
+
+    def _allocate_host(self, a: Any) -> int:
+        if not a[1]:
+            return 1
+        made = self.device.staging(a[1])
+        self._pinned[made.ctypes.data] = made
+        ctypes.c_uint64.from_address(a[0]).value = made.ctypes.data
+        return 0
+
+    def _free_host(self, a: Any) -> int:
+        return 1 if self._pinned.pop(a[0], None) is None else 0
+
+    def _staged(self, address: int, nbytes: int) -> np.ndarray | None:
+        """The piece of page-locked memory there; None for memory that is not."""
+        for start, made in self._pinned.items():
+            if start <= address and address + nbytes <= start + made.nbytes:
+                return made[address - start : address - start + nbytes]
+        return None
 
     def _copy(self, a: Any) -> None:
         to, source, n = a[0], a[1], a[2]

@@ -11,6 +11,8 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
+
 
 class Error(Exception):
     pass
@@ -120,6 +122,26 @@ class Event:
     def record(self, stream: Stream) -> None:
         _current()
         check("cuEventRecord", ctypes.c_void_p(self.handle), ctypes.c_void_p(stream.handle))
+
+    def synchronize(self) -> None:
+        check("cuEventSynchronize", ctypes.c_void_p(self.handle))
+
+
+class _Locked:
+    """Page-locked memory, freed with the last array of it."""
+
+    def __init__(self, nbytes: int) -> None:
+        _current()
+        self.address = ctypes.c_void_p()
+        check("cuMemHostAlloc", ctypes.byref(self.address), ctypes.c_size_t(nbytes), 0)
+        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (self.address.value, False), "version": 3}
+
+    def __del__(self) -> None:
+        LIBRARY.cuMemFreeHost(self.address)
+
+
+def pagelocked_empty(shape: int, dtype: Any) -> Any:
+    return np.asarray(_Locked(shape)).view(dtype)
 
 
 class Allocation:
