@@ -28,6 +28,8 @@ MODEL is one of
   FILE.onnx      an ONNX model (needs the extra [onnx])
   FILE           the text of a graph (as `inspect --stage graph` prints it)"""
 
+METRICS = ("accuracy", "agreement", "cosine")
+
 _SPEC_HELP = "type of one argument: 1,784 or N,3,224,224 (N: any size) or 8,16:i64; once per argument, in order"
 
 
@@ -153,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--checked", action="store_true", default=None, help="check every load and store (slow)")
 
+    def report(sub: Any) -> None:
+        sub.add_argument("--report", "--html", metavar="FILE", help="write the report: .html (with plots) or .json")
+
     demo = add("demo", "train a small CNN on real handwritten digits, compiled, and show every stage", "demo:command")
     demo.add_argument("--seeds", type=_count, default=5, metavar="N", help="how many trainings, with seeds 0 to N-1 (default 5)")
     demo.add_argument("--epochs", type=_count, default=15, metavar="N", help="passes over the training data (default 15)")
@@ -245,14 +250,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.add_argument("--batch", type=_count, default=32, metavar="N", help="inputs in a batch of calibration (default 32)")
     quantize.add_argument("-o", "--output", metavar="FILE", help="write the model: .onnx (QDQ form) or .tw")
-    quantize.add_argument("--report", metavar="FILE", help="write the report: .html or .json")
-    quantize.add_argument("--activations", choices=("uint8", "int8", "dynamic"), default="uint8", help="default uint8")
+    report(quantize)
+    quantize.add_argument(
+        "--weights-as",
+        dest="kind",
+        choices=("int8", "int4", "codebook4", "codebook8", "bfloat16", "float16", "none"),
+        help="default int8; the kinds but int8 are of weights alone, for products that wait for them, as in decoding a token",
+    )
+    quantize.add_argument(
+        "--group", type=_count, default=32, metavar="N", help="inputs that share a scale with int4 and codebook4 (default 32)"
+    )
+    quantize.add_argument(
+        "--activations",
+        choices=("uint8", "int8", "dynamic", "none"),
+        help="over ranges of calibration, or (dynamic) of each run (default uint8)",
+    )
     quantize.add_argument("--only", choices=("weights", "activations"), help="quantise these alone")
     quantize.add_argument("--method", choices=("minmax", "percentile", "mse", "entropy"), default="minmax", help="default minmax")
     quantize.add_argument("--percentile", type=float, default=99.99, metavar="P", help="with --method percentile (default 99.99)")
     quantize.add_argument("--per-tensor", action="store_true", help="one scale for a layer's weights, not one per channel")
     quantize.add_argument("--bias-correction", action="store_true", help="put what rounding does to means into biases")
     quantize.add_argument("--equalize", action="store_true", help="even out channels between layers first")
+    quantize.add_argument(
+        "--smooth",
+        default="auto",
+        metavar="S",
+        help="scale large channels of what layers read against weights: auto (default), none, or a strength from 0 to 1",
+    )
+    quantize.add_argument(
+        "--products", action="store_true", help="products of two activations too: attention's scores, and weights times values"
+    )
     quantize.add_argument("--keep", action="append", metavar="NAME", default=[], help="a layer (or pattern) that stays float")
     quantize.add_argument("--measure", action="store_true", help="keep layers in floats that measure no faster in integers")
 
@@ -263,22 +290,54 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes zeros of the weights that count least, or takes whole channels out.\n\n" + _MODEL_HELP,
     )
     compiling(prune)
-    prune.add_argument("--ratio", type=float, metavar="R", help="the share of weights (or channels) that goes, between 0 and 1")
     prune.add_argument(
-        "--pattern", metavar="P", default="unstructured", help="unstructured, 2:4, 'block 1x16', channels, heads, layers"
+        "--ratio",
+        action="append",
+        metavar="[NAME=]R",
+        default=[],
+        help="the share of weights (or channels) that goes, between 0 and 1; NAME=R, repeatable: of layers of a name or pattern",
     )
     prune.add_argument(
-        "--criterion", choices=("magnitude", "normalised", "random"), default="magnitude", help="default magnitude"
+        "--pattern",
+        metavar="P",
+        default="unstructured",
+        help="unstructured (default), N:M such as 2:4, 'block 1x16' (inputs by outputs), channels, heads, layers",
     )
-    prune.add_argument("--scope", choices=("layer", "global"), default="layer", help="the same share of each, or all compete")
+    prune.add_argument(
+        "--criterion",
+        choices=("magnitude", "normalised", "taylor", "random"),
+        default="magnitude",
+        help="default magnitude; taylor weighs by gradients: give --calibration and --labels",
+    )
+    prune.add_argument(
+        "--scope",
+        choices=("layer", "global", "sensitivity"),
+        default="layer",
+        help="the same share of each (default), all compete, or more of the layers whose loss the metric bears (--calibration)",
+    )
+    prune.add_argument(
+        "--calibration",
+        action="append",
+        metavar="FILE.npy",
+        default=[],
+        help="inputs for --scope sensitivity and --criterion taylor; once per argument, in order",
+    )
+    prune.add_argument("--labels", metavar="FILE.npy", help="targets, for the metric and the loss")
+    prune.add_argument("--batch", type=_count, default=32, metavar="N", help="inputs in a batch of the data (default 32)")
+    prune.add_argument("--metric", choices=METRICS, help="for --scope sensitivity; as of `compress`")
+    prune.add_argument(
+        "--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="for --criterion taylor (default cross_entropy)"
+    )
     prune.add_argument(
         "--layer", action="append", metavar="NAME", default=[], help="a layer (or pattern) to prune (default: all)"
     )
     prune.add_argument("--exclude", action="append", metavar="NAME", default=[], help="a layer (or pattern) that stays whole")
-    prune.add_argument("--dense", action="store_true", help="no sparse kernels, whatever they measure")
+    kernels = prune.add_mutually_exclusive_group()
+    kernels.add_argument("--dense", action="store_true", help="no sparse kernels, whatever they measure")
+    kernels.add_argument("--sparse", action="store_true", help="sparse kernels wherever there are any, whatever they measure")
     prune.add_argument("--seed", type=_natural, default=0, metavar="N", help="for --criterion random (default 0)")
     prune.add_argument("-o", "--output", metavar="FILE", help="write the model: .onnx (with zeros in it, or smaller) or .tw")
-    prune.add_argument("--report", metavar="FILE", help="write the report: .html or .json")
+    report(prune)
 
     compress = add(
         "compress",
@@ -294,12 +353,26 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("--labels", metavar="FILE.npy", help="targets, for the metric")
     compress.add_argument(
         "--metric",
-        choices=("accuracy", "agreement", "cosine"),
+        choices=METRICS,
         help="default: accuracy with labels, else agreement with the original's classes, or cosine with its results",
     )
     compress.add_argument("--max-drop", type=float, default=0.01, metavar="D", help="how much of it may go (default 0.01)")
     compress.add_argument("--objective", choices=("latency", "size"), default="latency", help="default latency")
-    compress.add_argument("--kinds", metavar="A,B", help="bf16, int8, 'int8 weights', 'int4 weights', sparse (default: all)")
+    compress.add_argument(
+        "--kinds", metavar="A,B", help="bf16, int8, 'int8 weights', 'int4 weights', sparse, pruned (default: all)"
+    )
+    compress.add_argument(
+        "--patterns", metavar="A,B", help="of zeros that sparse tries: 'block 1x16' (default), unstructured, ..."
+    )
+    compress.add_argument("--sparsities", metavar="A,B", help="shares of zeros that sparse tries (default 0.5,0.75,0.9)")
+    compress.add_argument(
+        "--validation",
+        action="append",
+        metavar="SHARE|FILE.npy",
+        default=[],
+        help="judge the result on this share of the data's batches, held out of the search, or on other inputs",
+    )
+    compress.add_argument("--validation-labels", metavar="FILE.npy", help="targets of the files of --validation")
     compress.add_argument("--keep", action="append", metavar="NAME", default=[], help="a layer (or pattern) that stays float")
     compress.add_argument("--batch", type=_count, default=32, metavar="N", help="inputs in a batch of the data (default 32)")
     compress.add_argument("--timed-batch", type=_count, metavar="N", help="the batch that is timed (default: that of the data)")
@@ -307,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
         "--method", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="ranges of integers (default mse)"
     )
     compress.add_argument("-o", "--output", metavar="FILE", help="write the model: .onnx or .tw")
-    compress.add_argument("--report", metavar="FILE", help="write the report: .html or .json")
+    report(compress)
 
     bench = commands.add_parser("bench", help="measure kernels, models, training steps and compile times, beside the peers")
     kinds = bench.add_subparsers(title="what to measure", metavar="WHAT", required=True)

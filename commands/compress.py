@@ -3,48 +3,75 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from ..compression.compress import compress
 from ..compression.search_kinds import FAMILIES
 from ..ir.errors import InputError
-from ..ir.graph import Graph
-from ..ir.graphs import specialize
-from .model import executable, read_array
-from .quantize import batches_of, write_model
+from .compression import batch_of, check_pattern, checked_files, data_of, model_of, options_named, write
+
+_OPTIONS: Final = {
+    "kinds": "--kinds",
+    "max_drop": "--max-drop",
+    "keep": "--keep",
+    "batch": "--timed-batch",
+    "data": "--calibration",
+    "metric": "--metric",
+    "validation": "--validation",
+}
 
 
 def compress_command(args: argparse.Namespace) -> dict[str, Any]:
     """Searches, writes the model and the report, prints a line for each layer."""
-    output = args.output or ""
-    if output and not output.endswith((".onnx", ".tw")):
-        raise InputError(f"-o {output}: the model is written as .onnx or .tw")
+    checked_files(args)
     if not args.calibration:
         raise InputError("--calibration FILE.npy: typical inputs are needed, to know ranges and to judge what is lost")
-    exe, sizes = executable(args)
-    found = specialize(exe.graph, sizes) if sizes else exe.graph
-    graph = Graph(found.inputs, found.outputs, found.output_names, found.name, (), found.labels, exe.parameters)
-    first = next((i.shape[0] for i in graph.inputs if i.attrs["role"] == "data" and i.shape), None)
-    files = [*args.calibration, *([args.labels] if args.labels else [])]
-    data = batches_of([read_array(f) for f in files], first if isinstance(first, int) else args.batch)
-    unknown_to_onnx = ("sparse", "int4 weights") if output.endswith(".onnx") else ()
+    graph = model_of(args)
+    size = batch_of(graph, args.batch)
+    data = data_of([*args.calibration, *([args.labels] if args.labels else [])], size)
+    unknown_to_onnx = ("sparse", "int4 weights") if (args.output or "").endswith(".onnx") else ()
     kinds = args.kinds.split(",") if args.kinds else [k for k in FAMILIES if k not in unknown_to_onnx]
-    made = compress(
-        graph,
-        data,
-        args.metric,
-        max_drop=args.max_drop,
-        objective=args.objective,
-        kinds=kinds,
-        keep=args.keep,
-        batch=args.timed_batch,
-        method=args.method,
-    )
+    more: dict[str, Any] = {"patterns": args.patterns.split(",")} if args.patterns else {}
+    for pattern in more.get("patterns", ()):
+        check_pattern("--patterns", pattern)
+    if args.sparsities:
+        more["sparsities"] = [_share("--sparsities", s) for s in args.sparsities.split(",")]
+    with options_named(_OPTIONS):
+        made = compress(
+            graph,
+            data,
+            args.metric,
+            max_drop=args.max_drop,
+            objective=args.objective,
+            kinds=kinds,
+            keep=args.keep,
+            batch=args.timed_batch,
+            method=args.method,
+            validation=_validation(args, size),
+            **more,
+        )
     print(made)
-    if output:
-        write_model(made.graph, output)
-        print(f"wrote {output}")
-    if args.report:
-        made.report.save(args.report)
-        print(f"wrote {args.report}")
+    write(args, made.graph, made.report)
     return made.report.as_dict()
+
+
+def _validation(args: argparse.Namespace, size: int) -> Any:
+    """What the result is judged on: a share of the data, batches of files of their own, or None."""
+    given = args.validation
+    if args.validation_labels and not given:
+        raise InputError("--validation-labels belongs to the files of --validation")
+    if not given:
+        return None
+    if not given[0].endswith(".npy") and len(given) == 1:
+        return _share("--validation", given[0])
+    return data_of([*given, *([args.validation_labels] if args.validation_labels else [])], size, "--validation")
+
+
+def _share(option: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise InputError(f"{option} {text}: a share between 0 and 1 is expected")
+    return share

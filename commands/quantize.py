@@ -3,71 +3,82 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..compression.quantize import quantize
 from ..compression.report import Report
 from ..compression.timing import milliseconds
-from ..driver import compile as compile_model
 from ..ir.errors import InputError
-from ..ir.graph import Graph
-from ..ir.graphs import specialize
-from ..runtime.buffers import Array
-from .model import executable, read_array
+from .compression import batch_of, checked_files, data_of, model_of, options_named, write
+
+NONE: Final = "none"
+_OPTIONS: Final = {
+    "weights": "--weights-as",
+    "activations": "--activations",
+    "percentile": "--percentile",
+    "group": "--group",
+    "smooth": "--smooth",
+    "products": "--products",
+    "bias_correction": "--bias-correction",
+    "keep": "--keep",
+    "calibration": "--calibration",
+}
 
 
 def quantize_command(args: argparse.Namespace) -> dict[str, Any]:
     """Quantises, writes the model and the report, prints a line for each layer."""
-    exe, sizes = executable(args)
-    if args.output and not args.output.endswith((".onnx", ".tw")):
-        raise InputError(f"-o {args.output}: the model is written as .onnx or .tw")
-    found = specialize(exe.graph, sizes) if sizes else exe.graph
-    graph = Graph(found.inputs, found.outputs, found.output_names, found.name, (), found.labels, exe.parameters)
-    if not args.calibration and args.activations != "dynamic" and args.only != "weights":
-        raise InputError("--calibration FILE.npy: typical inputs are needed to know the ranges of activations")
+    checked_files(args)
+    weights, activations = _kinds(args)
+    calibrated = activations not in (None, "dynamic")
+    if not args.calibration and (calibrated or args.bias_correction):
+        why = "to know the ranges of activations" if calibrated else "for --bias-correction"
+        raise InputError(f"--calibration FILE.npy: typical inputs are needed {why}")
+    smooth = _smooth(args.smooth)
+    graph = model_of(args)
     report = Report()
-    made = quantize(
-        graph,
-        batches_of([read_array(f) for f in args.calibration], args.batch) or None,
-        weights=None if args.only == "activations" else "int8",
-        activations=None if args.only == "weights" else args.activations,
-        per_channel=not args.per_tensor,
-        method=args.method,
-        percentile=args.percentile,
-        bias_correction=args.bias_correction,
-        equalize=args.equalize,
-        keep=args.keep,
-        measure=milliseconds if args.measure else None,
-        report=report,
-    )
+    with options_named(_OPTIONS):
+        made = quantize(
+            graph,
+            data_of(args.calibration, batch_of(graph, args.batch)) or None,
+            weights=weights,
+            activations=activations,
+            per_channel=not args.per_tensor,
+            method=args.method,
+            percentile=args.percentile,
+            bias_correction=args.bias_correction,
+            equalize=args.equalize,
+            smooth=smooth,
+            keep=args.keep,
+            group=args.group,
+            products=args.products,
+            measure=milliseconds if args.measure else None,
+            report=report,
+        )
     print(report)
-    if args.output:
-        write_model(made, args.output)
-        print(f"wrote {args.output}")
-    if args.report:
-        report.save(args.report)
-        print(f"wrote {args.report}")
+    write(args, made, report)
     return report.as_dict()
 
 
-def batches_of(arrays: Sequence[Array], size: int) -> list[tuple[Array, ...]]:
-    """Arrays (one for each argument) cut along the first dimension."""
-    if not arrays:
-        return []
-    counts = {a.shape[0] if a.ndim else 0 for a in arrays}
-    if len(counts) != 1 or 0 in counts:
-        raise InputError(f"--calibration: the files hold {[a.shape for a in arrays]}; one or more inputs each, as many in all")
-    (count,) = counts
-    return [tuple(a[k : k + size] for a in arrays) for k in range(0, count - count % size or count, size)]
+def _kinds(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """What weights and activations become. Kinds of weights other than int8 leave activations in floats."""
+    weights, activations = args.kind, args.activations
+    if args.only == "weights" and activations not in (None, NONE):
+        raise InputError(f"--only weights and --activations {activations} exclude each other")
+    if args.only == "activations" and weights not in (None, NONE):
+        raise InputError(f"--only activations and --weights-as {weights} exclude each other")
+    weights = weights or (NONE if args.only == "activations" else "int8")
+    activations = activations or (NONE if args.only == "weights" or weights not in (NONE, "int8") else "uint8")
+    return (None if weights == NONE else weights), (None if activations == NONE else activations)
 
 
-def write_model(graph: Graph, path: str) -> None:
-    """Writes a graph with its weights as .tw or .onnx."""
-    if Path(path).suffix == ".tw":
-        compile_model(graph).save(path)
-        return
-    from ..frontend.onnx import save
-
-    save(graph, path)
+def _smooth(text: str) -> float | str | None:
+    """'auto', None for 'none', or a number from 0 to 1."""
+    if text in ("auto", NONE):
+        return None if text == NONE else text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InputError(f"--smooth {text}: auto, none, or a number from 0 to 1")
+    return value

@@ -66,6 +66,7 @@ def compress(
     patterns: Sequence[str] = PATTERNS[:1],
     sparsities: Sequence[float] = LEVELS,
     measure: Measure | None = None,
+    validation: Any = None,
 ) -> Compressed:
     """The model with the cheapest kind of each layer that the metric allows, by measured times and the measured metric.
 
@@ -87,6 +88,8 @@ def compress(
     patterns, sparsities   what 'sparse' tries besides the zeros that are there: patterns of `tw.prune`, shares of zeros
     measure    in place of this machine's clock: a function of a Graph that gives the milliseconds of its layers by name, and
                of the whole call under ''
+    validation what the result is judged on, in place of the data that the search sees: batches as in `data`, or the share of the
+               batches of `data` that is held out for it, between 0 and 1. `max_drop` holds there then
 
     Of the mixture that is found the metric and the time are measured against the original's, in turns; layers go back to floats
     until both hold. At worst the original comes back, and the report says why.
@@ -94,15 +97,19 @@ def compress(
     Raises InputError for empty data, numbers that are not finite, a metric that gives none, options that do not exist.
     """
     families = _checked(metric, max_drop, objective, kinds, batch, method, measure)
-    batches = as_batches(data, "data")
+    batches, unseen = _held_out(as_batches(data, "data"), validation)
     own = _arguments(model, batches, specs)
     source = source_of(model, specs, [b[:own] if own else b for b in batches])
     count = sum(i.attrs["role"] == "data" for i in source.graph.inputs)
     _check_batches(source.graph, batches, count)
+    _check_batches(source.graph, unseen, count, len(batches[0]), "validation")
     layers_kept = _keeps(keep, source)
     builder = Builder(source, [b[:count] for b in batches], method, layers_kept)
     judge = Judge(batches, count, metric)
-    good = judge.start(build(source.graph, source.graph.weights))
+    original = build(source.graph, source.graph.weights)
+    judge.start(original)
+    last = Judge(unseen, count, metric) if unseen else judge
+    last.start(original)
     arguments, sizes = _timed(source.graph, batches, count, batch)
     clock = Clock(source.graph, builder.layers, arguments, sizes) if measure is None else Given(measure)
     tried = kinds_of(families, patterns, sparsities)
@@ -110,8 +117,9 @@ def compress(
         "objective": objective, "max_drop": float(max_drop), "metric": judge.name,
         "kinds": [*(k.name for k in tried), *(["pruned"] if "pruned" in families else [])],
         "timed": {n: list(a.shape) for n, a in zip(_names(source.graph), arguments, strict=True)},
+        "judged on": f"{last.rows} rows held out, searched on {judge.rows}" if unseen else f"the {judge.rows} rows of the search",
     }  # fmt: skip
-    run = _Run(builder, builder, judge, clock, objective, good, float(max_drop), settings)
+    run = _Run(builder, builder, judge, last, clock, objective, float(max_drop), settings)
     made = run.go(tried)
     return run.or_pruned(made, tried) if "pruned" in families else made
 
@@ -153,16 +161,34 @@ def _parameters(model: Any) -> int:
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in found)
 
 
-def _check_batches(graph: Graph, batches: Sequence[tuple[Array, ...]], count: int) -> None:
-    """Raises InputError for batches that lack arguments, or hold numbers that are not finite."""
+def _held_out(batches: list[tuple[Array, ...]], validation: Any) -> tuple[list[tuple[Array, ...]], list[tuple[Array, ...]]]:
+    """Batches for the search, and those that it does not see: a share of them, evenly spread, or others that are given."""
+    if validation is None:
+        return batches, []
+    if isinstance(validation, bool) or not isinstance(validation, int | float | np.floating):
+        return batches, as_batches(validation, "validation")
+    if not 0 < validation < 1:
+        raise InputError(f"validation is batches, or the share of them that is held out, between 0 and 1, not {validation!r}")
+    if len(batches) < 2:
+        raise InputError(f"validation={validation!r} holds out whole batches, and data is one: give several")
+    count = min(max(round(validation * len(batches)), 1), len(batches) - 1)
+    held = {int((k + 0.5) * len(batches) / count) for k in range(count)}
+    return [b for k, b in enumerate(batches) if k not in held], [b for k, b in enumerate(batches) if k in held]
+
+
+def _check_batches(
+    graph: Graph, batches: Sequence[tuple[Array, ...]], count: int, arrays: int | None = None, what: str = "data"
+) -> None:
+    """Raises InputError for batches that lack arguments, do not hold as many arrays, or numbers that are not finite."""
     for k, b in enumerate(batches):
         if len(b) < count:
-            raise InputError(f"data: batch {k} has {len(b)} arrays; {graph.name} takes {count}")
-        if len(b) != len(batches[0]):
-            raise InputError(f"data: batch {k} has {len(b)} arrays, batch 0 has {len(batches[0])}")
+            raise InputError(f"{what}: batch {k} has {len(b)} arrays; {graph.name} takes {count}")
+        wanted = len(batches[0]) if arrays is None else arrays
+        if len(b) != wanted:
+            raise InputError(f"{what}: batch {k} has {len(b)} arrays, batch 0{' of data' if arrays else ''} has {wanted}")
         for a in b[:count]:
             if a.dtype.kind in "fc" and not np.isfinite(a).all():
-                raise InputError(f"data: batch {k} holds NaN or infinite numbers")
+                raise InputError(f"{what}: batch {k} holds NaN or infinite numbers")
 
 
 def _keeps(keep: Keep, source: Source) -> Callable[[str], bool]:
@@ -181,15 +207,15 @@ class _Run:
     """One search.
 
     whole    the original;  builder: the same, or what is left of it without some channels
-    good     the original's metric
+    judge    over the data of the search;  last: over what the result is judged on, the same or data that was held out
     """
 
     whole: Builder
     builder: Builder
     judge: Judge
+    last: Judge
     clock: Clock | Given
     objective: str
-    good: float
     max_drop: float
     settings: dict[str, Any]
     report: CompressReport = field(init=False)
@@ -199,19 +225,15 @@ class _Run:
         """The model as it was given."""
         return self.whole.source.graph
 
-    @property
-    def floor(self) -> float:
-        """The least metric that was asked for."""
-        return self.good - self.max_drop
-
     def go(self, kinds: Sequence[Kind]) -> Compressed:
         """Searches, and measures what was found."""
         self.report = report = CompressReport(self.original.name, dict(self.settings))
-        report.metric_before = report.metric_after = self.good
+        report.metric_before = report.metric_after = self.last.good
         report.bytes_before = report.bytes_after = _bytes(self.original)
         self.table = dict(self._times(kinds))
         candidates = self._candidates(kinds, self.table)
-        search = Search(candidates, lambda m: self.probe({n: c.kind for n, c in m.items()})[0] >= self.floor)
+        floor = self.judge.good - self.max_drop
+        search = Search(candidates, lambda m: self.probe({n: c.kind for n, c in m.items()})[0] >= floor)
         mixture, back = search.cheapest()
         mixture = search.improved(mixture, _TRIES)
         return self._settle(search, mixture, back)
@@ -220,7 +242,7 @@ class _Run:
         """What was made, or the same search on the model without some channels where that gives a better one."""
         b = self.builder
         cost = self.table[FLOATS] if self.objective == "latency" else _stored(b, b.source.graph)
-        found = pruned_source(b, self.probe, self.few, self.good - self.max_drop / 2, cost)
+        found = pruned_source(b, self.probe, self.few, self.judge.good - self.max_drop / 2, cost)
         if found is None:
             made.report.notes.append("no channels can go: the metric misses those of every layer that count least")
             return made
@@ -310,15 +332,15 @@ class _Run:
 
     def _settle(self, search: Search, mixture: dict[str, Candidate], back: int) -> Compressed:
         """Makes the model of a mixture and measures it; goes back where it fails."""
-        original, report, floor = self.original, self.report, self.floor
+        original, report, floor = self.original, self.report, self.last.good - self.max_drop
         stride = 1
         while True:
             bare = all(c.kind == FLOATS for c in mixture.values())
             if bare and self.builder is self.whole:
                 return self._original("no mixture of kinds was " + self._better())
             graph, _ = self.builder.graph(self._kinds(mixture))
-            outputs = self.judge.outputs(build(graph, graph.weights))
-            score = self.judge.score(outputs)
+            outputs = self.last.outputs(build(graph, graph.weights))
+            score = self.last.score(outputs)
             if score < floor:
                 report.notes.append(
                     f"a model of {_counted(mixture)} had a metric of {score:.6g}, below {floor:.6g}: layers went back to floats"
@@ -337,7 +359,7 @@ class _Run:
             told = max(race.noise, 0.01)  # what two measurements tell apart
             limit = 1 - told if self.objective == "latency" else 1 + told
             if race.ratio <= limit:
-                return self._done(graph, mixture, measured, race, score, self.judge.distance(outputs))
+                return self._done(graph, mixture, measured, race, score, self.last.distance(outputs))
             slower = [
                 n
                 for n, c in mixture.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -235,7 +235,7 @@ class Plan:
         """The quantised graph for these values of the weights; the report's lines on weights are theirs."""
         source, o = Source(self.source.graph, dict(values)), self.options
         new_weights: dict[Node, Node] = {}
-        errors: dict[Node, Array] = {}
+        errors: dict[Layer, Array] = {}
         numbers = dict(values)
         inputs = list(source.graph.inputs)
         loops: dict[Node, dict[Node, Change]] = {}
@@ -255,8 +255,9 @@ class Plan:
                     raise InputError(f"{layer.name}: its weights hold NaN or infinite numbers")
                 new, near = self._coded(layer, w, inputs, numbers)
                 line.weight_error = float(np.sqrt(np.mean((w - near) ** 2) / max(float(np.mean(w * w)), 1e-30)))
+                errors[layer] = w - near
                 if layer.loop is None:
-                    new_weights[layer.node], errors[layer.node] = new, w - near
+                    new_weights[layer.node] = new
             if layer.loop is not None:
                 held = (
                     (new,) if new is layer.w else tuple(i for i in new.inputs if any("role" in n.attrs for n in postorder([i])))
@@ -267,12 +268,14 @@ class Plan:
                 loops.setdefault(p.loop, {})[p.node] = self._change(p)
         shifts: dict[Node, Node] = {}
         if o.bias_correction and errors:
-            means = corrections(source, self.chosen, errors, self.batches)
-            for layer in self.chosen:
-                name = _free(f"{layer.name}.correction", inputs)
-                shifts[layer.node] = input_node(name, TensorType(f32, means[layer.node].shape), "parameter")
-                inputs.append(shifts[layer.node])
-                numbers[name] = means[layer.node]
+            for layer, mean in corrections(source, [*self.chosen, *self.inside], errors, self.batches).items():
+                name = f"{layer.name}.correction"
+                if layer.loop is None:
+                    shifts[layer.node] = _added(name, mean, inputs, numbers)
+                    continue
+                thin = [mean.size if d == layer.output[0] else 1 for d in range(len(layer.node.shape))]
+                inner = loops[layer.loop]
+                inner[layer.node] = replace(inner[layer.node], shift=_added(name, mean.reshape(thin), inputs, numbers))
         dynamic = o.activations == "dynamic"
         floats = self.readers_of_floats()
         made = insert_quantize(source.graph, self.chosen, self.scales, new_weights, floats, shifts, dynamic, loops)

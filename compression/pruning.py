@@ -6,6 +6,7 @@ its weights masked, and with sparse kernels where these measure faster.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..driver import build
 from ..frontend.module import Module
 from ..frontend.nn.layers import ConvTranspose1d, ConvTranspose2d, Embedding
 from ..frontend.parameter import Parameter
@@ -125,7 +127,7 @@ def prune(
     layers: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
     gradients: Mapping[str, Array] | None = None,
-    metric: Callable[[], float] | None = None,
+    metric: Callable[..., float] | None = None,
     kernels: str | None = "auto",
     measure: Measure | None = None,
     seed: int = 0,
@@ -141,7 +143,8 @@ def prune(
     scope      'layer': the same share of each; 'global': all compete; 'sensitivity': more of those that bear it, by `metric`
     layers, exclude   names of layers, or patterns of names ('blocks.*')
     gradients  dL/dw by the name of the weight, from `gradients_of`
-    metric     for scope='sensitivity': a function without arguments that judges the Module as it is, higher being better
+    metric     for scope='sensitivity', higher being better: a function without arguments that judges the Module as it is; for a
+               Graph a function of its program, whose weights change between questions
     kernels    for a graph: 'auto' uses sparse kernels where they measure faster, 'always' wherever there are any, None nowhere
     measure    milliseconds of a Graph, in place of a stopwatch on this machine
 
@@ -158,13 +161,11 @@ def prune(
             raise InputError(f"scope='sensitivity' looks at masks; with pattern={pattern!r} scope is 'layer' or 'global'")
         return _shrunk(model, specs, pattern, options)
     kind = pattern_of(pattern)
+    if metric is None and scope == "sensitivity":
+        raise InputError("scope='sensitivity' needs metric=, a function that judges the model as it is")
     if isinstance(model, Module):
-        if metric is None and scope == "sensitivity":
-            raise InputError("scope='sensitivity' needs metric=, a function that judges the model as it is")
         return _module(model, kind, options, metric)
-    if scope == "sensitivity":
-        raise InputError("scope='sensitivity' is for Modules, whose metric can be asked again and again")
-    return _graph(source_of(model, specs, []), kind, options, kernels, measure)
+    return _graph(source_of(model, specs, []), kind, options, metric, kernels, measure)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -230,7 +231,11 @@ def _module(module: Module, pattern: Pattern, options: Options, metric: Callable
     weights = weights_of(module)
     arrays = {n: (p.data, view) for n, (p, view) in weights.items()}
     if metric is not None and options.scope == "sensitivity":
-        options = replace(options, scope="layer", ratio=_sensitive(weights, pattern, options, metric))
+
+        def put(name: str, values: Array) -> None:
+            weights[name][0].data = values
+
+        options = _by_sensitivity(arrays, pattern, options, put, metric)
     before = sum(int(np.count_nonzero(p.data)) for p in module.parameters())
     masks, why = masks_for(arrays, pattern, options)
     for n, m in masks.items():
@@ -240,34 +245,46 @@ def _module(module: Module, pattern: Pattern, options: Options, metric: Callable
     return Pruned(module, None, masks, made, before, after)
 
 
-def _sensitive(
-    weights: Mapping[str, tuple[Parameter, View]], pattern: Pattern, options: Options, metric: Callable[[], float]
-) -> dict[str, float]:
-    """Ratios by layer from what the metric loses where one layer alone is pruned."""
+def _by_sensitivity(
+    weights: Mapping[str, tuple[Array, View]],
+    pattern: Pattern,
+    options: Options,
+    put: Callable[[str, Array], None],
+    metric: Callable[[], float],
+) -> Options:
+    """The options with ratios by layer, from what the metric loses where one layer alone is pruned; `put` gives the model other
+    numbers of a layer's weights."""
     if pattern.of:
         raise InputError(f"the pattern {pattern.name!r} has one ratio: scope='sensitivity' has nothing to choose")
     names = [n for n in options.chosen(list(weights)) if pattern.misfit(*_sides(*weights[n])) is None]
     good = float(metric())
 
     def drop(name: str, level: float) -> float:
-        p, view = weights[name]
-        kept = p.data.copy()
+        w, view = weights[name]
         alone = replace(options, ratio=level, scope="layer", layers=(name,), exclude=())
         try:
-            p.data = np.where(masks_for({name: (kept, view)}, pattern, alone)[0][name], kept, np.zeros((), kept.dtype))
+            put(name, np.where(masks_for({name: (w, view)}, pattern, alone)[0][name], w, np.zeros((), w.dtype)))
             return good - float(metric())
         finally:
-            p.data = kept
+            put(name, w)
 
-    return ratios_by_sensitivity({n: weights[n][0].data.size for n in names}, drop, checked_ratio(options.ratio))
+    ratios = ratios_by_sensitivity({n: weights[n][0].size for n in names}, drop, checked_ratio(options.ratio))
+    return replace(options, scope="layer", ratio=ratios)
 
 
-def _sides(p: Parameter, view: View) -> tuple[int, int]:
-    opened = view.open(p.data).shape
+def _sides(w: Array, view: View) -> tuple[int, int]:
+    opened = view.open(w).shape
     return opened[0], opened[2]
 
 
-def _graph(source: Source, pattern: Pattern, options: Options, kernels: str | None, measure: Measure | None) -> Pruned:
+def _graph(
+    source: Source,
+    pattern: Pattern,
+    options: Options,
+    metric: Callable[..., float] | None,
+    kernels: str | None,
+    measure: Measure | None,
+) -> Pruned:
     weights: dict[str, tuple[Array, View]] = {}
     where: dict[str, str] = {}
     for layer in find_layers(source.graph):
@@ -279,6 +296,11 @@ def _graph(source: Source, pattern: Pattern, options: Options, kernels: str | No
         raise InputError(f"{source.graph.name}: there are no layers with weights")
     named = {**options.gradients, **{k: options.gradients[n] for k, n in where.items() if n in options.gradients}}
     options = replace(options, gradients=named)
+    if metric is not None and options.scope == "sensitivity":
+        exe = build(source.graph, source.values)
+        options = _by_sensitivity(
+            weights, pattern, options, lambda n, w: exe.set_parameters({where[n]: w}), functools.partial(metric, exe)
+        )
     masks, why = masks_for(weights, pattern, options)
     values = dict(source.values)
     before = sum(int(np.count_nonzero(v)) for v in values.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -21,6 +22,7 @@ from .masks import Units, View, checked_ratio, pattern_of, scores_of
 from .plan import Options, Plan, used
 from .ranges import Histogram, quantized_weights
 from .report import Report
+from .smooth import Smoothing, applied, smoothings, times
 from .source import Array, Source
 from .sparsify import WIDTHS, WORTH, density, sparsify
 
@@ -88,6 +90,15 @@ class Builder:
         found = find_layers(self.source.graph)
         self.layers = found + find_loop_layers(self.source.graph, (x.name for x in found))
 
+    @functools.cached_property
+    def smoothings(self) -> list[Smoothing]:
+        """What layers in int8 read scaled, as `quantize` does it by itself (smooth.py)."""
+        return smoothings(self.source, self.batches) if self.batches else []
+
+    def scales(self, layer: Layer) -> Array | None:
+        """The scales of the channels that a layer reads in int8."""
+        return next((f.scales for f in self.smoothings if any(x.name == layer.name for x in f.layers)), None)
+
     def weights(self, layer: Layer) -> Array:
         """The numbers of a layer's weights."""
         return self.source.value(layer.w)
@@ -138,8 +149,10 @@ class Builder:
             return np.asarray(q * np.repeat(scale.astype(np.float32), GROUP, axis).take(range(w.shape[axis]), axis))
         if kind.family in ("int8", "int8 weights"):
             axis = layer.output[1]
-            q, scale = quantized_weights(w, axis)
-            return np.asarray(q * scale.reshape([-1 if k == axis else 1 for k in range(w.ndim)]))
+            s = self.scales(layer) if kind.family == "int8" else None
+            q, scale = quantized_weights(w if s is None else times(w, s, layer), axis)
+            near = np.asarray(q * scale.reshape([-1 if k == axis else 1 for k in range(w.ndim)]))
+            return near if s is None else times(near, 1 / s, layer)
         if kind.ratio:
             return np.where(self.mask(layer, kind), w, np.zeros((), w.dtype))
         return w
@@ -170,7 +183,10 @@ class Builder:
             report = Report()
             own = self.seen if options.calibrated else {}
             batches = self.batches if options.calibrated else ()
-            plan = Plan(Source(graph, dict(graph.weights)), replace(options, method=self.method), report, batches, seen=own)
+            source = Source(graph, dict(graph.weights))
+            if options.calibrated:
+                source = applied(source, self.smoothings, names)
+            plan = Plan(source, replace(options, method=self.method), report, batches, seen=own)
             graph = plan.make(_all_but(names), None).graph(plan.source.values)
             why |= {x.name: x.reason for x in report.layers if x.name in names and x.choice == "float"}
         graph = _bf16(graph, {n for n, k in chosen.items() if k.family == "bf16"})

@@ -23,10 +23,11 @@ from ..ir.graph import Graph, Node
 from ..ir.op import make
 from ..ir.types import TensorType
 from ..passes.insert_quantize import fake_quantized
-from ..passes.layers import Layer
+from ..passes.layers import Layer, along
 from .plan import Options, Plan
 from .report import Report
 from .search_kinds import FLOATS, Builder, Kind, rounded
+from .smooth import applied
 from .source import Array
 
 Outputs = tuple[Array, ...]
@@ -36,7 +37,8 @@ _ROUNDING: Final = {"int8": 1, "bf16": 2}  # what becomes of what a layer reads
 
 @dataclass
 class Judge:
-    """A metric over data. `score` is the metric of a program, `distance` how far its results are from the original's.
+    """A metric over data. `score` is the metric of a program, `distance` how far its results are from the original's; `good` is
+    the original's metric.
 
     batches  tuples of arrays: the model's arguments, then what the metric is given besides results
     count    how many of them are arguments
@@ -48,6 +50,12 @@ class Judge:
     metric: str | Callable[..., Any] | None
     original: Outputs = field(init=False, default=())
     name: str = field(init=False, default="")
+    good: float = field(init=False, default=0.0)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the batches have."""
+        return sum(_rows(b) for b in self.batches)
 
     def outputs(self, exe: Callable[..., Any]) -> Outputs:
         """The results of a program over all batches, joined along their first dimension."""
@@ -68,7 +76,7 @@ class Judge:
 
     def few(self, rows: int) -> Judge:
         """One over the first batches, of so many rows at least; it has to be started."""
-        counts = np.cumsum([len(b[0]) if b[0].ndim else 1 for b in self.batches])
+        counts = np.cumsum([_rows(b) for b in self.batches])
         return Judge(self.batches[: int(np.searchsorted(counts, rows)) + 1], self.count, self.metric)
 
     def start(self, exe: Callable[..., Any]) -> float:
@@ -77,7 +85,8 @@ class Judge:
         if not any(y.dtype.kind in "fV" and y.size for y in self.original):
             raise InputError("the model gives no floats: there is nothing to compare")
         self.name = self._named()
-        return self.score(self.original)
+        self.good = self.score(self.original)
+        return self.good
 
     def _named(self) -> str:
         if callable(self.metric):
@@ -123,6 +132,10 @@ class Judge:
                 off = math.sqrt(float(np.mean((a.astype(np.float64) - wide) ** 2))) if b.size else 0.0
                 worst = max(worst, off / scale if scale > 0 else off)
         return worst
+
+
+def _rows(batch: tuple[Array, ...]) -> int:
+    return len(batch[0]) if batch[0].ndim else 1
 
 
 def _cosine(a: Array, b: Array) -> float:
@@ -187,11 +200,13 @@ class Probe:
         source = self.builder.source
         options = Options("int8", "uint8", method=self.builder.method)
         names = self.layers
-        plan = Plan(source, options, Report(), self.builder.batches, seen=self.builder.seen)
+        smooth = applied(source, self.builder.smoothings, names)
+        plan = Plan(smooth, options, Report(), self.builder.batches, seen=self.builder.seen)
         plan.make(lambda n: n not in names, None)
+        reads = {x.name: plan.reads(x) for x in plan.chosen}
         values = dict(source.values)
         inputs = list(source.graph.inputs)
-        own: dict[Node, tuple[Layer, Node, Node]] = {}
+        own: dict[Node, tuple[Layer, Node, Node, Node | None]] = {}
         for n, layer in self.layers.items():
             if layer.loop is not None:
                 continue
@@ -199,15 +214,24 @@ class Probe:
             how = input_node(f"{n}.rounding", TensorType(i32, ()), "parameter")
             inputs += [w, how]
             values |= {f"{n}.probe": self.builder.weights(layer), f"{n}.rounding": np.zeros((), np.int32)}
-            own[layer.node] = layer, w, how
+            scales, s = self.builder.scales(layer), None
+            if scales is not None:
+                s = input_node(f"{n}.scales", TensorType(layer.x.dtype, scales.shape), "parameter")
+                inputs.append(s)
+                values[f"{n}.scales"] = scales
+            own[layer.node] = layer, w, how, s
 
         def rule(node: Node, given: tuple[Node, ...]) -> Node:
             if node not in own:
                 return node.replace(given)
-            layer, w, how = own[node]
+            layer, w, how, s = own[node]
             x = _chosen(given[0], rounded(given[0]), how, _ROUNDING["bf16"])
-            read = plan.reads(layer)
-            if read is not None:
+            read = reads.get(layer.name)
+            if read is not None and s is not None and layer.inputs is not None:
+                wide = along(s, layer.inputs[0], given[0])
+                near = make("mul", fake_quantized(make("div", given[0], wide), read), wide)
+                x = _chosen(x, near, how, _ROUNDING["int8"])
+            elif read is not None:
                 x = _chosen(x, fake_quantized(given[0], read), how, _ROUNDING["int8"])
             return node.replace((x, w))
 

@@ -15,7 +15,7 @@ over sum_j mean(x[j]^2) w[j, o]^2; it stays as it is where no a takes at least `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,15 @@ class Seen:
     square: Array
 
 
+@dataclass(frozen=True)
+class Smoothing:
+    """Layers that read one value, whose channels are divided by `scales`, and how far that goes (`a` above)."""
+
+    layers: tuple[Layer, ...]
+    scales: Array
+    strength: float
+
+
 def smoothed(
     source: Source, batches: Sequence[tuple[Array, ...]], a: float | None = None, signed: bool = False
 ) -> tuple[Source, list[str]]:
@@ -54,36 +63,57 @@ def smoothed(
 
     Results of layers and inputs of the graph are left as they are: scales of those would stand between two products of integers,
     or at the door."""
-    groups = _groups(source.graph)
-    if not groups:
+    found = smoothings(source, batches, a, signed)
+    if not found:
         return source, [] if a is None else ["smoothed nothing: no layer reads what a norm or an activation computes"]
+    done = ["/".join(x.name for x in f.layers) + (f" ({f.strength})" if a is None else "") for f in found]
+    return applied(source, found), [f"smoothed what {len(done)} groups of layers read: {', '.join(done)}"]
+
+
+def smoothings(
+    source: Source, batches: Sequence[tuple[Array, ...]], a: float | None = None, signed: bool = False
+) -> list[Smoothing]:
+    """What `smoothed` does to which layers."""
+    groups = _groups(source.graph)
+    found: list[Smoothing] = []
+    for group, seen in zip(groups, _seen(source, [g[0] for g in groups], batches) if groups else [], strict=True):
+        matrices = [_matrix(g, source.values) for g in group]
+        strength = suited(seen, matrices, signed) if a is None else a
+        if strength is not None:
+            found.append(Smoothing(tuple(group), _scales(seen, matrices, strength).astype(np.float32), strength))
+    return found
+
+
+def applied(source: Source, found: Sequence[Smoothing], names: Collection[str] | None = None) -> Source:
+    """The source where those of the layers with these names (default: all) read scaled channels, with weights against it."""
     values = dict(source.values)
     inputs = list(source.graph.inputs)
     table: dict[Node, Node] = {}
-    done: list[str] = []
-    for k, (group, seen) in enumerate(zip(groups, _seen(source, [g[0] for g in groups], batches), strict=True)):
-        assert group[0].inputs is not None
-        matrices = [_matrix(g, values) for g in group]
-        strength = suited(seen, matrices, signed) if a is None else a
-        if strength is None:
+    for k, f in enumerate(found):
+        group = [x for x in f.layers if names is None or x.name in names]
+        if not group:
             continue
-        s = _scales(seen, matrices, strength).astype(np.float32)
-        done.append("/".join(g.name for g in group) + (f" ({strength})" if a is None else ""))
         name = f"smooth.{k}"
-        inverse = input_node(name, TensorType(group[0].x.dtype, (s.size,)), "parameter")
+        x, along_x = group[0].x, group[0].inputs
+        assert along_x is not None
+        inverse = input_node(name, TensorType(x.dtype, (f.scales.size,)), "parameter")
         inputs.append(inverse)
-        values[name] = (1 / s).astype(np.float32)
-        x = make("mul", group[0].x, along(inverse, group[0].inputs[0], group[0].x))
+        values[name] = (1 / f.scales).astype(np.float32)
+        scaled = make("mul", x, along(inverse, along_x[0], x))
         for g in group:
-            assert g.inputs is not None
-            table[g.node] = x
-            w = values[str(g.w.attrs["name"])]
-            values[str(g.w.attrs["name"])] = w * s.reshape([-1 if d == g.inputs[1] else 1 for d in range(w.ndim)])
+            table[g.node] = scaled
+            owner = str(g.w.attrs["name"])
+            values[owner] = times(values[owner], f.scales, g)
+    if not table:
+        return source
     made = _with(source.graph, table)
-    graph = Graph(tuple(inputs), made.outputs, made.output_names, made.name, (), made.labels, values)
-    if not done:
-        return source, []
-    return Source(graph, values), [f"smoothed what {len(done)} groups of layers read: {', '.join(done)}"]
+    return Source(Graph(tuple(inputs), made.outputs, made.output_names, made.name, (), made.labels, values), values)
+
+
+def times(w: Array, scales: Array, layer: Layer) -> Array:
+    """A layer's weights times a number for each channel that it reads."""
+    assert layer.inputs is not None
+    return np.asarray(w * scales.reshape([-1 if d == layer.inputs[1] else 1 for d in range(w.ndim)]))
 
 
 def _matrix(layer: Layer, values: Mapping[str, Array]) -> Array:

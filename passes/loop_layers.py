@@ -23,13 +23,15 @@ from .facts import Facts, derived, weights
 class Change:
     """What takes the place of the operands of a layer in a body.
 
-    of_x  what is read, made of what was
-    w     the weights, as nodes around the loop, of which those in `held` become operands of the loop; or made of what they were
+    of_x   what is read, made of what was
+    w      the weights, as nodes around the loop, of which those in `held` become operands of the loop; or made of what they were
+    shift  a node around the loop, of the result's rank, that is broadcast and added to the result
     """
 
     of_x: Callable[[Node], Node]
     w: Node | Callable[[Node], Node]
     held: tuple[Node, ...] = ()
+    shift: Node | None = None
 
 
 def loop_of(node: Node) -> Loop | None:
@@ -66,7 +68,8 @@ def changed_loop(loop: Node, changes: Mapping[Node, Change]) -> Node:
     """The loop with other operands of layers, by their nodes in its body. Operands that nothing reads any more are gone."""
     form = loop_of(loop)
     assert form is not None
-    held = list(dict.fromkeys(h for c in changes.values() for h in c.held))
+    shifts = [c.shift for c in changes.values() if c.shift is not None]
+    held = list(dict.fromkeys([*(h for c in changes.values() for h in c.held), *shifts]))
     fresh = {h: input_node(f"held{k}", h.tensor) for k, h in enumerate(held)}
     done: dict[Node, Node] = {i: i for i in form.body.inputs}
     labels = dict(form.body.labels)
@@ -78,6 +81,11 @@ def changed_loop(loop: Node, changes: Mapping[Node, Change]) -> Node:
             w = changes[n].w
             given = (changes[n].of_x(given[0]), rebuild([w], fresh)[0] if isinstance(w, Node) else w(given[1]))
         done[n] = n.replace(given)
+        shift = changes[n].shift if n in changes else None
+        if shift is not None:
+            added = fresh[shift]
+            wide = added if added.shape == done[n].shape else make("broadcast_to", added, shape=done[n].shape)
+            done[n] = make("add", done[n], wide)
         if n in labels:
             labels.setdefault(done[n], labels[n])
     outputs = [done[o] for o in form.body.outputs]

@@ -157,6 +157,28 @@ def test_channels_go_that_nothing_misses() -> None:
     assert [x.choice for x in whole.report.layers] == ["fp32", "fp32"] and "no channels can go" in str(whole)
 
 
+def test_integers_read_smoothed_channels() -> None:
+    """Two channels of a norm are 40 times the others: as in `tw.quantize` they do not take the others' bits."""
+    tw.seed(0)
+    model = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 16))
+    weights = model.state_dict()
+    weights["0.weight"] = np.where(np.arange(32) < 2, np.float32(40), np.float32(1))
+    weights["1.weight"] = weights["1.weight"] * np.where(np.arange(32) < 2, np.float32(0.01), np.float32(1))
+    model.load_state_dict(weights)
+    floats = tw.compile(model, tw.spec(48, 32))(X)
+
+    def off(graph: Graph) -> float:
+        return float(np.sqrt(np.mean((tw.compile(graph)(X) - floats) ** 2) / np.mean(floats**2)))
+
+    made = tw.compress(model, DATA, "cosine", max_drop=1, kinds="int8", measure=stopwatch(int8=0.1))
+    assert kinds_in(made.graph)["1"] == "int8" and "smooth.0" in made.graph.weights
+    plain, smooth = (off(tw.quantize(model, DATA, method="mse", smooth=s)) for s in (None, "auto"))
+    assert off(made.graph) == pytest.approx(smooth, rel=1e-3) and smooth < plain / 3
+    assert made.report.layers[0].error == pytest.approx(smooth, rel=0.1)  # by the probe, in floats
+    left = tw.compress(model, DATA, "cosine", max_drop=1, kinds=["int8", "bf16"], measure=stopwatch(int8=3.0, bf16=0.1))
+    assert kinds_in(left.graph)["1"] == "bf16" and "smooth.0" not in left.graph.weights
+
+
 def test_labels_are_what_the_metric_is_given_and_accuracy_is_the_default() -> None:
     model = mlp()
     labels = tw.compile(model, tw.spec(48, 32))(X).argmax(1)
@@ -171,6 +193,32 @@ def test_labels_are_what_the_metric_is_given_and_accuracy_is_the_default() -> No
 
     tw.compress(model, data, metric, kinds="int8", measure=stopwatch(int8=0.1))
     assert set(seen) == {(48, 16, 48)}
+
+
+def test_the_result_is_judged_on_data_that_the_search_has_not_seen() -> None:
+    """The rows of the search allow anything, those held out allow no integers; and the other way round."""
+    model = mlp()
+    floats = tw.compile(model, tw.spec(24, 32))
+    held = RNG.standard_normal((24, 32), dtype=np.float32)
+
+    def metric(y: Array, t: Array) -> float:
+        """Minus the largest difference, where targets are given."""
+        return -float(np.abs(y - t).max()) if np.isfinite(t).all() else 0.0
+
+    def batch(x: Array, judged: bool) -> tuple[Array, Array]:
+        return x, floats(x) if judged else np.full((24, 16), np.inf, np.float32)
+
+    strict = [batch(X[:24], False), batch(held, True)]
+    options: dict[str, Any] = {"kinds": "int8", "max_drop": 1e-6, "measure": stopwatch(int8=0.1)}
+    seen = tw.compress(model, strict[:1], metric, **options)
+    assert set(kinds_in(seen.graph).values()) == {"int8"} and seen.report.settings["judged on"] == "the 24 rows of the search"
+    made = tw.compress(model, strict[:1], metric, **options, validation=strict[1:])
+    assert set(kinds_in(made.graph).values()) == {"fp32"} and "layers went back to floats" in str(made)
+    assert made.report.settings["judged on"] == "24 rows held out, searched on 24" and made.report.metric_after == 0
+    share = tw.compress(model, [*strict, batch(X[24:], False)], metric, **options, validation=0.3)  # the batch in the middle
+    assert set(kinds_in(share.graph).values()) == {"fp32"} and share.report.settings["judged on"] == made.report.settings[
+        "judged on"
+    ].replace("searched on 24", "searched on 48")
 
 
 def test_this_machine_times_layers_in_the_model_and_tells_their_kernels_apart() -> None:
@@ -220,10 +268,16 @@ def test_what_makes_no_sense_is_refused() -> None:
         ({"batch": 0}, "batch is a number of at least 1"),
         ({"method": "guess"}, "method is one of"),
         ({"measure": 1.0}, "measure is a function"),
+        ({"validation": 1.5}, "validation is batches, or the share of them"),
+        ({"validation": []}, "validation is empty"),
+        ({"validation": [(X, X)]}, "validation: batch 0 has 2 arrays, batch 0 of data has 1"),
+        ({"validation": [(X * np.inf,)]}, "validation: batch 0 holds NaN"),
         ({"measure": lambda g: {"0": 1.0}}, "of the whole call under ''"),
     ):
         with pytest.raises(InputError, match=said.replace("[", r"\[").replace("]", r"\]")):
             tw.compress(mlp(), DATA, **{"measure": clock, **options})
+    with pytest.raises(InputError, match="holds out whole batches, and data is one"):
+        tw.compress(mlp(), DATA[:1], measure=clock, validation=0.5)
     for data, said in (
         ([], "data is empty"),
         ([(X[:0],)], "data is empty"),

@@ -77,6 +77,25 @@ def layer(kind: str, **options: Any) -> tuple[nn.Module, Array]:
     return getattr(nn, kind)(5, 16, batch_first=True, **options), x
 
 
+@pytest.mark.parametrize("options", [{}, {"weights": "int4", "activations": None}, {"activations": "dynamic"}], ids=str)
+def test_bias_correction_in_a_loop(options: dict[str, Any]) -> None:
+    """Rounded weights move the mean of every state; the correction takes that out, and integers stay integers."""
+    tw.seed(0)
+    net = nn.LSTM(20, 32, batch_first=True, bidirectional=True)
+    x = np.abs(np.random.default_rng(0).normal(size=(64, 12, 20))).astype(np.float32)
+    specs = tw.spec(32, 12, 20)
+    floats = tw.compile(net, specs)(x[32:])[0]
+
+    def moved(corrected: bool) -> tuple[float, str]:
+        graph = tw.quantize(net, [x[:32]], specs, bias_correction=corrected, **options)
+        exe = tw.compile(graph)
+        return float(np.abs((exe(x[32:])[0] - floats).mean((0, 1))).mean()), _body(exe.text("fuse"))
+
+    (before, _), (after, text) = moved(False), moved(True)
+    assert after < before / 3, (before, after)
+    assert ("i32[" in text) == (options.get("activations", "uint8") is not None)
+
+
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("LSTM", {"bidirectional": True}),
     ("LSTM", {"activations": None}),
