@@ -16,6 +16,7 @@ from .coded_weights import CodedWeights
 from .contract import Pass
 from .contract_form import ContractForm
 from .control import Control
+from .crop import Crop
 from .decompose import Decompose
 from .depthwise import Depthwise
 from .drop_marks import DropMarks
@@ -66,6 +67,7 @@ def inference(target: Target | None = None, precision: str = "f32", winograd: bo
         CodedWeights(),  # likewise; after it, these are no contractions any more
         FoldAffine(),  # scales by weights into weights: batch norm and its shift are gone where a convolution is before them
         Simplify(),  # the weights' own arithmetic; after it nothing changes values any more
+        Crop(),  # scales and shifts are gone, and padding is where it will stay; before passes that look at sizes
         Sink(),  # products are in their one form, and packing, which follows, sees the longer ones
         BytesByFour(),  # when contractions have their one form, as the next one
         RoundedProducts(),  # likewise; before all others are rounded too
@@ -95,8 +97,12 @@ def unsliced(passes: Sequence[Pass]) -> tuple[Pass, ...]:
 
 def cuda(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     """The passes without those that suit layers to the registers and caches of a processor; weights are put in order in the
-    place of panels, and attention stays whole: it has a kernel."""
-    changed: dict[type[Pass], Pass] = {PackWeights: WeightOrder(), Decompose: Decompose(attention=False)}
+    place of panels, attention stays whole (it has a kernel), and so do bytes of few channels."""
+    changed: dict[type[Pass], Pass] = {
+        PackWeights: WeightOrder(),
+        Decompose: Decompose(attention=False),
+        Integers: Integers(narrow=True),
+    }
     chosen = [changed.get(type(p), p) for p in passes]
     return tuple(p for p in chosen if not isinstance(p, BytesByFour | Slices | Winograd | Depthwise))
 
@@ -113,6 +119,7 @@ PASSES: Final[dict[str, type[Pass]]] = {
         CodedWeights,
         Gradient,
         Control,
+        Crop,
         DropMarks,
         Simplify,
         Sink,

@@ -155,8 +155,11 @@ def rewrite(node: Node, conv: Convolution, choice: Choice, ctx: Context, fixed: 
     m, a = choice.tile, choice.tile + 2
     x, low, high = source(node.inputs[0])
     rows, columns = -(-conv.height // m), -(-conv.width // m)
-    high[1] += rows * m - conv.height
-    high[2] += columns * m - conv.width
+    for d, n in ((1, rows), (2, columns)):
+        high[d] = n * m + TAPS - 1 - low[d] - as_int(x.shape[d])
+    if min(high) < 0:  # more of x than is read
+        stops = [as_int(n) + min(0, h) for n, h in zip(x.shape, high, strict=True)]
+        x, high = make("slice", x, starts=(0,) * 4, stops=tuple(stops), steps=(1,) * 4), [max(0, h) for h in high]
     images = choice.images or conv.n
     parts = 1 if fixed or choice.images else turns(4 * a * a * conv.c * conv.o, conv.o)
     outputs = conv.o // parts
