@@ -157,6 +157,11 @@ class Warp(Stmt):
         16 bytes from registers
     mma_... [sums, registers i32 of A, of B]
         a tile of sums += a tile of A times one of B, each lane its part: see `MMA`
+    exp2_near [f32, f32], larger [f32, f32]
+        to the first: 2^x of the second, within 2 units in the last place, denormals taken for zero; the larger of the two, of a
+        NaN and a number the number
+    pack_bf16, pack_f16 [i32, 2 registers f32]
+        both rounded to nearest, the first in the lower half
     """
 
     op: str
@@ -211,6 +216,8 @@ WARP_OPS: Final[dict[str, tuple[tuple[tuple[str, tuple[str, ...], int], ...], in
     "load_matrix_trans": ((("register", ("i32",), 4), ("shared", ("bf16", "f16"), 1)), 0),
     **{f"load_bits_{n}": ((("register", ("i32",), max(1, n // 4)), ("global", (), 1)), 1) for n in (1, 2, 4, 8, 16)},
     "store_bits_16": ((("shared", (), 1), ("register", ("i32",), 4)), 0),
+    **dict.fromkeys(("exp2_near", "larger"), ((("register", ("f32",), 1), ("register", ("f32",), 1)), 0)),
+    **dict.fromkeys(("pack_bf16", "pack_f16"), ((("register", ("i32",), 1), ("register", ("f32",), 2)), 0)),
     **{
         name: ((("register", (sums,), c), ("register", ("i32",), a), ("register", ("i32",), b)), 0)
         for name, (sums, c, a, b) in MMA.items()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..ir.dims import Dim, as_int, product
-from ..ir.dtypes import bool_, f32, i32
+from ..ir.dtypes import bf16, bool_, f16, f32, i32
 from ..ir.errors import AttributeValueError, ShapeError
 from .context import current, error
 from .control import scan
@@ -121,8 +121,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: _Rul
         return _rows(q, k, v, mask, rules)
     if current("attention").whole_attention and _fits_a_kernel(q, k, v, rules):
         masks = [] if mask is None else [mask if mask.ndim > 1 else reshape(mask, (1, *mask.shape))]
-        y = apply("attention", q, k, v, *(m if m.dtype is bool_ else m.astype(f32) for m in masks), **rules.attrs)
-        return slice_axis(y, -1, 0, as_int(v.shape[-1]))
+        op = "attention" if q.dtype is f32 else "attention_f32"
+        y = apply(op, q, k, v, *(m if m.dtype is bool_ else m.astype(f32) for m in masks), **rules.attrs)
+        return slice_axis(y, -1, 0, as_int(v.shape[-1])).astype(q.dtype)
     operands = [q, k, v] if mask is None else [q, k, v, mask if mask.ndim > 1 else reshape(mask, (1, *mask.shape))]
 
     def slice(parts: Sequence[Tensor]) -> Tensor:
@@ -137,7 +138,7 @@ def _fits_a_kernel(q: Tensor, k: Tensor, v: Tensor, rules: _Rules) -> bool:
     blocks of queries, the same on all targets."""
     wide = [x.shape[-1] for x in (q, v)]
     sized = all(isinstance(n, int) and 0 < n <= WIDEST for n in wide)
-    return sized and not rules.dropout and all(x.dtype is f32 for x in (q, k, v))
+    return sized and not rules.dropout and q.dtype in (f32, f16, bf16) and all(x.dtype is q.dtype for x in (k, v))
 
 
 def _over_slices(operands: Sequence[Tensor], fn: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:

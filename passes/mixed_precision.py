@@ -21,6 +21,9 @@ by zeros at its end (the 3 channels of a picture). What stays in f32: what canno
 depthwise convolution); and 3x3 convolutions that Winograd's method does in less time than half of that of a direct sum
 (`winograd`), which needs f32, since its transforms would enlarge the error of rounded products.
 
+Attention that is one op (its target has a kernel for it) becomes one of rounded q, k and v; its kernel rounds the probabilities,
+as it makes them, for their product with v. Its way back stays in f32.
+
 On a target without the instruction the operands are rounded all the same, and multiplied and added in f32. That is slower
 than plain f32, but gives the numbers of the other machine, up to the order of sums.
 """
@@ -32,11 +35,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from ..ir.contraction import Affine, Axis, Contraction
-from ..ir.dims import as_int
+from ..ir.dims import as_int, product
 from ..ir.dtypes import bf16, f32
 from ..ir.expr import postorder, var
 from ..ir.graph import Graph, Node
-from ..ir.lowering import Contract, Reduce
+from ..ir.lowering import Attention, Contract, Reduce
 from ..ir.op import Trait, make
 from ..ir.target import Target
 from ..ir.types import TupleType
@@ -48,6 +51,7 @@ from .winograd import GAIN, LEAST, choose, convolution_of
 
 LITTLE: Final = 2048  # operations on an element that take as long, a hundred times over, as storing it in f32 as well
 PAIRED: Final = 2.2  # how much faster than in f32 Winograd's method must be: pairs are twice as fast, and the model errs
+QKV: Final = 3  # operands of attention before its mask
 PAD_FROM: Final = 3  # an axis of this many steps is worth a step of zeros
 
 
@@ -95,11 +99,13 @@ class _Rounding:
                 continue
             if spec is not None and spend(n):
                 self.chosen[n] = spec
+        # attention in one piece: its operands, but for a mask, are those of products
+        self.whole = {n for n in nodes if attends(n, ctx.facts, options.min_flops) and spend(n)}
         results = set(graph.outputs)
         # what is needed in bf16 alone, and can be: movements of contractions' operands, behind which the cast goes
         self.only: set[Node] = set()
         for n in reversed(nodes):
-            alone = n not in results and all(u in self.chosen or u in self.only for u in users[n])
+            alone = n not in results and all(u in self.chosen or u in self.only or self._multiplies(u, n) for u in users[n])
             if alone and users[n] and self._commutes(n):
                 self.only.add(n)
         self.kept: set[Node] = set()
@@ -113,6 +119,10 @@ class _Rounding:
             self.kept = {n for n, work in done.items() if n not in self.only and work <= LITTLE * as_int(n.tensor.size)}
         self.narrow: dict[Node, Node] = {}  # a node of the new graph -> the same rounded to bf16
         self.moved: dict[Node, Node] = {}  # a node of the new graph in `only` -> its bf16 form
+
+    def _multiplies(self, user: Node, node: Node) -> bool:
+        """Whether a user is attention that reads a node as query, key or value alone."""
+        return user in self.whole and node not in user.inputs[QKV:]
 
     def _commutes(self, node: Node) -> bool:
         """Whether rounding a node's operands gives the same as rounding its result."""
@@ -145,6 +155,13 @@ class _Rounding:
             if self.wide:
                 return make("contract", *(make("cast", x, dtype=f32) for x in (a, b)), spec=spec)
             return make("contract_f32", a, b, spec=spec)
+        if node in self.whole:
+            self.count += 1
+            narrow = [self._rounded(x) for x in inputs[:QKV]]
+            rest = [self._read(old, new) for old, new in zip(node.inputs[QKV:], inputs[QKV:], strict=True)]
+            if self.wide:
+                return node.replace((*(make("cast", x, dtype=f32) for x in narrow), *rest))
+            return make("attention_f32", *narrow, *rest, **node.attrs)
         if node in self.only:
             new = node.replace(inputs)
             self.moved[new] = node.replace(tuple(self._rounded(x) for x in inputs))
@@ -175,6 +192,15 @@ def chosen(node: Node, facts: Facts, min_flops: int) -> Contraction | None:
         return None  # nothing is read twice: the products are no matter
     even = any(isinstance(x.extent, int) and x.extent % 2 == 0 for x in spec.of_kind("k"))
     return spec if even or _odd(spec) is not None else None
+
+
+def attends(node: Node, facts: Facts, min_flops: int) -> bool:
+    """Whether a node is attention of f32 in one piece, and large enough."""
+    form = facts.lowering(node) if len(node.inputs) >= QKV else None
+    if not isinstance(form, Attention) or form.side or node.inputs[0].dtype is not f32:
+        return False
+    d, (s, e) = node.inputs[0].shape[-1], node.inputs[2].shape[-2:]
+    return 2 * as_int(product(node.shape[:-1])) * as_int(s) * (as_int(d) + as_int(e)) >= min_flops
 
 
 def tiled(spec: Contraction, target: Target | None, fixed: bool) -> bool:

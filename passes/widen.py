@@ -8,8 +8,8 @@ the code generator the casts are elementwise ops like others, which fuse into th
 no bits. A region that computed in f32 from its loads to its stores would be faster and more accurate, but its results would
 depend on what was fused.
 
-Left alone are movements, contractions (the code generator adds up their products in f32 and rounds once), and what a single
-comparison, choice or cast computes without rounding.
+Left alone are movements, contractions and attention (the code generator adds up their products in f32 and rounds once), and what
+a single comparison, choice or cast computes without rounding.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..ir.build import get
 from ..ir.dtypes import DType, bf16, f16, f32
 from ..ir.expr import Expr, postorder
 from ..ir.graph import Graph, Node
+from ..ir.lowering import Attention
 from ..ir.op import Trait, make
 from ..ir.ops.structural import GET
 from ..ir.types import TupleType
@@ -69,6 +70,8 @@ def rounds(node: Node, facts: Facts) -> bool:
         return False
     results = node.type.items if isinstance(node.type, TupleType) else (node.type,)
     if not any(t.dtype in NARROW for t in (*results, *(i.type for i in node.inputs if not isinstance(i.type, TupleType)))):
+        return False
+    if isinstance(facts.lowering(node), Attention):
         return False
     scalar = facts.scalar(node)
     return scalar is None or not _exact(scalar)

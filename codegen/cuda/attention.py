@@ -17,23 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Final
 
 from ...ir.dims import as_int
-from ...ir.dtypes import DType, bool_, f32
+from ...ir.dtypes import f32, f64
 from ...ir.errors import CompileError
-from ...ir.expr import Expr, binary, const, eq, fma, load, maximum, minimum, select, unary, var
+from ...ir.expr import Expr, binary, cast, const, eq, fma, load, maximum, minimum, select, unary, var
 from ...ir.graph import Graph, Node
 from ...ir.lowering import Attention
 from ...ir.target import Target
 from ..groups import Body, Lowered, flat_index, lowered, static_shape
 from ..loop_ir import Alloc, Barrier, Buffer, For, If, Let, Stmt, Store
 from ..nests import Axis
-from .contraction import merged
-from .grid import TX, Names, launch, over, places, warp_tree
+from .attention_form import TILE, Matrix, Problem, Z
+from .attention_tensor import TensorForward
+from .grid import TX, over, warp_tree
 from .machine import STATIC_SHARED, WARP
+from .matrix_units import unit_for
 from .reduces import group_launch
 from .thread import ZERO
 
@@ -44,48 +44,7 @@ STEP: Final = 32  # rows or columns of the tiles that a block walks over
 ROWS: Final = (64, 32, 16)  # of a block's own tile: the most that fit
 PAD: Final = 4  # elements after each line of a tile that is turned: its lines then begin on banks of their own
 UNROLL: Final = 4
-MOST_OUTER: Final = 65535
-Z, TILE = var("z"), var("tile")
 TY, TXX = var("ty_"), var("tx_")
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """An operand as one matrix for each slice: element (r, c) of slice z is `buffer[offset(z) + r * stride + c]`."""
-
-    buffer: Buffer
-    rows: int
-    columns: int
-    loops: tuple[tuple[int, int], ...]  # the slices: (extent, elements) of each dimension, 0 where it is the same for all
-
-    @property
-    def stride(self) -> int:
-        return self.columns
-
-    def offset(self) -> Expr:
-        total: Expr = const(0)
-        inside = prod(n for n, _ in self.loops)
-        for k, (n, step) in enumerate(self.loops):
-            inside //= n
-            place = binary("floordiv", Z, inside)
-            total = binary("add", total, binary("mul", binary("mod", place, n) if k else place, step))
-        return total
-
-    def width(self) -> int:
-        """How many elements of a row are one access."""
-        whole = self.columns % 4 == 0 and not any(s % 4 for _, s in self.loops) and self.buffer.align % 16 == 0
-        return 4 if whole else 1
-
-
-def _matrix(node: Node, buffer: Buffer, lead: Sequence[int]) -> _Matrix:
-    shape = static_shape(node)
-    own = (*(1,) * (len(lead) + 2 - len(shape)), *shape[:-2])
-    loops: list[tuple[int, int]] = []
-    step = shape[-1] * shape[-2]
-    for n, whole in zip(reversed(own), reversed(lead), strict=True):
-        loops.insert(0, (whole, step if n != 1 else 0))
-        step *= n
-    return _Matrix(buffer, shape[-2], shape[-1], tuple(merged(loops)))
 
 
 class _Tile:
@@ -100,26 +59,14 @@ class _Tile:
         return (binary("add", binary("mul", k, self.line), column),)
 
 
-class _Kernel:
+class _Kernel(Problem):
     """What the launches share: sizes, operands, and the statements that their loops are made of."""
 
     def __init__(self, body: Body, node: Node, form: Attention) -> None:
-        self.form, self.node = form, node
-        self.lead = static_shape(node)[:-2]
-        self.slices = prod(self.lead)
-        self.names = Names()
+        super().__init__(body, node, form)
         backward = bool(form.side)
-        count = 5 if backward else 3
-        sources = [body.buffers[body.operand[i]] for i in node.inputs]
-        found = [_matrix(i, b, self.lead) for i, b in zip(node.inputs, sources, strict=True)]
-        if any(b.dtype is not f32 for b in sources[:count]):
-            raise CompileError(f"{node.op.name} {node.type}: the kernel is for f32; attention of other types is taken apart")
-        self.q, self.k, self.v = found[:3]
-        self.y, self.dy = found[3:5] if backward else (found[0], found[0])
-        self.mask = found[count] if len(found) > count else None
-        self.queries, self.keys = self.q.rows, self.k.rows
-        self.d, self.e = self.q.columns, self.v.columns
-        self.out = body.outputs[0]
+        if any(body.buffers[body.operand[i]].dtype is f64 for i in node.inputs):
+            raise CompileError(f"{node.op.name} {node.type}: the kernel adds up in f32; attention in f64 is taken apart")
         # the tiles that are walked over take turns in one stage
         wide = [-(-n // STEP) * STEP for n in (self.d, self.e)]
         self.stage = Buffer("stage", f32, (max(max(self.d, self.e) * (STEP + PAD), STEP * max(wide)),), scope="shared", align=16)
@@ -139,10 +86,7 @@ class _Kernel:
 
     # ------------------------------------------------------------------ pieces
 
-    def register(self, stem: str, *shape: int, dtype: DType = f32) -> Buffer:
-        return Buffer(self.names(stem), dtype, shape, scope="register", align=16)
-
-    def bring(self, m: _Matrix, first: Expr, count: int, tile: _Tile, *, turned: bool, columns: int = 0) -> list[Stmt]:
+    def bring(self, m: Matrix, first: Expr, count: int, tile: _Tile, *, turned: bool, columns: int = 0) -> list[Stmt]:
         """Rows `first` to `first` + count of a matrix to shared memory, zeros beyond its last row, and beyond its last column
         where lines are longer; the first `columns` of each row, where it has more."""
         columns = columns or m.columns
@@ -160,7 +104,7 @@ class _Kernel:
         if fill != columns:
             inside = binary("lt", c, const(columns))
             test = inside if test is None else binary("and", test, inside)
-        got = Store(stage, ZERO, load(m.buffer, (place,), f32, None, width))
+        got = Store(stage, ZERO, cast(load(m.buffer, (place,), m.buffer.dtype, None, width), f32))
         zero = Store(stage, ZERO, const(0.0, f32, width))
         body: list[Stmt] = [
             Let(r, binary("floordiv", e, inner)),
@@ -221,17 +165,8 @@ class _Kernel:
         if self.form.causal:
             allowed.append(binary("le", key, query))
         value = binary("mul", product, const(self.form.scale, f32))
-        if self.mask is not None:
-            m = self.mask
-            row = minimum(query, const(self.queries - 1)) if m.rows != 1 else const(0)
-            column = minimum(key, const(self.keys - 1)) if m.columns != 1 else const(0)
-            at = binary("add", m.offset(), binary("add", binary("mul", row, m.stride), column))
-            given = var(self.names("mask"), m.buffer.dtype)
-            done.append(Let(given, load(m.buffer, (at,), m.buffer.dtype)))
-            if m.buffer.dtype is bool_:
-                allowed.append(given)
-            else:
-                value = binary("add", value, given)
+        lets, value = self.masked(value, query, key, allowed)
+        done += lets
         test: Expr | None = None
         for a in allowed:
             test = a if test is None else binary("and", test, a)
@@ -240,16 +175,7 @@ class _Kernel:
 
     def grid(self, tiles: int, body: Sequence[Stmt]) -> Stmt:
         lanes: list[Stmt] = [Let(TXX, binary("mod", TX, WAYS)), Let(TY, binary("floordiv", TX, WAYS))]
-        if self.slices <= MOST_OUTER:
-            return launch((self.slices, tiles), THREADS, [*lanes, *body], (Z, TILE))
-        both = var("both")
-        axes = [Axis(Z, self.slices), Axis(TILE, tiles)]
-        return launch((self.slices * tiles,), THREADS, [*places(both, axes), *lanes, *body], (both,))
-
-    def upto(self, first: Expr) -> Expr:
-        """Where a block of queries that begins at `first` stops among the keys."""
-        end = const(self.keys)
-        return minimum(binary("add", first, self.rows), end) if self.form.causal else end
+        return self.blocks(tiles, THREADS, [*lanes, *body])
 
     # ------------------------------------------------------------------ forward
 
@@ -274,7 +200,7 @@ class _Kernel:
         for i in range(tr):
             step += self._online(i, first, c0, s, o, top, total, p)
         step += [Barrier(), *self.product(o, p, v, STEP)]
-        body.append(For(c0, const(0), self.upto(first), tuple(step), "serial", STEP))
+        body.append(For(c0, const(0), self.upto(first, self.rows), tuple(step), "serial", STEP))
         for i in range(tr):
             lets, whole = warp_tree("sum", load(total, (const(i),), f32), self.names, WAYS)
             body += lets
@@ -335,7 +261,7 @@ class _Kernel:
         c = var("c")
         row = binary("add", binary("mul", axes[1].var, self.y.stride), c)
         y = load(self.y.buffer, (binary("add", self.y.offset(), row),), f32)
-        dy = load(self.dy.buffer, (binary("add", self.dy.offset(), row),), f32)
+        dy = cast(load(self.dy.buffer, (binary("add", self.dy.offset(), row),), self.dy.buffer.dtype), f32)
         lane = binary("mod", TX, WARP)
         # the last column is the row sum's
         last = binary("eq", c, const(self.e))
@@ -348,7 +274,7 @@ class _Kernel:
         body += [*lets, If(eq(lane, const(0)), (Store(to, (at,), whole),))]
         return group_launch(axes, body, WARP)
 
-    def of_query(self, m: _Matrix | Buffer, query: Expr) -> Expr:
+    def of_query(self, m: Matrix | Buffer, query: Expr) -> Expr:
         """A number of a query: its row sum, or its delta."""
         at = minimum(query, const(self.queries - 1))
         if isinstance(m, Buffer):
@@ -414,7 +340,7 @@ class _Kernel:
             whole = _Tile("", STEP, w, self.stage)
             step += [Barrier(), *self.bring(m, c0, STEP, whole, turned=False, columns=n), Barrier()]
             step += self.product(acc, turned, whole, STEP)
-        begin, end = const(0), self.upto(first) if by_query else const(self.queries)
+        begin, end = const(0), self.upto(first, self.rows) if by_query else const(self.queries)
         if self.form.causal and not by_query:
             begin = binary("mul", binary("floordiv", first, STEP), STEP)
         body.append(For(c0, begin, end, tuple(step), "serial", STEP))
@@ -449,6 +375,10 @@ def lower_attention(graph: Graph, target: Target, name: str, aligns: Sequence[in
         at = var("at")
         zeros = over([Axis(at, body.outputs[0].span)], [Store(body.outputs[0], (at,), const(0.0, f32))])
         return lowered(body, name, [zeros], doc="attention without queries", parallel=True)
+    unit = None if form.side else unit_for(node.inputs[0].dtype, node.inputs[2].dtype, target, False)
+    if unit is not None:
+        made = TensorForward(body, node, form, unit, target)
+        return lowered(body, name, [made.launch()], doc="attention forward", parallel=True, note=str(made))
     kernel = _Kernel(body, node, form)
     spaces: list[Buffer] = []
     if not form.side:

@@ -221,6 +221,17 @@ class CudaKernel(KernelText):
                 for k, x in enumerate(self._slots(registers, at, 4)):
                     whole = self.t(f"insertelement <4 x i32> {whole}, i32 {x}, i32 {k}")
                 self.line(f"store <4 x i32> {whole}, ptr {self.address(b, self._place(b, index))}, align 16")
+            case "exp2_near" | "larger":
+                (registers, at), (b, index) = s.places
+                (x,) = self._slots(b, index, 1)
+                if s.op == "larger":
+                    x = self.call("llvm.maxnum.f32", "float", [("float", y) for y in (*self._slots(registers, at, 1), x)])
+                else:
+                    x = self.call("llvm.nvvm.ex2.approx.ftz.f", "float", [("float", x)])
+                self._put(registers, at, x)
+            case "pack_bf16" | "pack_f16":
+                (registers, at), (b, index) = s.places
+                self._put(registers, at, self._packed(s.op.removeprefix("pack_"), *self._slots(b, index, 2)))
             case _ if s.op in UNITS:
                 (acc, at), left, right = s.places
                 unit = UNITS[s.op]
@@ -250,8 +261,24 @@ class CudaKernel(KernelText):
         if count > 1:
             self._spread(registers, at, kind, x, count, "extractelement", "i32 ")
         else:
-            self.widths.setdefault(registers.name, 1)
-            self.registers[registers.name][self._slot(registers, at, 1)[0]] = x
+            self._put(registers, at, x)
+
+    def _packed(self, kind: str, low: str, high: str) -> str:
+        """Two f32 rounded to 16 bits, side by side."""
+        word, both = ("bfloat" if kind == "bf16" else "half"), "poison"
+        if self.module.target.sm >= 80:
+            name = f"llvm.nvvm.ff2{kind}x2.rn"  # its first operand goes to the upper half
+            both = self.call(name, f"<2 x {word}>", [("float", high), ("float", low)])
+        else:
+            for k, x in enumerate((low, high)):
+                narrow = self.t(f"fptrunc float {x} to {word}")
+                both = self.t(f"insertelement <2 x {word}> {both}, {word} {narrow}, i32 {k}")
+        return self.t(f"bitcast <2 x {word}> {both} to i32")
+
+    def _put(self, b: Buffer, index: tuple[Expr, ...], value: str) -> None:
+        """A value to one register."""
+        self.widths.setdefault(b.name, 1)  # where nothing else reads or writes it
+        self.registers[b.name][self._slot(b, index, 1)[0]] = value
 
     def _void(self, name: str, args: list[tuple[str, str]]) -> None:
         self.module.declare(name, "void", ", ".join(t for t, _ in args))

@@ -14,19 +14,22 @@ one by one, after the products: for what lies otherwise.
 
 The columns of a product's result that a lane holds, two of each tile, are side by side in memory over `together` tiles: rows of
 B along k are read in that order (`column`).
+
+What is multiplied along the other way of an operand, as the keys of attention along their features, is read `across`: then the
+steps of a tile are rows of its products, or columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from ...ir.dtypes import i32
 from ...ir.expr import Expr, binary, bitcast, const, load, select, var
 from ...ir.target import Target
 from ..loop_ir import Alloc, Buffer, If, Let, Stmt, Store, Warp
-from .contraction import Group, Stream
+from .contraction import Stream
 from .grid import TX
 from .matrix_units import CHUNK, Unit
 
@@ -45,7 +48,7 @@ class Way:
     rows_first: bool = False
 
 
-def way_of(g: Group, s: Stream, kind: str, target: Target) -> Way:
+def way_of(g: Product, s: Stream, kind: str, target: Target) -> Way:
     """The way of an operand whose rows are of a kind: the widest accesses."""
     size = s.dtype.itemsize
     widths = {}
@@ -73,11 +76,29 @@ def divided(e: Expr, n: int) -> Expr:
     return e if n == 1 else binary("floordiv", e, n)
 
 
+class Product(Protocol):
+    """What an operand knows of its product: how many b, m, n and k there are, and where A and B lie."""
+
+    size: dict[str, int]
+    a: Stream
+    b: Stream
+
+
 class Operand:
-    """One operand's way: `begin` a step before the products of another, `end` it after them; and fragments of a step."""
+    """One operand's way: `begin` a step before the products of another, `end` it after them; and fragments of a step. It has
+    shared memory of its own, or another's of the same shape."""
 
     def __init__(
-        self, g: Group, name: str, kind: str, origin: Expr, size: int, way: Way, block: Block, together: int = 1
+        self,
+        g: Product,
+        name: str,
+        kind: str,
+        origin: Expr,
+        size: int,
+        way: Way,
+        block: Block,
+        together: int = 1,
+        shared: Buffer | None = None,
     ) -> None:
         s = g.a if kind == "m" else g.b
         self.g, self.s, self.name, self.kind, self.origin, self.way, self.block = g, s, name, kind, origin, way, block
@@ -85,7 +106,7 @@ class Operand:
         self.per = CHUNK // s.dtype.itemsize  # elements of a chunk
         self.steps = STEP // s.dtype.itemsize
         self.rows, self.chunks = (size, STEP // CHUNK) if way.along_k else (self.steps, size // self.per)
-        self.shared = Buffer(
+        self.shared = shared or Buffer(
             f"{name}_shared", s.dtype, (block.stages, self.rows, self.chunks * self.per), scope="shared", align=16
         )
         self.count = self.rows * self.chunks // block.threads
@@ -225,13 +246,17 @@ class Operand:
         pair = binary("add", binary("mul", binary("floordiv", place, 2), 2 * n), binary("mod", place, 2))
         return binary("add", group, binary("add", pair, binary("mul", binary("mod", tile, n), 2)))
 
-    def fragments(self, to: Buffer, unit: Unit, tiles: int, stage: Expr, first: Expr, k: int, lane: Expr) -> list[Stmt]:
-        """The registers of `tiles` tiles from row `first` on, the unit's length from step k on."""
+    def fragments(
+        self, to: Buffer, unit: Unit, tiles: int, stage: Expr, first: Expr, k: int, lane: Expr, across: bool = False
+    ) -> list[Stmt]:
+        """The registers of `tiles` tiles from row `first` on, the unit's length from step k on; `across`: of tiles from step
+        `first` on, the unit's length from row k on."""
+        along_k = self.way.along_k is not across
         halves = unit.m // 8 if self.kind == "m" else 1
         each = halves * unit.chunks  # registers of a tile: rows first
         per = self.per
         done: list[Stmt] = []
-        if not self.way.along_k and self.s.dtype.itemsize == 4:
+        if not along_k and self.s.dtype.itemsize == 4:
             g, t = binary("floordiv", lane, 4), binary("mod", lane, 4)
             for p in range(tiles * each):
                 row = binary("add", first, binary("add", g, 8 * halves * (p // each) + 8 * (p % halves)))
@@ -249,7 +274,7 @@ class Operand:
                 rows, place = binary("add", binary("mul", tile, 8 * halves), binary("mul", half, 8)), r
             else:
                 rows, place = const(0), self.column(tile, r)
-            if self.way.along_k:
+            if along_k:
                 at = binary("add", first, binary("add", rows, place))
                 number = binary("add", chunk, k // per)
                 index = (stage, at, binary("mul", self._turned(number, at), per))
@@ -259,7 +284,7 @@ class Operand:
                     rows = binary("mul", tile, 8)
                 number = divided(binary("add", first, rows), per)
                 index = (stage, step, binary("mul", self._turned(number, step), per))
-            name = "load_matrix" if self.way.along_k else "load_matrix_trans"
+            name = "load_matrix" if along_k else "load_matrix_trans"
             done.append(Warp(name, ((to, (const(p),)), (self.shared, index))))
         return done
 

@@ -10,6 +10,9 @@ With D = sum over a row of dy y, minus dl,
 (no ds where s is -inf), so that the way back needs the scores' row sums l alone, and computes the scores again (Dao et al. 2022,
 algorithm 4). Everything decomposes into products and softmax, which hold all scores; processors get attention in blocks from
 `frontend/attention.py`.
+
+`attention_f32` is attention of 16-bit floats whose products are added up, and given, in f32; a kernel may round p to the
+operands' dtype before it is multiplied by v, which errs by half a unit in the last place of p.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import numpy as np
 
 from ..differentiate import vjp
 from ..dims import Dim, Shape
-from ..dtypes import bool_, i32
+from ..dtypes import DType, bf16, bool_, f16, f32, i32
 from ..errors import AttributeValueError, DTypeError, ShapeError
 from ..graph import Attrs, Node
 from ..lowering import Attention
@@ -34,10 +37,15 @@ from .matmul import batch_shape, swapped, unbroadcast
 SIDES: Final = ("query", "keys")
 _BUDGET: Final = 5e-6
 _REASON: Final = "exp of differences of sums of products in f32"
+_ROUNDED: Final = {bf16: 2.0**-7, f16: 2.0**-10}
+_ROUNDED_REASON: Final = "half a unit of each p, beside results four times smaller than what p multiplies"
 
 
-def _check(name: str, types: Sequence[TensorType], attrs: Attrs, masked: int) -> tuple[Shape, Dim, Dim, Dim, Dim]:
-    """The dimensions before the last two, T, S, D and E; the mask is operand `masked`, if there is one."""
+def _check(
+    name: str, types: Sequence[TensorType], attrs: Attrs, masked: int, narrow: bool = False
+) -> tuple[Shape, Dim, Dim, Dim, Dim]:
+    """The dimensions before the last two, T, S, D and E; the mask is operand `masked`, if there is one. `narrow`: q, k and v are
+    16-bit floats, and numbers of a mask f32."""
     if not masked <= len(types) <= masked + 1:
         raise ShapeError(f"{name} takes {masked} operands and perhaps a mask, got {len(types)}")
     if not isinstance(attrs["scale"], float) or not math.isfinite(attrs["scale"]):
@@ -45,7 +53,12 @@ def _check(name: str, types: Sequence[TensorType], attrs: Attrs, masked: int) ->
     if not isinstance(attrs["causal"], bool):
         raise AttributeValueError(f"{name}: causal is true or false, not {attrs['causal']!r}")
     for k, t in enumerate(types):
-        if k < masked or t.dtype is not bool_:
+        if narrow:
+            allowed = (bf16, f16) if k == 0 else (types[0].dtype,) if k < masked else (bool_, f32)
+            if t.dtype not in allowed:
+                wanted = " or ".join(d.name for d in allowed)
+                raise DTypeError(f"operand {k} of {name} has dtype {t.dtype}, expected {wanted}")
+        elif k < masked or t.dtype is not bool_:
             c.check_dtype(name, types, k, c.is_wide_float)
             if t.dtype is not types[0].dtype:
                 raise DTypeError(f"operand {k} of {name} has dtype {t.dtype}, expected {types[0].dtype} as operand 0")
@@ -192,6 +205,17 @@ def _grad_of_grad(node: Node, dy: Node) -> Sequence[Node | None]:
     return vjp([_build_grad(node)], node.inputs, [dy])
 
 
+def _widened(node: Node) -> Node:
+    q, k, v, *rest = node.inputs
+    return make("attention", *(make("cast", x, dtype=f32) for x in (q, k, v)), *rest, **node.attrs)
+
+
+def _grad_f32(node: Node, dy: Node) -> Sequence[Node | None]:
+    found = _grad(_widened(node), dy)
+    narrow = [None if g is None else make("cast", g, dtype=i.dtype) for g, i in zip(found[:3], node.inputs, strict=False)]
+    return (*narrow, *found[3:])
+
+
 # --- records --------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +233,15 @@ def _infer_grad(types: Sequence[TensorType], attrs: Attrs) -> Type:
     if attrs["side"] not in SIDES:
         raise AttributeValueError(f"side of attention_grad is one of {', '.join(SIDES)}, not {attrs['side']!r}")
     return TensorType(types[0].dtype, (*lead, t, d) if attrs["side"] == "query" else (*lead, s, d + e))
+
+
+def _infer_f32(types: Sequence[TensorType], attrs: Attrs) -> Type:
+    lead, t, _, _, e = _check("attention_f32", types, attrs, 3, narrow=True)
+    return TensorType(f32, (*lead, t, e + 1))
+
+
+def _value_f32(arrays: Sequence[Array], attrs: Attrs) -> Array:
+    return _value([a if a.dtype in (np.float64, np.bool_) else a.astype(np.float32) for a in arrays], attrs)
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -252,6 +285,17 @@ def _samples(grad: bool) -> list[Sample]:
     return made
 
 
+def _samples_f32() -> list[Sample]:
+    def narrow(s: Sample, dtype: DType) -> Sample:
+        def draw(rng: np.random.Generator) -> list[Array]:
+            return [x.astype(dtype.numpy) if k < 3 else x for k, x in enumerate(s.make(rng))]
+
+        return Sample(draw, s.attrs, budget=_ROUNDED[dtype], reason=_ROUNDED_REASON, gradient=False, label=f"{s.label} {dtype}")
+
+    some = _samples(False)
+    return [narrow(s, bf16) for s in some] + [narrow(s, f16) for s in some[::2]]
+
+
 attention = register(
     Op(
         name="attention",
@@ -266,6 +310,19 @@ attention = register(
         arity=None,
         attrs={"scale": REQUIRED, "causal": False},
         samples=lambda: _samples(False),
+    )
+)
+attention_f32 = register(
+    Op(
+        name="attention_f32",
+        infer=_infer_f32,
+        reference=_value_f32,
+        lower=lambda node: Attention(lambda n: _build(_widened(n)), node.attrs["scale"], node.attrs["causal"], ""),
+        grad=c.rule(_grad_f32),
+        doc="attention of 16-bit floats, with sums and result in f32; numbers of a mask are f32, too.",
+        arity=None,
+        attrs={"scale": REQUIRED, "causal": False},
+        samples=_samples_f32,
     )
 )
 attention_grad = register(
