@@ -34,7 +34,7 @@ from ..ir.target import Target
 from .groups import Lowered, body_name, lowered
 from .loop_ir import Alloc, Buffer, For, Let, Stmt, Store, vector_variable
 from .nests import CHUNK_NS, Axis, parallel_nest
-from .sparse_common import CHUNKS, LEAST_NS, PACK_NS, SHARED, STACK, VECTORS, Product
+from .sparse_common import CHUNKS, COPIES, LEAST_NS, NARROW_COPIES, PACK_NS, SHARED, STACK, VECTORS, Product
 from .sparse_windows import Windows
 from .transpose import columns
 
@@ -70,7 +70,7 @@ class _Rows(Product):
             self.tile = min(1 << (self.room.bit_length() - 1), self.lanes)
             self.pitch = self.lanes
         else:
-            self.tile_vectors = max(1, min(VECTORS, self.room, -(-self.rows // self.lanes)))
+            self.tile_vectors = self._vectors_of_a_panel()
             self.tile = self.pitch = self.tile_vectors * self.lanes
         self.step = self._rows_of_a_panel() if self.wide and self.tile == self.pitch else self.pitch
         near = self.step * self.depth * self.dtype.itemsize <= target.l1 // 2
@@ -81,13 +81,21 @@ class _Rows(Product):
         # A panel is copied by the thread that multiplies it, and stays in its cache: what another core has just written comes
         # slowly.
         copying = 1.0 if self.direct else self.rows * self.depth * PACK_NS
-        self.parts = self.parts_of(count, copying)
+        self.parts = self.parts_of(count, copying, COPIES if self.wide else NARROW_COPIES)
         self.own = count * self.parts >= SHARED // 2 and size * self.dtype.itemsize <= STACK
         self.packed = Buffer("panels", self.dtype, (max(1, count * size),), align=64)
         self.panel = Buffer("panel_of_thread", self.dtype, (max(1, size),), scope="local", align=64)
         self.workspaces = () if self.direct or self.own else (self.packed,)
         kind = f"{self.tile} rows x {self.vectors * self.lanes} columns" if self.wide else f"{self.tile} rows in vectors"
         self.note = f"{self.entries} blocks 1x{self.width}, {kind}"
+
+    def _vectors_of_a_panel(self) -> int:
+        """Vectors of rows in a panel that leaves most of the cache to what streams by: of a long one fewer, for an entry
+        waits for its lines, not for what is done once for each entry. Few rows make several panels so, a thread each."""
+        count = max(1, min(VECTORS, self.room, -(-self.rows // self.lanes)))
+        while count > 2 and count * self.lanes * self.depth * self.dtype.itemsize >= self.target.l2 // 8:
+            count = (count + 1) // 2
+        return count
 
     def _rows_of_a_panel(self) -> int:
         """As many rows as the tile has, or fewer if that leaves no small rest: a tile costs about four rows besides its own,

@@ -24,6 +24,7 @@ from .vectorize import vectorize
 VECTORS: Final = 4  # of columns of a block at once, or of rows of narrow blocks
 SHARED: Final = 8  # panels, or parts of them, that threads share
 COPIES: Final = 0.2  # of the time that products take may go into copying panels again
+NARROW_COPIES: Final = 0.45  # where values stand alone, whose entries read whole lines: another core's are slow to come
 STACK: Final = 512 * 1024  # bytes of a panel on a thread's stack
 CHUNKS: Final = 32  # at least, where there is work for them
 PACK_NS: Final = 0.2  # an element of a panel
@@ -80,9 +81,9 @@ class Product:
             return code(self.rest)
         return [If(binary("lt", panel, self.panels), tuple(code(self.step)), tuple(code(self.rest)))]
 
-    def parts_of(self, panels: int, copying: float) -> int:
+    def parts_of(self, panels: int, copying: float, copies: float = COPIES) -> int:
         """Where there are few panels, parts of the columns are shared as well, and each part's thread makes a copy."""
-        most = max(1, min(self.columns // max(self.width, self.lanes), int(COPIES * self.nanoseconds / copying)))
+        most = max(1, min(self.columns // max(self.width, self.lanes), int(copies * self.nanoseconds / copying)))
         return min(-(-SHARED // max(1, panels)), most)
 
     def share_of(self, part: Expr, g: Expr, whole: int, body: list[Stmt]) -> list[Stmt]:
@@ -259,4 +260,4 @@ class Product:
         return done
 
 
-__all__ = ["CHUNKS", "LEAST_NS", "PACK_NS", "SHARED", "STACK", "VECTORS", "Product"]
+__all__ = ["CHUNKS", "COPIES", "LEAST_NS", "NARROW_COPIES", "PACK_NS", "SHARED", "STACK", "VECTORS", "Product"]

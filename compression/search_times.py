@@ -24,8 +24,8 @@ from .source import Array
 
 K = TypeVar("K", bound=Hashable)
 Measure = Callable[[Graph], Mapping[str, float]]
-ROUNDS: Final = 12  # in which models take turns
-REPEATS: Final = 5  # profiled calls of a model in a round
+ROUNDS: Final = 24  # in which models take turns: many short ones, for a machine changes its pace
+REPEATS: Final = 2  # profiled calls of a model in a round
 RACE: Final = 40  # rounds that decide which of two models is the faster one
 BURST: Final = 1e-2  # seconds that a model runs in one of them, at least: long enough to find its weights in the caches
 WHOLE: Final = ""  # the name of the time of the whole call
@@ -61,7 +61,9 @@ class Clock:
         """The program of a graph for the sizes that are timed; made once."""
         if id(graph) not in self._made:
             found = specialize(graph, self.sizes) if self.sizes else graph
-            self._made[id(graph)] = graph, build(found, graph.weights)
+            exe = build(found, graph.weights)
+            exe.profile(*self.arguments, repeats=1)  # its pages are settled: a new program and an old one are equals
+            self._made[id(graph)] = graph, exe
         return self._made[id(graph)][1]
 
     def layers(self, graphs: Mapping[K, Graph], rounds: int = ROUNDS) -> dict[K, dict[str, float]]:

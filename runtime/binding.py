@@ -8,6 +8,7 @@ array is handed out again only when its reference count says that nobody holds i
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,6 +103,7 @@ class Binding:
         else:
             self._run = self._adaptively
         self._plain = self._run
+        self._settling: Settling | None = None
         self._output_bytes = sum(program.outputs[k].type.nbytes for k in self.fresh)
         self._ring = _RING if self._output_bytes * _RING <= _RING_BYTES else 2
         self._free: list[Frame] = []
@@ -273,7 +275,13 @@ class Binding:
                 self._run = plain
             return status
 
-        self._run = run
+        self._run, self._settling = run, settling
+
+    def settle_now(self) -> None:
+        """Makes the pages huge that calls have not made so yet: what is measured then is how a program runs in the long run."""
+        if self._settling is not None:
+            self._settling.after(math.inf)
+            self._run, self._settling = self._plain, None
 
     @property
     def threads_now(self) -> int:

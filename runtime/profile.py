@@ -98,13 +98,15 @@ class Profile:
 
 
 def measure(binding: Binding, inputs: Sequence[Array], repeats: int, peak: Peak | None) -> Profile:
-    """The profile of a binding on contiguous inputs; one run first, unmeasured, warms caches and threads.
+    """The profile of a binding on contiguous inputs; one run first, unmeasured, warms caches and threads. Before it the weights'
+    pages become huge, as they do in the course of calls: profiles of one program, new or old, are the same.
 
     Raises InputError if `repeats` is no integer of at least 1.
     """
     if type(repeats) is not int or repeats < 1:
         raise InputError(f"repeats: expected an integer of at least 1, got {repeats!r}")
     infos, threads = binding.program.kernels, binding.threads_now
+    binding.settle_now()
     ticks = np.zeros((repeats + 1, len(infos) + 1), np.int64)
     addresses = [address_of(a) for a in inputs]
     binding.timed(inputs, addresses, ticks)

@@ -448,3 +448,18 @@ def test_profile_against_a_peak(plus_one):
     assert "add_one" in str(profile) and kernel.share in (0.0, 1.0)
     with pytest.raises(InputError, match="repeats: expected an integer of at least 1, got 0"):
         exe.profile(np.zeros((64, 64), np.float32), repeats=0)
+
+
+def test_a_profile_is_of_a_program_whose_pages_are_settled(monkeypatch):
+    """However new it is: of two copies of one program, one that has run for long has no advantage."""
+    asked = []
+    monkeypatch.setattr("tensorwright.runtime.executable.make_present", lambda arrays, threads: None)
+    monkeypatch.setattr(Settling, "after", lambda self, seconds: asked.append(seconds))
+    net = tw.nn.Linear(1024, 1024)  # 4 MB: two pages and more
+    exe = tw.compile(net, tw.spec(16, 1024))
+    x = np.ones((16, 1024), np.float32)
+    exe(x)
+    exe.profile(x, repeats=1)
+    exe.profile(x, repeats=1)
+    exe(x)
+    assert asked.count(np.inf) == 1 and asked[-1] == np.inf, "once, and calls do not ask after it"
