@@ -19,7 +19,7 @@ from ..ir.padding import padding_of
 from ..ir.target import Target
 from .borders import border
 from .contraction import schedule
-from .contraction.types import Epilogue, Operand
+from .contraction.types import Epilogue, Operand, Part
 from .groups import Body, Lowered, body_name, immediate, is_constant, row_major, static_shape
 from .linear import linear
 from .maps import lower_map
@@ -37,8 +37,10 @@ def _find(body: Body, graph: Graph) -> tuple[Node, Contract]:
     return found[0]
 
 
-def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int, rank: int = 0) -> Lowered:
-    """The kernels of a contraction and its epilogue, by the plan of a rank. Raises
+def lower_contraction(
+    graph: Graph, target: Target, name: str, aligns: Sequence[int], threads: int, rank: int = 0, part: Part | None = None
+) -> Lowered:
+    """The kernels of a contraction and its epilogue, by the plan of a rank, or of a part of its rows. Raises
     CompileError for a region that is not of that form."""
     body = Body(graph, aligns)
     node, form = _find(body, graph)
@@ -89,7 +91,7 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     else:
         epilogue = None if result is node else _epilogue(body, node, result, extra, [operand(n) for n in extra])
     left, right = operand(a, node.inputs[0]), operand(b, node.inputs[1])
-    scheduled = schedule(form.spec, left, right, c, epilogue, target, threads=threads, name=name, rank=rank)
+    scheduled = schedule(form.spec, left, right, c, epilogue, target, threads=threads, name=name, rank=rank, part=part)
     root = next(k for k in scheduled.kernels if k.name == scheduled.root)
     others = [k for k in scheduled.kernels if k is not root]
     if padding is not None:

@@ -61,7 +61,7 @@ class ChainControl(Control):
             p.check(s)
 
 
-def chain(parts: Sequence[Control], sources: Sequence[Sequence[Source]], results: Sequence[int], operands: int) -> Control:
+def chain(parts: Sequence[Control], sources: Sequence[Sequence[Source]], results: Sequence[int], operands: int) -> ChainControl:
     """The parts as one task; the last one is what the others were computed for, and alone may write where an operand lies."""
     last, first = parts[-1], sum(results[:-1])
     outer = {j: k for j, (inner, k) in enumerate(sources[-1]) if not inner}

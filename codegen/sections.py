@@ -10,6 +10,7 @@ from ..ir.cost import Cost, node_cost
 from ..ir.graph import Node as GraphNode
 from .control import BYTES_PER_NS, FLOPS_PER_NS, Control, join
 from .control_chain import KernelControl, Source, chain
+from .control_weave import WovenControl, weave
 from .groups import Lowered
 from .loop_ir import Kernel
 from .memory_plan import PlannedStep
@@ -33,7 +34,7 @@ def sections(b: Builder, groups: list[Group], bind: Bind) -> list[Group]:
         return loop_ns(g) > 0 and loop_ns(g) >= PARALLEL_NS
 
     done = list(groups)
-    if sum(map(long, groups)) < 2:
+    if sum(map(long, groups)) < min(2, b.threads):
         return done
     k = 0
     while k < len(done):
@@ -51,11 +52,12 @@ def sections(b: Builder, groups: list[Group], bind: Bind) -> list[Group]:
             if all(id(o) not in mine and id(g) not in before[id(o)] for o in chosen):
                 chosen.append(g)
                 before[id(g)] = mine
-        if len(chosen) > 1:
-            done, chosen = _chained(b, done, chosen, bind) if 1 < b.threads <= len(chosen) else (done, chosen)
+        if b.threads <= len(chosen):
+            done, chosen = _chained(b, done, chosen, bind)
             first = chosen[0]
             before |= {id(g): set() for g in chosen}
             k = next(n for n, g in enumerate(done) if g is first) + 1
+        if len(chosen) > 1:
             parts = [g.lowered for g in chosen if isinstance(g.lowered, Control)]
             operands, results = [g.operands for g in chosen], [g.results for g in chosen]
             joined = join(parts, [len(o) for o in operands], [len(r) for r in results])
@@ -88,6 +90,8 @@ def _chained(b: Builder, groups: list[Group], loops: list[Group], bind: Bind) ->
     if min(costs) == 0 or max(costs) > 1.1 * min(costs):
         return groups, loops
     made = [_chain(b, x, bind) for x in chains]
+    if b.threads == 1 and not any(isinstance(g.lowered, WovenControl) for g in made):
+        return groups, loops
     inside = {id(g): one for x, one in zip(chains, made, strict=True) for g in x}
     last = {id(x[-1]) for x in chains}
     return [inside.get(id(g), g) for g in groups if id(g) not in inside or id(g) in last], made
@@ -104,6 +108,8 @@ def _chain(b: Builder, members: Sequence[Group], bind: Bind) -> Group:
         sources.append([(True, results.index(r)) if r in results else (False, operands.index(v)) for v, r in places])
     parts = [g.lowered if isinstance(g.lowered, Control) else _as_part(g, g.lowered, bind) for g in members]
     joined = chain(parts, sources, [len(g.results) for g in members], len(operands))
+    for k, g in enumerate(members[:-1]):
+        joined = weave(b, k, g, members[-1], joined, bind) or joined
     return replace(members[-1], operands=operands, results=results, lowered=joined)
 
 

@@ -3,7 +3,8 @@
     gates = x @ wx + b;  scan(gates; f(gates[t] + h @ wh))   ->   scan(x; f([x[t], h] @ [wx; wh] + b))
 
 One longer reduction in place of two: the projections of all steps are neither written to memory nor read back from there, and
-a register tile starts and ends once. It is the opposite of `hoist`'s batching, and right where the weights of a step stay in L2
+a register tile starts and ends once. Where x is several arrays joined (both directions of the layer before), a step reads each of
+them: they are never joined in memory. It is the opposite of `hoist`'s batching, and right where the weights of a step stay in L2
 and every one of them meets several rows; with a single row the loop waits for weights, and has to read as few as it can.
 """
 
@@ -16,7 +17,7 @@ from typing import ClassVar, Final
 from ..ir.contraction import Axis, Contraction, affine
 from ..ir.graph import Graph, Label, Node
 from ..ir.graphs import closed, rebuild
-from ..ir.lowering import Loop
+from ..ir.lowering import Loop, Map
 from ..ir.op import Trait, make
 from .bodies import has_control, invariants
 from .contract import Context, Pass
@@ -102,11 +103,11 @@ def _inside(new: Node, low: Loop, q: int, outer: _Product, inner: _Product, bias
     body = low.body
     x = outer.operand(0, done[outer.node.inputs[0]], (outer.time, outer.rows, outer.sums))
     w = outer.operand(1, done[outer.node.inputs[1]], (outer.columns, outer.sums))
-    step, weights = (
-        make("input", name=name, role="data", dtype=v.dtype, shape=shape)
-        for name, v, shape in (("sunk_x", x, x.shape[1:]), ("sunk_w", w, w.shape))
-    )
-    a = make("concat", step, inner.operand(0, inner.node.inputs[0], (inner.rows, inner.sums)), axis=1)
+    joined = x.op.lower(x)
+    parts = x.inputs if isinstance(joined, Map) and joined.joins == len(x.shape) - 1 else (x,)  # read where they lie
+    steps = [make("input", name=f"sunk_x{k}", role="data", dtype=v.dtype, shape=v.shape[1:]) for k, v in enumerate(parts)]
+    weights = make("input", name="sunk_w", role="data", dtype=w.dtype, shape=w.shape)
+    a = make("concat", *steps, inner.operand(0, inner.node.inputs[0], (inner.rows, inner.sums)), axis=1)
     b = make("concat", weights, inner.operand(1, inner.node.inputs[1], (inner.columns, inner.sums)), axis=1)
     axes = (Axis("m", a.shape[0], "m"), Axis("n", b.shape[0], "n"), Axis("k", a.shape[1], "k"))
     spec = Contraction(axes, (affine("m"), affine("k")), (affine("n"), affine("k")), (affine("m"), affine("n")))
@@ -118,10 +119,11 @@ def _inside(new: Node, low: Loop, q: int, outer: _Product, inner: _Product, bias
         total = make("add", total, make("broadcast_to", fixed[1], shape=total.shape))
     (sum_node,) = body.users()[body.inputs[q]]
     outputs = rebuild(body.outputs, {sum_node: total})
-    inputs = [*(step if k == q else i for k, i in enumerate(body.inputs)), *fixed]
-    operands = [*(x if k == q else i for k, i in enumerate(new.inputs)), *extra]
+    inputs = [*body.inputs[:q], *steps, *body.inputs[q + 1 :], *fixed]
+    operands = [*new.inputs[:q], *parts, *new.inputs[q + 1 :], *extra]
     labels = {**body.labels, **({total: body.labels[sum_node]} if sum_node in body.labels else {})}
-    return make(new.op, *operands, **{**new.attrs, "body": closed(inputs, outputs, body.name, labels)})
+    sequences = low.sequences + len(parts) - 1
+    return make(new.op, *operands, **{**new.attrs, "body": closed(inputs, outputs, body.name, labels), "sequences": sequences})
 
 
 def _product(node: Node, facts: Facts, rank: int) -> _Product | None:

@@ -21,12 +21,14 @@ LATENCY: Final = 4.4  # cycles (and some slack) from one multiply-add to the nex
 PAIRS_FROM_MEMORY: Final = 1.33  # what a product of pairs takes longer whose operand is broadcast from memory
 CALL: Final = 24.0  # cycles to enter and leave a tile
 ROW_END: Final = 10.0  # ... for each row of C that it writes: lines side by side are there sooner than those of another row
+PLACE: Final = 4.0  # ... for each row of which it is passed the offset in the row operand
 BYTES_END: Final = 3.0  # ... and, of bytes, for each accumulator beyond OVERLAPPED: requantising waits for the products
 OVERLAPPED: Final = 16  # accumulators whose epilogue runs beside the next tile's products
 ROW_LINE: Final = 1.2  # cycles for a line of the row operand that a tile finds in L2: short streams, one for each row
 COL_LINE: Final = 0.15  # ... of the column operand: one long stream
 CROWDED: Final = 0.005  # of a step's time, where accumulators and columns leave fewer than FREE of 32 registers
 FREE: Final = 6
+SCATTERED: Final = 0.02  # of a step's time, where a tile of 512-bit vectors is passed the offsets of its rows
 L2_BYTES: Final = 26.0  # bytes a cycle that a column panel streams at from L2
 L3_BYTES: Final = 20.0  # bytes a cycle from beyond L2
 FAR_BYTES: Final = 12.0  # ... where it is not known from where: one core has 8 from memory and 25 from L3
@@ -111,6 +113,8 @@ class Model:
             stall += ROW_LINE * reach / line / inside
         if self.wide and self.target.registers - (rows + 1) * p.vectors < FREE:
             stall += CROWDED * busy
+        if self.wide and p.scattered:
+            stall += SCATTERED * busy
         if inside * col_bytes > 0.5 * l1 and p.row_tiles > 1:
             # the panel leaves L1 between two row tiles: its lines are felt where few multiply-adds hide them
             fetched = col_bytes + (self._new_lines(p) * line if far else 0)
@@ -153,7 +157,8 @@ class Model:
         if p.pack_row or not p.reduce or not p.rows:
             return total
         last = p.reduce[-1]
-        reach = 1 + abs(last.strides[0]) * (last.extent - 1) + sum(abs(x.strides[p.row]) * (n - 1) for x, n in p.rows)
+        rows = p.rows if not p.scattered else ((p.row_source[-1], p.tile_rows),)
+        reach = 1 + abs(last.strides[0]) * (last.extent - 1) + sum(abs(x.strides[p.row]) * (n - 1) for x, n in rows)
         return min(total, reach * max(1, p.inside // last.extent))
 
     def _tiles(self, p: Plan, stall: float) -> float:
@@ -181,6 +186,7 @@ class Model:
                 work = blocks * k_steps * (self.step(r, v, p.parts, row_vectors) + stall)
                 ends = blocks * (CALL + r * v * (1.5 if blocks == 1 else 3.0)) + r * v * (3.5 if p.along_k else 2.0)
                 ends += ROW_END * r if self.wide else 0.0
+                ends += PLACE * r if p.scattered else 0.0
                 ends += BYTES_END * max(0, r * v - OVERLAPPED) if self.octets and self.wide else 0.0
                 total += across * times * (work + ends + r * width * scatter + turns)
         return total * (1 + 0.004 * (len(widths) * len(heights) - 1))  # code is not free either

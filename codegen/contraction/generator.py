@@ -19,7 +19,7 @@ from .layout import parameters
 from .plan import Plan, accumulator
 from .root import Root
 from .tile import choose, panels_follow, plans
-from .types import Epilogue, Operand, Scheduled
+from .types import Epilogue, NoPartError, Operand, Part, Scheduled
 
 MOST_VECTORS = 4  # of a panel: with 8, one row of A streams B from beyond L2 at 80 to 95% of the speed
 WITHOUT_COPY = 1.02  # cycles that a panel may cost more which needs no copy of B
@@ -38,17 +38,59 @@ def schedule(
     threads: int,
     name: str,
     rank: int = 0,
+    part: Part | None = None,
 ) -> Scheduled:
     """The kernels that compute a contraction of operands that lie in memory as given.
 
     `threads` is a hint; neither the result nor the workspace depends on it. `rank` asks for a plan that the cost model puts
-    after its first. Raises CompileError for dtypes that are
+    after its first. With `part` only so many rows are computed, from where A and C are given on, with the bits that all would
+    have. Raises NoPartError where that cannot be, CompileError for dtypes that are
     not supported, index maps that leave an operand, or a packing that does not fit the target's vectors.
     """
     del threads  # chunks are cut for any number of them
     nest = canonical(spec, a, b, c, epilogue)
     further = () if epilogue is None else epilogue.more
-    return schedule_nest(nest, (a, b, c, *further), () if epilogue is None else epilogue.operands, target, name, rank=rank)
+    plan = None
+    if part is not None:
+        nest, plan = _part(nest, part, target, a.dtype, b.dtype)
+    extra = () if epilogue is None else epilogue.operands
+    return schedule_nest(nest, (a, b, c, *further), extra, target, name, plan, rank)
+
+
+def _part(nest: Nest, part: Part, target: Target, a: DType, b: DType) -> tuple[Nest, Plan]:
+    """The form of some rows, and a plan that adds up each sum as that of all rows does: step after step, in one register.
+
+    Raises NoPartError for anything but rows side by side times a packed matrix, with an epilogue that is the same in every row.
+    """
+    rows = [x for x in nest.free if x.strides[A] and not x.strides[B]]
+    columns = [x for x in nest.free if x.strides[B] and not x.strides[A]]
+    plain = (
+        nest.panel and nest.group is None and not nest.panel_pairs and nest.dtype is a is b and not nest.more and not nest.dims
+    )
+    if not plain or len(rows) != 1 or len(columns) != 1 or len(nest.free) != 2 or len(nest.reduce) != 1:
+        raise NoPartError("the contraction is no product of rows and a packed matrix")
+    (all_rows,) = rows
+    whole = all(all_rows.extent * all_rows.strides[s] == nest.spans[s] for s in (A, C)) and not any(nest.base[s] for s in (A, C))
+    if not whole or any(r.stream < 0 or all_rows.strides[r.stream] for r in nest.reads) or part.rows >= all_rows.extent:
+        raise NoPartError("the rows of the contraction do not lie side by side, or its epilogue differs from row to row")
+
+    def simple(p: Plan) -> bool:
+        return p.row == A and p.cut < 0 and not (p.along_k or p.pack_row or p.pack_col or p.split or p.row_source)
+
+    before = choose(nest, target, a, b)
+    if not simple(before) or before.parts > 1 or _narrowed(target, nest.panel, nest.dtype) is not target:
+        raise NoPartError("the sums of the whole contraction are added up in another order")
+    fewer = tuple(replace(x, extent=part.rows) if x is all_rows else x for x in nest.free)
+    left_out = all_rows.extent - part.rows
+    spans = tuple(n - left_out * all_rows.strides[s] if s in (A, C) else n for s, n in enumerate(nest.spans))
+    new = replace(nest, free=fewer, spans=spans)
+    lanes = target.lanes(nest.dtype.bits)
+    found = [p for p in plans(new, target, a, b) if simple(p) and (part.narrow or p.parts == 1)]
+    if part.narrow:
+        found = [p for p in found if p.tile_rows == part.rows and p.columns == lanes]
+    if not found:
+        raise NoPartError("there is no such tile")
+    return new, min(found, key=lambda p: p.cycles).decided(parts=1)
 
 
 def schedule_nest(

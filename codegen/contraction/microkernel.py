@@ -60,6 +60,7 @@ class Tile:
     parts, unroll  independent accumulators per cell; steps of the innermost loop per iteration
     fused          multiply-adds are fused (the target has the instruction)
     aligns         bytes to which elements of the row and of the column operand are aligned: of bf16 pairs in place 2
+    reach          the largest offset of a row in the row operand, where the tile is passed those of its rows; otherwise -1
     pairs          an element of both operands is two bf16, or four bytes, their products and the sum one instruction
     factors        of bytes: which are signed, of the row and of the column operand (`fma_integers`)
     padded         the column operand may be read up to whole vectors (it is packed)
@@ -90,6 +91,7 @@ class Tile:
     dtype: DType
     row_dtype: DType
     col_dtype: DType
+    reach: int
     pairs: bool
     factors: str
     aligns: tuple[int, int]
@@ -107,7 +109,8 @@ class Ukernel:
     `views[i]` is (stream, shift): the i-th buffer parameter starts at the tile's offset in that stream plus `shift`; a
     stream below 0 is epilogue operand -1 - stream, whole. What is prefetched, if anything, and the partial sums, if any, come
     last. The scalars are: steps
-    (if variable), first and last (if partial), then the index of each of `dims` (streams) at the tile's origin.
+    (if variable), first and last (if partial), then the index of each of `dims` (streams) at the tile's origin, then the
+    offset of each row in the row operand (if `Tile.reach` is not -1).
     """
 
     kernel: Kernel
@@ -203,7 +206,7 @@ class _Builder:
     def _operand(self, stream: int, dtype: DType, which: int) -> _Window:
         t = self.t
         low = min(r[stream] for r in t.rows)
-        high = max(r[stream] for r in t.rows)
+        high = max(r[stream] for r in t.rows) + (max(0, t.reach) if stream == t.row else 0)
         for x in t.loops[:-1] if t.along_k else t.loops:
             reach = x.strides[which] * (x.extent - 1)
             low, high = low + min(0, reach), high + max(0, reach)
@@ -219,6 +222,10 @@ class _Builder:
         t = self.t
         offsets = [r[stream] + g * t.apart[stream] for r in t.rows for g in range(t.groups)]
         return _Window(name, dtype, min(offsets), max(offsets), t.columns, t.step[stream], writable)
+
+    def _place(self, i: int) -> Expr:
+        """Where row i starts in the row operand."""
+        return const(self.t.rows[i][self.t.row]) if self.t.reach < 0 else var(f"place{i}")
 
     def _lanes_of(self, j: int) -> Expr | None:
         """The mask of vector j's columns; None where all are there."""
@@ -266,8 +273,8 @@ class _Builder:
             name = vector_variable(f"v{tag}_{j}", t.dtype, t.lanes)
             out.append(Let(name, self._vector(self.col, col_offset, j, self._lanes_of(j) if masked else None)))
             columns.append(name)
-        for i, r in enumerate(t.rows):
-            at = row_offset + r[t.row]
+        for i in range(len(t.rows)):
+            at = row_offset + self._place(i)
             shared = self._vector(self.row, at, 0, None) if self.row.flat else None
             if shared is not None and t.vectors > 1:
                 name = vector_variable(f"a{tag}_{i}", t.dtype, t.lanes)
@@ -288,7 +295,7 @@ class _Builder:
         out: list[Stmt] = []
         names = [vector_variable(f"al{k}", t.dtype, t.lanes) for k in range(first, x.extent)]
         for k, name in enumerate(names, first):
-            out.append(Let(name, self._vector(self.row, row_offset + k * x.strides[0] + t.rows[0][t.row], 0, None)))
+            out.append(Let(name, self._vector(self.row, row_offset + k * x.strides[0] + self._place(0), 0, None)))
         for j in range(t.vectors):
             mask = None if t.padded else self._lanes_of(j)
             for k, name in enumerate(names, first):
@@ -543,6 +550,8 @@ class _Builder:
             scalars += [FIRST, LAST]
             buffers.append(self.part)
         scalars += [self.dims[v] for v, _ in self.nest.dims]
+        if t.reach >= 0:
+            scalars += [self._place(i) for i in range(len(t.rows))]
         body: list[Stmt] = [*self._fetch(), Alloc(self.acc), *self._start()]
         body += self._reduction(0, const(0), const(0), const(0))
         body += self._combine()

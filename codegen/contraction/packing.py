@@ -12,6 +12,7 @@ from .canonical import B, Loop
 from .layout import Layout, decode
 
 RUN = 64  # steps copied of one item before the next when packing transposes
+TOGETHER = 8  # steps copied of one panel before the next where lines lie along the columns: these lines are read from end to end
 SHARES = 32  # parallel pieces that a copy is cut in, if its reduction allows
 SRC, DST = var("src"), var("dst")
 
@@ -109,18 +110,21 @@ def pack_columns(layout: Layout) -> Stmt:
     """work[both, panel, k..., column] = column operand, zero beyond its last column."""
     p, region, lanes, width = layout.plan, layout.packed_col, layout.lanes, layout.width
     assert region is not None
-    copy = _Copy(layout, 1, layout.both * p.panels, width)
-    loops = [*p.both, *p.col_others]
-    *where, panel = decode(copy.tile, [*(x.extent for x in loops), layout.lane_tiles])
-    first, column = var("first_column"), var("column")
     step = p.lane.strides[p.col]
+    together = step == 1 and layout.lane_tiles > 1 and bool(p.reduce_from) and not layout.nest.panel
+    copy = _Copy(layout, 1, layout.both * p.panels // (layout.lane_tiles if together else 1), width)
+    loops = [*p.both, *p.col_others]
+    *where, panel = decode(copy.tile, [*(x.extent for x in loops), 1 if together else layout.lane_tiles])
+    panel = var("panel") if together else panel
+    number = copy.tile * layout.lane_tiles + panel if together else copy.tile
+    first, column = var("first_column"), var("column")
     src: Expr = const(layout.nest.base[p.col])
     for x, at in zip(loops, where, strict=True):
         src = src + at * x.strides[p.col]
     body: list[Stmt] = [
         Let(first, panel * p.columns),
         Let(SRC, src + (layout.panel_offset(first) if layout.nest.panel and p.col == B else first * step)),
-        Let(DST, copy.tile * (layout.steps * width) + region.start),
+        Let(DST, number * (layout.steps * width) + region.start),
     ]
     ragged = p.lane.extent % p.columns != 0
     count = minimum(const(p.lane.extent) - first, const(p.columns)) if ragged else const(p.columns)
@@ -130,6 +134,11 @@ def pack_columns(layout: Layout) -> Stmt:
         for j in range(0, width, lanes):
             mask = binary("lt", ramp(j, lanes), broadcast(count, lanes)) if ragged or p.columns % lanes else None
             stores.append(Store(layout.work, (dst + j,), copy.element(src + j, lanes, mask)))
+        if together:
+            k, run, (low, high) = copy.ks[-1], var("run"), copy.bounds(len(copy.loops) - 1)
+            body.append(For(k, run, minimum(run + TOGETHER, high), tuple(stores)))
+            panels = For(panel, const(0), const(layout.lane_tiles), tuple(body))
+            return copy.loop(list(copy.around((For(run, low, high, (panels,), step=TOGETHER),), len(copy.loops) - 1)))
         body += copy.around(tuple(stores), len(copy.loops))
     else:
         body += copy.transposed(SRC + column * step, DST + column, column, count)

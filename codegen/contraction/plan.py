@@ -27,8 +27,10 @@ class Plan:
     row_others, col_others, both     the other C loops: those that move only the row operand, only the column operand, both
     reduce        reduction loops in order, strides (row operand, column operand) as the tile sees them
     reduce_from   the same loops as they lie in memory before packing, in the order of the packed copy
-    row_source    if not empty: the loops, outer first, that the one loop of `rows` stands for; only packing can tell them apart
+    row_source    if not empty: the loops, outer first, that the one loop of `rows` stands for in the row operand: either that is
+                  packed, or its rows are `scattered`
     pack_row      '' or 'k' (packed with the reduction contiguous) or 'm' (rows contiguous);  pack_col: packed in panels
+    scattered     rows follow no single stride in the row operand: a tile is passed the offset of each of its rows
     pitch         elements from one row (of 'k') or one step (of 'm') to the next in the packed rows
     parts, unroll independent accumulators per cell; steps of the innermost loop per iteration
     cycles, ideal what the model expects of one core, and what its multiply-adds alone would take
@@ -61,6 +63,7 @@ class Plan:
     parts: int
     unroll: int
     groups: int = 1
+    scattered: bool = False
     together: bool = False
     cycles: float = 0.0
     ideal: float = 0.0
@@ -111,6 +114,8 @@ class Plan:
         sides = " x ".join(str(n) for _, n in self.rows) or "1"
         lanes = "the reduction" if self.along_k else f"columns ({names[self.col]})"
         text = f"tile {sides} rows x {f'{self.groups} x ' if self.groups > 1 else ''}{self.columns} columns, lanes along {lanes}"
+        if self.scattered:
+            text += f", rows of {names[self.row]} by their offsets"
         if self.pack_row:
             text += f", {names[self.row]} packed by {'steps' if self.pack_row == 'k' else 'rows'}"
         if self.pack_col:

@@ -35,6 +35,7 @@ PAGES_AHEAD = 64 * PAGE  # bytes that such a tile asks for pages ahead of itself
 PAGE_STEPS = 128  # multiply-adds in an iteration that has a page's steps
 SHARES = 128  # that all chunks together are cut into, about, so that threads end together
 LEAST_SHARE = 20_000  # modelled cycles of a share at least: about 5 microseconds
+PANEL = "panel"  # the variable of the loop over panels
 
 
 class Root:
@@ -95,6 +96,7 @@ class Root:
                 dtype=self.dtype,
                 row_dtype=self.dtype if p.pack_row else self.at.parameters[p.row].dtype,
                 col_dtype=self.dtype if p.pack_col else self.at.parameters[p.col].dtype,
+                reach=sum(x.strides[p.row] * (x.extent - 1) for x in p.row_source) if p.scattered else -1,
                 pairs=nest.pairs is not None,
                 factors=nest.factors if p.row == A or nest.ways != 4 else nest.factors[2:] + nest.factors[:2],
                 aligns=(
@@ -191,7 +193,7 @@ class Root:
         first_panel, first_tile = var("first_panel"), var("first_tile")
         inner.append(Let(first_panel, where[-2] * col_block))
         inner.append(Let(first_tile, where[-1] * row_block))
-        panel, tile = var("panel"), var("tile")
+        panel, tile = var(PANEL), var("tile")
         last_panel = minimum(first_panel + col_block, const(p.panels)) if p.panels % col_block else first_panel + col_block
         last_tile = minimum(first_tile + row_block, const(p.row_tiles)) if p.row_tiles % row_block else first_tile + row_block
         tiles = (first_tile, last_tile)
@@ -258,7 +260,7 @@ class Root:
 
         further = {s: 3 + len(nest.read_spans) + k for k, (s, _) in enumerate(nest.more)}
 
-        def call(u: Ukernel, steps: int) -> Call:
+        def call(u: Ukernel, steps: int, rows: int) -> Call:
             views: list[tuple[Buffer, Expr]] = []
             for stream, shift in u.views:
                 if stream < 0:
@@ -276,7 +278,8 @@ class Root:
             if self.at.partial is not None:
                 views.append((self.at.work, cell * self.at.partial_size + self.at.partial.start))
             counts = [const(steps)] if p.split else []
-            return Call(u.kernel.name, tuple(views), (*counts, *flags, *(origin[s] for s in u.dims)))
+            places = self._places(rows) if p.scattered else ()
+            return Call(u.kernel.name, tuple(views), (*counts, *flags, *(origin[s] for s in u.dims), *places))
 
         count = self.at.both * col_blocks * row_blocks * shares
 
@@ -298,8 +301,8 @@ class Root:
             body.append(For(block, const(0), const(self.at.blocks), (*lets, sweep(self._dispatch(call), "serial")), self.at.kind))
             zeros = {v: const(0) for v in (*(v for v, _, _ in outside), block)}
 
-            def finish(u: Ukernel, _steps: int) -> Stmt:
-                whole = call(u, 0)
+            def finish(u: Ukernel, _steps: int, rows: int) -> Stmt:
+                whole = call(u, 0, rows)
                 views = tuple((b, substitute(at, zeros)) for b, at in whole.views)
                 return Call(whole.kernel, views, (const(0), const(0), const(1), *whole.scalars[3:]))
 
@@ -351,7 +354,18 @@ class Root:
         )
         return [For(i, const(0), const(self.plan.tile_rows * self.at.width), body, step=self.at.lanes)]
 
-    def _dispatch(self, call: Callable[[Ukernel, int], Stmt], ends: bool = True) -> list[Stmt]:
+    def _places(self, rows: int) -> tuple[Expr, ...]:
+        """The offset in the row operand of each row of a tile."""
+        source, stream = self.plan.row_source, self.plan.row
+        found: list[Expr] = []
+        for i in range(rows):
+            at: Expr = const(0)
+            for x, n in zip(source, decode(var("tile_i0") + i, [x.extent for x in source]), strict=True):
+                at = at + n * x.strides[stream]
+            found.append(at)
+        return tuple(found)
+
+    def _dispatch(self, call: Callable[[Ukernel, int, int], Stmt], ends: bool = True) -> list[Stmt]:
         """The call of the microkernel of the tile's size. `ends`: the last block of a cut reduction may be a shorter one."""
         p = self.plan
         choices: list[tuple[Expr | None, int, int]] = []  # condition, value if true (or always), value if false
@@ -369,7 +383,7 @@ class Root:
         def level(chosen: tuple[int, ...]) -> list[Stmt]:
             if len(chosen) == len(choices):
                 *sizes, columns, steps = chosen
-                return [call(self._ukernel(tuple(sizes), columns, steps), steps)]
+                return [call(self._ukernel(tuple(sizes), columns, steps), steps, math.prod(sizes))]
             condition, yes, no = choices[len(chosen)]
             if condition is None:
                 return level((*chosen, yes))

@@ -14,7 +14,7 @@ from ...ir.expr import const
 from ...ir.target import Target
 from . import plan as limits
 from .canonical import A, B, C, Loop, Nest, merge
-from .cost import L3_BYTES, Model
+from .cost import FAR_BYTES, L3_BYTES, Model
 from .plan import Plan, accumulator
 
 FEW_TILES: Final = 8  # fewer tiles of C than this cannot feed the threads: the reduction is split instead
@@ -23,9 +23,12 @@ SHARED: Final = 0.6  # share of L2 that a block of the reduction may take which 
 FEWEST: Final = 128  # steps of such a block at least: the partial sums are loaded and stored for each
 MOST_TRAFFIC: Final = 0.25  # bytes a cycle from beyond L2 that chunks may read each for itself
 SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
+WHOLE: Final = 0.9  # ... where few tiles read a panel, each slowly enough for it to come from beyond: partial sums cost more
+FEW_ROW_TILES: Final = 32
 COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
 RANKED: Final = 1.5  # times the best plan's modelled cycles up to which a plan is worth measuring
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
+MOST_SCATTERED: Final = 8  # rows of a tile whose addresses general registers hold
 SHORT: Final = 8  # iterations of the innermost loop below which it should have no remainder
 STRAIGHT: Final = 64  # multiply-adds of a tile of one row that stand without a loop, where there are registers enough
 
@@ -214,15 +217,20 @@ def plans(nest: Nest, target: Target, row_dtype: DType, col_dtype: DType, *, who
                         yield _plan(nest, model, side, loops, rows, vectors * model.lanes, form, pack_col)
         merged = None if both_vectors or not loops or loops[-1].strides[0] != 1 else _merged_rows(side)
         if merged is not None:
+            scattered = not widen[side.row] and all(x.strides[side.row] >= 0 for x in merged.source)
             for vectors in counts:
                 for rows in _row_choices(merged.rows, model.most_rows(vectors * groups, False)):
                     for pack_col in col_options:
-                        if pack_col or nest.panel or direct_ok:
-                            yield _plan(nest, model, merged, loops, rows, vectors * model.lanes, "k", pack_col)
+                        if not (pack_col or nest.panel or direct_ok):
+                            continue
+                        yield _plan(nest, model, merged, loops, rows, vectors * model.lanes, "k", pack_col)
+                        if scattered and 1 < math.prod(n for _, n in rows) <= MOST_SCATTERED:
+                            yield _plan(nest, model, merged, loops, rows, vectors * model.lanes, "", pack_col)
 
 
 def _merged_rows(side: _Side) -> _Side | None:
-    """The rows as one loop, if they are one in every stream but the row operand's, which packing makes follow."""
+    """The rows as one loop, if they are one in every stream but the row operand's: of that a tile may then have rows that follow
+    each other once packed, or rows that lie anywhere. The 49 pixels of a 7x7 image are nine tiles of 5 and 6 rows."""
     if len(side.rows) < 2:
         return None
     ordered = tuple(sorted(side.rows, key=lambda x: abs(x.strides[C]), reverse=True))
@@ -266,6 +274,7 @@ def _plan(
         ),
         reduce_from=loops,
         row_source=side.source,
+        scattered=bool(side.source) and not pack_row,
         pack_row=pack_row,
         pitch=pitch,
         pack_col=pack_col,
@@ -327,7 +336,10 @@ def _blocking(nest: Nest, model: Model, p: Plan) -> tuple[int, int, dict[str, bo
             row_bytes = max(row_bytes, line)
         elif step > size:
             row_bytes = p.tile_rows * min(line, step)
-    return (*_cut(p.reduce, int(model.target.l2 * SLICE / (p.columns * size + row_bytes))), {})
+    col_bytes = p.columns * size
+    slowly = col_bytes <= FAR_BYTES * model.step(p.tile_rows, p.vectors, 1, 0)
+    share = WHOLE if slowly and p.row_tiles <= FEW_ROW_TILES else SLICE
+    return (*_cut(p.reduce, int(model.target.l2 * share / (col_bytes + row_bytes))), {})
 
 
 def _together(nest: Nest, model: Model, p: Plan) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...ir.dtypes import DType
+from ...ir.errors import CompileError
 from ...ir.expr import Expr
 from ...ir.lowering import Load
 from ..loop_ir import Kernel
@@ -43,6 +44,18 @@ class Epilogue:
     total: DType | None = None
     grouped: GroupedValue | None = None
     more: tuple[Operand, ...] = ()
+
+
+class NoPartError(CompileError):
+    """A contraction whose rows cannot be computed part by part with the same bits."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """So many rows of a product in place of all; `narrow`: in tiles of all of these rows and one vector of columns."""
+
+    rows: int
+    narrow: bool = False
 
 
 @dataclass(frozen=True)

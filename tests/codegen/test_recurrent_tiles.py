@@ -120,6 +120,24 @@ def test_projections_go_into_loops_whose_steps_have_rows_for_them() -> None:
     assert outside(8, units=256) == 2, "weights of a step beyond L2"
 
 
+def test_both_directions_of_a_layer_are_not_joined_for_the_next_one() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            self.first = nn.LSTM(INPUTS, UNITS, bidirectional=True, seed=1)
+            self.second = nn.LSTM(2 * UNITS, UNITS, seed=2)
+
+        def __call__(self, x: tw.Tensor) -> tw.Tensor:
+            y: tw.Tensor = self.second(self.first(x)[0])[0]
+            return y
+
+    model, x = Two(), draw(STEPS, 8, INPUTS)
+    exe = tw.compile(model, tw.spec(STEPS, 8, INPUTS), threads=1)
+    assert not [k for k in kernels(exe, most=4) if k.startswith("map_concat")], "a step reads the parts where they lie"
+    alone = nn.LSTM(2 * UNITS, UNITS, bidirectional=True, seed=2)  # lstm() takes both directions: the second one is left out
+    alone.load_state_dict({**alone.state_dict(), **model.second.state_dict()})
+    assert np.abs(np.asarray(exe(x)) - lstm(alone, lstm(model.first, x))[..., :UNITS]).max() < 2e-6
+
+
 def test_the_gradient_through_a_loop_with_its_projection_inside() -> None:
     """Against differences of the f64 reference, along one direction of all parameters at once."""
     layer = nn.LSTM(INPUTS, UNITS, seed=2)

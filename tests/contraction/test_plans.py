@@ -12,6 +12,7 @@ from tensorwright.codegen.contraction.canonical import canonical
 from tensorwright.codegen.contraction.generator import schedule_nest
 from tensorwright.codegen.contraction.plan import Plan, pieces
 from tensorwright.codegen.contraction.tile import choose, plans
+from tensorwright.codegen.loop_interp import run as interpret
 from tensorwright.codegen.loop_ir import Module
 from tensorwright.codegen.loop_verify import verify
 from tensorwright.ir.contraction import Contraction
@@ -126,6 +127,29 @@ def test_every_plan_gives_the_same_sums(name: str) -> None:
         verify(case.module)
         modules.append(case.module)
         assert error(case.run(checked=k % 2 == 0), expected) < 1e-5, p.describe()
+
+
+def test_tiles_of_rows_by_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels of several lines, and of several images, in one tile: no more rows left over than there must be. Not where a tile
+    has more rows than registers hold addresses."""
+    v3 = row("x86-64-v3")
+    spec = conv(1, 512, 7, 512, 3)
+    plan = choose(canonical(spec.packed(16, ()), *operands(spec), None), v3, f32, f32)
+    assert plan.scattered and plan.row_tiles == 9 and not plan.pack_row
+    assert all(p.tile_rows <= 8 for p in plans(canonical(spec, *operands(spec), None), V4, f32, f32) if p.scattered)
+    monkeypatch.setattr("tensorwright.codegen.contraction.plan.PARALLEL_FROM", 0)
+    for spec in (conv(3, 8, 5, 16, 3), conv(2, 5, 5, 16, 2, stride=2)):
+        case = Case(spec, v3)
+        nest = canonical(spec, *operands(spec), None)
+        plan = max((p for p in plans(nest, v3, f32, f32) if p.scattered), key=lambda p: p.tile_rows)
+        case.scheduled = schedule_nest(nest, operands(spec), (), v3, "root", plan)
+        case.module = Module(case.scheduled.kernels)
+        assert case.scheduled.parallel and "by their offsets" in case.scheduled.note
+        arrays = case.arrays()
+        interpret(case.module, "root", arrays, threads=3)
+        assert error(arrays[2], case.expected()) < 1e-6
+        if "x86-64-v3" in ROWS:
+            assert case.run(checked=True).tobytes() == case.run(threads=2).tobytes() == arrays[2].tobytes()
 
 
 def test_kernels_of_one_name_are_equal() -> None:
