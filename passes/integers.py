@@ -67,7 +67,10 @@ class _Product:
 
 @dataclass(frozen=True)
 class Integers(Pass):
-    """Integer arithmetic for graphs of quantize and dequantize nodes."""
+    """Integer arithmetic for graphs of quantize and dequantize nodes. `narrow`: whether groups of few channels, as those of
+    depthwise convolutions, stay in bytes too; processors have vectors of floats for them, and their sums are as exact."""
+
+    narrow: bool = False
 
     kind: ClassVar[str] = "equivalent"
     requires: ClassVar[frozenset[str]] = frozenset({"no_gradient", "contract_form"})
@@ -81,7 +84,7 @@ class Integers(Pass):
         """The graph with products of bytes in place of products of what they stand for."""
         if not any(op.has(Trait.DEQUANTIZE) for op in graph.ops):
             return graph
-        return _Integers(graph, ctx).run()
+        return _Integers(graph, ctx, self.narrow).run()
 
 
 def _carried_in(graph: Graph, ctx: Context) -> Graph:
@@ -123,8 +126,8 @@ def _multiplied(body: Graph, facts: Facts) -> set[Node]:
 
 
 class _Integers:
-    def __init__(self, graph: Graph, ctx: Context) -> None:
-        self.graph, self.ctx, self.facts = graph, ctx, ctx.facts
+    def __init__(self, graph: Graph, ctx: Context, narrow: bool = False) -> None:
+        self.graph, self.ctx, self.facts, self.narrow = graph, ctx, ctx.facts, narrow
         nodes = graph.nodes()
         self.fixed = Fixed(derived(nodes, ctx.weights(graph)), nodes)
         self.old_uses = use_counts(graph)
@@ -232,7 +235,7 @@ class _Integers:
         if scales is None or (zero != 0 and sums is None):
             return None
         most = _largest(x.q.dtype, zero) * _largest(w.q.dtype, 0)
-        few = _few(turned)
+        few = not self.narrow and _few(turned)
         if few and most * as_int(turned.size("k")) >= 1 << 24:
             return None
         acc = self._sum(node, spec, a.q, b.q, most, few)

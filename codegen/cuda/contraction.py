@@ -14,7 +14,7 @@ of four, one group in each half of the tile. Of few rows or columns, every eleme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -35,6 +35,7 @@ from ..loop_ir import Alloc, Barrier, Buffer, For, If, Let, Stmt, Store
 from ..maps import Box, ranges_of
 from ..reduces import Level, Result
 from ..simplify_index import Simplifier
+from .direct import direct, is_direct
 from .grid import BX, TX, launch, over, places
 from .machine import sm_of
 from .maps import lower_map
@@ -68,8 +69,10 @@ TILES: Final = (Tile(128, 128, 16, 8, 8), Tile(64, 64, 16, 8, 8), Tile(32, 32, 3
 class Stream:
     """Where an operand's elements lie: per kind of axis a function from the flattened position to an offset."""
 
-    def __init__(self, spec: Contraction, maps: Sequence[Affine], shape: Sequence[int], dtype: DType, buffer: Buffer) -> None:
-        self.dtype, self.buffer = dtype, buffer
+    def __init__(
+        self, spec: Contraction, maps: Sequence[Affine], shape: Sequence[int], dtype: DType, buffer: Buffer, is_left: bool
+    ) -> None:
+        self.dtype, self.buffer, self.is_left = dtype, buffer, is_left
         terms: dict[str, int] = {}
         self.base = 0
         for index, stride in zip(maps, row_major(shape), strict=True):
@@ -110,7 +113,7 @@ class Packed(Stream):
     """B in panels: see `Contraction.panel`."""
 
     def __init__(self, spec: Contraction, dtype: DType, buffer: Buffer) -> None:
-        self.dtype, self.buffer, self.base = dtype, buffer, 0
+        self.dtype, self.buffer, self.base, self.is_left = dtype, buffer, 0, False
         self.panel, self.pairs = spec.panel, spec.pairs or 1
         self.k, self.n = as_int(spec.size("k")), as_int(spec.size("n"))
         size = -(-self.n // self.panel) * self.k * self.panel
@@ -177,11 +180,11 @@ class Group:
         spec, _ = self.spec.split_groups()
         self.axes = spec
         left, right = self.node.inputs
-        self.a = Stream(spec, spec.a, static_shape(left), left.dtype, self._source(left))
+        self.a = Stream(spec, spec.a, static_shape(left), left.dtype, self._source(left), True)
         if spec.panel:
             self.b: Stream = Packed(spec, right.dtype, self._source(right))
         else:
-            self.b = Stream(spec, spec.b, static_shape(right), right.dtype, self._source(right))
+            self.b = Stream(spec, spec.b, static_shape(right), right.dtype, self._source(right), False)
 
     def _source(self, n: Node) -> Buffer:
         """The memory that an operand is, behind views."""
@@ -217,11 +220,11 @@ class Group:
             done.append(total)
         return tuple(done)
 
-    def stores(self, acc: Expr, at: dict[str, Expr]) -> list[Stmt]:
-        """What becomes of a sum: the values first, then the stores."""
+    def stores(self, acc: Expr, at: dict[str, Expr], ranges: Mapping[Expr, tuple[int, int]] | None = None) -> list[Stmt]:
+        """What becomes of a sum: the values first, then the stores. `ranges` are those of the variables in positions; without,
+        positions that are variables have their axes'."""
         body, node = self.body, self.node
-        ranges = {v: (0, self.size[k] - 1) for k, v in at.items() if v.op == "var"}
-        simplifier = Simplifier(ranges)
+        simplifier = Simplifier(ranges or {v: (0, self.size[k] - 1) for k, v in at.items() if v.op == "var"})
         body.normal = simplifier.simplify
         index = tuple(simplifier.simplify(i) for i in self.index(at))
 
@@ -258,8 +261,12 @@ def lower_contraction(graph: Graph, target: Target, name: str, aligns: Sequence[
     if 0 in g.size.values():
         return lowered(g.body, name, [], doc="contraction of nothing")
     g.setup()
+    spaces: list[Buffer] = []
     if min(g.size["m"], g.size["n"]) <= FEW or g.size["k"] < 4:
-        statements, spaces, note = _sums(g)
+        if is_direct(g):
+            statements, note = direct(g)
+        else:
+            statements, spaces, note = _sums(g)
     else:
         statements, spaces, note = _tiled(g, target)
     doc = f"contraction: {body_name(graph)}"

@@ -28,8 +28,10 @@ from .persistent import WAYS, Parts, one_kernel
 from .products import lower_coded, lower_sparse
 from .reduces import lower_reduce
 from .rows import lower_rows
+from .scans import lower_scan
 from .shape import launches_of, shape_of
-from .updates import lower_scan, lower_scatter, lower_sort
+from .sorts import lower_sort
+from .updates import lower_scatter
 from .verify import verify_launch
 
 LOWERINGS: Final[dict[str, Lower]] = {

@@ -51,6 +51,7 @@ LARGE: Final = Shape(128, 128, 64, 32)
 MANY_WARPS: Final = Shape(128, 128, 32, 32)  # for 8x8 sums: those of LARGE, with all fragments, take more than 128 registers
 SMALL: Final = Shape(64, 64, 32, 32)
 NARROW: Final = Shape(128, 32, 64, 32)
+NARROW_WARPS: Final = Shape(128, 32, 32, 32)  # likewise
 FLAT: Final = Shape(32, 128, 32, 32)
 
 
@@ -79,7 +80,7 @@ def plan_for(g: Group, target: Target) -> Plan | None:
         return None
     sm = sm_of(target)
     m, n, k, b = (g.size[x] for x in "mnkb")
-    shapes = (LARGE if unit.m == 16 else MANY_WARPS, SMALL, NARROW, FLAT)
+    shapes = (LARGE, SMALL, NARROW, FLAT) if unit.m == 16 else (MANY_WARPS, SMALL, NARROW_WARPS, FLAT)
     least = min(s.padded(m, n) for s in shapes)
     blocks = {s: -(-m // s.rows) * -(-n // s.columns) * b for s in shapes}
     fitting = [s for s in shapes if 4 * s.padded(m, n) <= 5 * least and (s is not shapes[0] or blocks[s] >= sm.multiprocessors)]
