@@ -202,6 +202,19 @@ def _keeps(keep: Keep, source: Source) -> Callable[[str], bool]:
     return kept_by(keep)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A model of a mixture, as measured: the times of its layers, of the original's and of those of models of one kind each, that
+    took turns; its race with the original, its metric, and how far its results are off."""
+
+    graph: Graph
+    mixture: Mapping[str, Candidate]
+    times: Mapping[object, Mapping[str, float]]
+    race: Race
+    score: float
+    distance: float
+
+
 @dataclass
 class _Run:
     """One search.
@@ -331,17 +344,19 @@ class _Run:
     # ------------------------------------------------------------------------------------------------ the end
 
     def _settle(self, search: Search, mixture: dict[str, Candidate], back: int) -> Compressed:
-        """Makes the model of a mixture and measures it; goes back where it fails."""
-        original, report, floor = self.original, self.report, self.last.good - self.max_drop
+        """Makes the model of a mixture and measures it; goes back where it fails, and where a layer is slower than it was if that
+        makes the model faster."""
+        report, floor = self.report, self.last.good - self.max_drop
         stride = 1
+        held: _Made | None = None  # good enough, but for layers that are slower than they were
         while True:
             bare = all(c.kind == FLOATS for c in mixture.values())
             if bare and self.builder is self.whole:
-                return self._original("no mixture of kinds was " + self._better())
+                return self._done(held) if held else self._original("no mixture of kinds was " + self._better())
             graph, _ = self.builder.graph(self._kinds(mixture))
             outputs = self.last.outputs(build(graph, graph.weights))
             score = self.last.score(outputs)
-            if score < floor:
+            if score < floor and held is None:
                 report.notes.append(
                     f"a model of {_counted(mixture)} had a metric of {score:.6g}, below {floor:.6g}: layers went back to floats"
                 )
@@ -351,29 +366,39 @@ class _Run:
                 stride *= 2
                 mixture = {n: max(c, search.after(back)[n], key=lambda x: x.cost) for n, c in mixture.items()}
                 continue
-            # the pace of a machine changes: what was predicted is timed once more beside what came of it
-            used = {c.kind: self.graphs[c.kind] for c in mixture.values()}
-            measured = self.clock.layers({"before": original, "after": graph, **used})
-            self.table |= {k: measured[k] for k in used}
-            race = self.clock.race(original, graph)
-            told = max(race.noise, 0.01)  # what two measurements tell apart
-            limit = 1 - told if self.objective == "latency" else 1 + told
-            if race.ratio <= limit:
-                return self._done(graph, mixture, measured, race, score, self.last.distance(outputs))
-            slower = [
-                n
-                for n, c in mixture.items()
-                if c.kind != FLOATS
-                and sum(measured["after"].get(x, 0.0) for x in self.units[n])
-                > sum(measured["before"].get(x, 0.0) for x in self.units[n])
-            ]
+            made = self._measured(graph, mixture, score, self.last.distance(outputs))
+            told = max(made.race.noise, 0.01)  # what two measurements tell apart
+            held_up = score >= floor and made.race.ratio <= (1 - told if self.objective == "latency" else 1 + told)
+            if held is not None:
+                better = held_up and self.clock.race(held.graph, graph).ratio < 1
+                report.notes.append("which made it faster" if better else "which made it no faster: they stayed as they were")
+                return self._done(made if better else held)
+            slower = self._slower(made, EVEN if held_up else 1.0)
+            if held_up and (not slower or self.objective == "size"):
+                return self._done(made)
             report.notes.append(
-                f"a model of {_counted(mixture)} took {race.ratio:.3f} of the original's time: "
+                f"a model of {_counted(mixture)} took {made.race.ratio:.3f} of the original's time: "
                 + (f"{', '.join(slower)} went back to floats" if slower else "no layer of it was slower by itself")
             )
             if not slower:
-                return self._original(f"compressed, it took {race.ratio:.3f} of the original's time", race)
+                return self._original(f"compressed, it took {made.race.ratio:.3f} of the original's time", made.race)
+            held = made if held_up else None
             mixture = {n: search.fronts[n][-1] if n in slower else c for n, c in mixture.items()}
+
+    def _measured(self, graph: Graph, mixture: Mapping[str, Candidate], score: float, distance: float) -> _Made:
+        # the pace of a machine changes: what was predicted is timed once more beside what came of it
+        used = {c.kind: self.graphs[c.kind] for c in mixture.values()}
+        times = self.clock.layers({"before": self.original, "after": graph, **used})
+        self.table |= {k: times[k] for k in used}
+        return _Made(graph, mixture, times, self.clock.race(self.original, graph), score, distance)
+
+    def _slower(self, made: _Made, limit: float) -> list[str]:
+        """The units that take more than so many times their time in the original."""
+
+        def ms(which: str, unit: str) -> float:
+            return sum(made.times[which].get(x, 0.0) for x in self.units[unit])
+
+        return [n for n, c in made.mixture.items() if c.kind != FLOATS and ms("after", n) > limit * ms("before", n)]
 
     def _better(self) -> str:
         return "faster, and good enough" if self.objective == "latency" else "smaller, as fast, and good enough"
@@ -381,16 +406,8 @@ class _Run:
     def _kinds(self, mixture: Mapping[str, Candidate]) -> dict[str, Kind]:
         return {n: c.kind for unit, c in mixture.items() if c.kind != FLOATS for n in self.units[unit]}
 
-    def _done(
-        self,
-        graph: Graph,
-        mixture: Mapping[str, Candidate],
-        measured: Mapping[object, Mapping[str, float]],
-        race: Race,
-        score: float,
-        distance: float,
-    ) -> Compressed:
-        report, table = self.report, self.table
+    def _done(self, made: _Made) -> Compressed:
+        report, graph, mixture, measured, race = self.report, made.graph, made.mixture, made.times, made.race
         stored, before = _stored(self.builder, graph), _stored(self.whole, self.original)
         shapes = {x.name: list(x.w.tensor.static_shape) for x in self.whole.layers}
         for unit, c in mixture.items():
@@ -400,15 +417,16 @@ class _Run:
                 if line.shape != shapes[n]:
                     line.choice = "pruned" if c.kind == FLOATS else f"pruned, {c.kind.name}"
                     line.reason = f"{line.shape} of {shapes[n]} weights; {line.reason}"
-                line.predicted_ms, line.measured_ms = table[c.kind].get(n, 0.0), measured["after"].get(n, 0.0)
+                line.predicted_ms, line.measured_ms = measured[c.kind].get(n, 0.0), measured["after"].get(n, 0.0)
                 line.original_ms = measured["before"].get(n, 0.0)
                 line.bytes_before, line.bytes_after = before[n], stored[n]
                 line.drop, line.error = c.drop, c.distance
         report.original_ms, report.measured_ms, report.ratio, report.noise = race.first_ms, race.second_ms, race.ratio, race.noise
         rest = measured["before"][WHOLE] - sum(t for n, t in measured["before"].items() if n != WHOLE)
-        report.predicted_ms = sum(x.predicted_ms for x in report.layers) + rest
-        report.metric_after, report.error, report.bytes_after = score, distance, _bytes(graph)
-        report.break_even = _break_even(self.units, table, self.why)
+        pace = race.first_ms / measured["before"][WHOLE]  # of the race, beside that of the kernels' times
+        report.predicted_ms = (sum(x.predicted_ms for x in report.layers) + rest) * pace
+        report.metric_after, report.error, report.bytes_after = made.score, made.distance, _bytes(graph)
+        report.break_even = _break_even(self.units, self.table, self.why)
         return Compressed(graph, report)
 
     def _original(self, why: str, race: Race | None = None) -> Compressed:

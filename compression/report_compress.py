@@ -62,7 +62,9 @@ class Choice:
 class CompressReport:
     """What was done to a model.
 
-    ratio       the compressed model's time over the original's, median of rounds in which they took turns
+    original_ms, measured_ms   a call of the original and of the compressed model, in rounds in which they took turns
+    predicted_ms   what the layers' predicted times say, at the pace that the machine had in these rounds
+    ratio       the compressed model's time over the original's, median of the rounds
     noise       by how much the original differed from itself in them
     error       root mean square difference of results, relative to the original's
     break_even  by pattern and layer, the share of zeros from which on its sparse kernel is as fast as the dense one (None: never)

@@ -25,6 +25,7 @@ from .source import Array
 K = TypeVar("K", bound=Hashable)
 Measure = Callable[[Graph], Mapping[str, float]]
 ROUNDS: Final = 24  # in which models take turns: many short ones, for a machine changes its pace
+USUAL: Final = 0.25  # of the rounds are at most as fast: neighbours only take time
 REPEATS: Final = 2  # profiled calls of a model in a round
 RACE: Final = 40  # rounds that decide which of two models is the faster one
 BURST: Final = 1e-2  # seconds that a model runs in one of them, at least: long enough to find its weights in the caches
@@ -67,7 +68,8 @@ class Clock:
         return self._made[id(graph)][1]
 
     def layers(self, graphs: Mapping[K, Graph], rounds: int = ROUNDS) -> dict[K, dict[str, float]]:
-        """Milliseconds of each layer by name, and of all kernels, of each graph: medians of rounds in which they take turns."""
+        """Milliseconds of each layer by name, and of all kernels, of each graph: of rounds in which they take turns, at the
+        pace that is usual in them, the first quartile."""
         programs = {k: self.compiled(g) for k, g in graphs.items()}
         found: dict[K, list[list[float]]] = {k: [] for k in graphs}
         names: dict[K, list[str]] = {}
@@ -76,9 +78,11 @@ class Clock:
                 kernels = exe.profile(*self.arguments, repeats=REPEATS).kernels
                 names.setdefault(k, self.owners.of_kernels(kernels, exe.compiled.run.inputs))
                 found[k].append([x.milliseconds for x in kernels])
+        rows = {k: np.array(v) for k, v in found.items()}
+        pace = paces([v.sum(axis=1) for v in rows.values()])
         result: dict[K, dict[str, float]] = {}
         for k in graphs:
-            each = np.median(found[k], axis=0).tolist()
+            each = np.quantile(rows[k] / pace[:, None], USUAL, axis=0).tolist()
             times = {WHOLE: float(sum(each))}
             for name, ms in zip(names[k], each, strict=True):
                 if name != WHOLE:
@@ -107,6 +111,15 @@ class Clock:
         noise = abs(float(np.median(again / one)) - 1)
         base = (one + again) / 2
         return Race(float(np.median(base)), float(np.median(two)), float(np.median(two / base)), noise)
+
+
+def paces(totals: Sequence[Array]) -> Array:
+    """How slow the machine was in each round, 1 being usual: from the times of several models in it, [rounds] each.
+
+    Where it is fast in half of the rounds and slow in the others, a median is of one half for one layer and of the other for the
+    next; what a round has for all models is taken out first.
+    """
+    return np.asarray(np.exp(np.mean([np.log(t / np.median(t)) for t in totals], axis=0)))
 
 
 class Given:

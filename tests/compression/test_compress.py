@@ -14,7 +14,7 @@ from tensorwright import cli, nn
 from tensorwright.compression.compress import crossing
 from tensorwright.compression.search import Candidate, Search
 from tensorwright.compression.search_kinds import FLOATS, Kind
-from tensorwright.compression.search_times import WHOLE, Clock, Owners
+from tensorwright.compression.search_times import WHOLE, Clock, Owners, paces
 from tensorwright.ir.errors import InputError
 from tensorwright.ir.graph import Graph
 from tensorwright.passes.layers import find_layers
@@ -128,6 +128,23 @@ def test_a_layer_that_is_slower_among_others_goes_back() -> None:
     assert "2 went back to floats" in str(made)
 
 
+@pytest.mark.parametrize("without, choices", [(1.1, ("bf16", "fp32")), (1.9, ("bf16", "int8"))])
+def test_a_layer_that_does_not_help_goes_back_where_that_is_faster(without: float, choices: tuple[str, str]) -> None:
+    """The mixture is faster than the original, but its second layer slower than it was: the whole decides."""
+
+    def measure(graph: Graph) -> dict[str, float]:
+        times, kinds = stopwatch(int8={"0": 3.0, "2": 0.5}, bf16={"0": 0.1, "2": 2.0})(graph), kinds_in(graph)
+        if kinds == {"0": "bf16", "2": "int8"}:
+            times |= {"2": 1.5, WHOLE: 1.6}
+        return times | ({WHOLE: without} if kinds == {"0": "bf16", "2": "fp32"} else {})
+
+    made = tw.compress(mlp(), DATA, max_drop=1, kinds=["int8", "bf16"], measure=measure)
+    assert tuple(x.choice for x in made.report.layers) == choices
+    assert kinds_in(made.graph) == dict(zip("02", choices, strict=True))
+    assert made.report.measured_ms == (1.1 if without == 1.1 else 1.6)
+    assert ("which made it faster" in str(made)) == (without == 1.1)
+
+
 def test_size_counts_bytes_and_asks_for_no_more_time() -> None:
     kinds = ["int8 weights", "int4 weights", "bf16"]
     made = tw.compress(mlp(), DATA, max_drop=1, objective="size", kinds=kinds, measure=stopwatch())
@@ -238,6 +255,14 @@ def test_this_machine_times_layers_in_the_model_and_tells_their_kernels_apart() 
     exe = Clock(graph, layers, [x[:2]], {}).compiled(graph)
     owners = Owners(graph, layers).of_kernels(exe.profile(x[:2], repeats=1).kernels, exe.compiled.run.inputs)
     assert list(dict.fromkeys(owners)) == ["0", "2", "5"], "in the order in which they run, none without a layer"
+
+
+def test_a_machine_that_changes_its_pace_does_not_tear_models_apart() -> None:
+    """Two models alike, of which the one is slow in a little less than half of the rounds, the other in a little more."""
+    slow = np.repeat([1.0, 1.5], [13, 11]), np.repeat([1.0, 1.5], [11, 13])
+    assert np.median(slow[1]) == 1.5 * np.median(slow[0])
+    first, second = (np.median(t / paces(slow)) for t in slow)
+    assert second == pytest.approx(first) and np.allclose(paces([np.array([2.0, 3.0, 2.0])]), [1, 1.5, 1])
 
 
 def test_reports_are_text_json_and_a_page_with_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
