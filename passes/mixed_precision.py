@@ -21,8 +21,8 @@ by zeros at its end (the 3 channels of a picture). What stays in f32: what canno
 depthwise convolution); and 3x3 convolutions that Winograd's method does in less time than half of that of a direct sum
 (`winograd`), which needs f32, since its transforms would enlarge the error of rounded products.
 
-Attention that is one op (its target has a kernel for it) becomes one of rounded q, k and v; its kernel rounds the probabilities,
-as it makes them, for their product with v. Its way back stays in f32.
+Attention that is one op (its target has a kernel for it) becomes one of rounded q, k and v, and so does its way back; their
+kernels round what is multiplied by these: the probabilities, as they are made, and on the way back what comes in.
 
 On a target without the instruction the operands are rounded all the same, and multiplied and added in f32. That is slower
 than plain f32, but gives the numbers of the other machine, up to the order of sums.
@@ -161,7 +161,7 @@ class _Rounding:
             rest = [self._read(old, new) for old, new in zip(node.inputs[QKV:], inputs[QKV:], strict=True)]
             if self.wide:
                 return node.replace((*(make("cast", x, dtype=f32) for x in narrow), *rest))
-            return make("attention_f32", *narrow, *rest, **node.attrs)
+            return make("attention_grad_f32" if "side" in node.attrs else "attention_f32", *narrow, *rest, **node.attrs)
         if node in self.only:
             new = node.replace(inputs)
             self.moved[new] = node.replace(tuple(self._rounded(x) for x in inputs))
@@ -197,7 +197,7 @@ def chosen(node: Node, facts: Facts, min_flops: int) -> Contraction | None:
 def attends(node: Node, facts: Facts, min_flops: int) -> bool:
     """Whether a node is attention of f32 in one piece, and large enough."""
     form = facts.lowering(node) if len(node.inputs) >= QKV else None
-    if not isinstance(form, Attention) or form.side or node.inputs[0].dtype is not f32:
+    if not isinstance(form, Attention) or node.inputs[0].dtype is not f32:
         return False
     d, (s, e) = node.inputs[0].shape[-1], node.inputs[2].shape[-2:]
     return 2 * as_int(product(node.shape[:-1])) * as_int(s) * (as_int(d) + as_int(e)) >= min_flops

@@ -31,10 +31,10 @@ from ..loop_ir import Alloc, Barrier, Buffer, For, If, Let, Stmt, Store
 from ..nests import Axis
 from .attention_form import TILE, Matrix, Problem, Z
 from .attention_tensor import TensorForward
+from .attention_tensor_grad import TensorBackward
 from .grid import TX, over, warp_tree
-from .machine import STATIC_SHARED, WARP
+from .machine import STATIC_SHARED
 from .matrix_units import unit_for
-from .reduces import group_launch
 from .thread import ZERO
 
 THREADS: Final = 128
@@ -254,26 +254,6 @@ class _Kernel(Problem):
 
     # ------------------------------------------------------------------ backward
 
-    def deltas(self, to: Buffer) -> Stmt:
-        """sum dy y - dl of each row: a warp for each."""
-        axes = [Axis(Z, self.slices), Axis(var("row"), self.queries)]
-        acc = self.register("sum", 1)
-        c = var("c")
-        row = binary("add", binary("mul", axes[1].var, self.y.stride), c)
-        y = load(self.y.buffer, (binary("add", self.y.offset(), row),), f32)
-        dy = cast(load(self.dy.buffer, (binary("add", self.dy.offset(), row),), self.dy.buffer.dtype), f32)
-        lane = binary("mod", TX, WARP)
-        # the last column is the row sum's
-        last = binary("eq", c, const(self.e))
-        term = select(last, binary("sub", const(0.0, f32), dy), binary("mul", y, dy))
-        step = Store(acc, ZERO, binary("add", load(acc, ZERO, f32), term))
-        body: list[Stmt] = [Alloc(acc), Store(acc, ZERO, const(0.0, f32))]
-        body.append(For(c, lane, const(self.e + 1), (step,), "serial", WARP))
-        lets, whole = warp_tree("sum", load(acc, ZERO, f32), self.names)
-        at = flat_index((Z, axes[1].var), (self.slices, self.queries))
-        body += [*lets, If(eq(lane, const(0)), (Store(to, (at,), whole),))]
-        return group_launch(axes, body, WARP)
-
     def of_query(self, m: Matrix | Buffer, query: Expr) -> Expr:
         """A number of a query: its row sum, or its delta."""
         at = minimum(query, const(self.queries - 1))
@@ -375,10 +355,15 @@ def lower_attention(graph: Graph, target: Target, name: str, aligns: Sequence[in
         at = var("at")
         zeros = over([Axis(at, body.outputs[0].span)], [Store(body.outputs[0], (at,), const(0.0, f32))])
         return lowered(body, name, [zeros], doc="attention without queries", parallel=True)
-    unit = None if form.side else unit_for(node.inputs[0].dtype, node.inputs[2].dtype, target, False)
-    if unit is not None:
+    unit = unit_for(node.inputs[0].dtype, node.inputs[2].dtype, target, False)
+    what = {"": "forward", "query": "of the queries", "keys": "of keys and values"}[form.side]
+    doc = f"attention {what}"
+    if unit is not None and not form.side:
         made = TensorForward(body, node, form, unit, target)
-        return lowered(body, name, [made.launch()], doc="attention forward", parallel=True, note=str(made))
+        return lowered(body, name, [made.launch()], doc=doc, parallel=True, note=str(made))
+    back = None if unit is None else TensorBackward(body, node, form, unit, target)
+    if back is not None and back.fits:
+        return lowered(body, name, back.statements(), doc=doc, workspaces=back.workspaces, parallel=True, note=str(back))
     kernel = _Kernel(body, node, form)
     spaces: list[Buffer] = []
     if not form.side:
@@ -386,10 +371,9 @@ def lower_attention(graph: Graph, target: Target, name: str, aligns: Sequence[in
     else:
         delta = Buffer("delta", f32, (kernel.slices * kernel.queries,), align=64)
         spaces.append(delta)
-        statements = [kernel.deltas(delta), *kernel.gradient(delta)]
-    what = {"": "forward", "query": "of the queries", "keys": "of keys and values"}[form.side]
+        statements = [kernel.deltas(lambda at, rows, d: [Store(delta, (at,), d)]), *kernel.gradient(delta)]
     note = f"a block for {kernel.rows} rows, {STEP} columns at a time"
-    return lowered(body, name, statements, doc=f"attention {what}", workspaces=spaces, parallel=True, note=note)
+    return lowered(body, name, statements, doc=doc, workspaces=spaces, parallel=True, note=note)
 
 
 __all__ = ["lower_attention"]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
 
 from ...ir.dtypes import DType, bool_, f32
-from ...ir.expr import Expr, binary, const, load, minimum, var
+from ...ir.expr import Expr, binary, cast, const, eq, load, minimum, select, var
 from ...ir.graph import Node
 from ...ir.lowering import Attention
-from ..groups import Body, static_shape
-from ..loop_ir import Buffer, Let, Stmt
+from ..groups import Body, flat_index, static_shape
+from ..loop_ir import Alloc, Buffer, For, If, Let, Stmt, Store
 from ..nests import Axis
 from .contraction import merged
-from .grid import Names, launch, places
+from .grid import TX, Names, launch, places, warp_tree
+from .machine import WARP
+from .reduces import group_launch
+from .thread import ZERO
 
 MOST_OUTER: Final = 65535
 Z, TILE = var("z"), var("tile")
@@ -105,6 +108,38 @@ class Problem:
         both = var("both")
         axes = [Axis(Z, self.slices), Axis(TILE, tiles)]
         return launch((self.slices * tiles,), threads, [*places(both, axes), *body], (both,))
+
+    def deltas(
+        self,
+        keep: Callable[[Expr, Expr, Expr], list[Stmt]],
+        also: Callable[[Expr, Expr, Expr], list[Stmt]] | None = None,
+        rounded: DType = f32,
+    ) -> Stmt:
+        """D = sum dy y - dl of each query, of dy `rounded`: a warp for each. `keep` gets the query's number among all, its row
+        sum and D; `also` gets that number, a column and dy."""
+        axes = [Axis(Z, self.slices), Axis(var("row"), self.queries)]
+        acc = self.register("sum", 1)
+        c, at, lane = var("c"), var("at"), binary("mod", TX, WARP)
+        dy, y = var("dy", f32), var("y", f32)
+        row = binary("mul", axes[1].var, self.y.stride)
+        place = binary("add", row, c)
+        given = cast(load(self.dy.buffer, (binary("add", self.dy.offset(), place),), self.dy.buffer.dtype), f32)
+        # the last column is the row sum's
+        term = select(eq(c, const(self.e)), binary("sub", const(0.0, f32), dy), binary("mul", y, cast(cast(dy, rounded), f32)))
+        step: list[Stmt] = [
+            Let(dy, given),
+            Let(y, load(self.y.buffer, (binary("add", self.y.offset(), place),), f32)),
+            Store(acc, ZERO, binary("add", load(acc, ZERO, f32), term)),
+        ]
+        if also is not None:
+            step += also(at, c, dy)
+        body: list[Stmt] = [Let(at, flat_index((Z, axes[1].var), (self.slices, self.queries)))]
+        body += [Alloc(acc), Store(acc, ZERO, const(0.0, f32))]
+        body.append(For(c, lane, const(self.e + 1), tuple(step), "serial", WARP))
+        lets, whole = warp_tree("sum", load(acc, ZERO, f32), self.names)
+        rows = load(self.y.buffer, (binary("add", self.y.offset(), binary("add", row, self.e)),), f32)
+        body += [*lets, If(eq(lane, const(0)), tuple(keep(at, rows, whole)))]
+        return group_launch(axes, body, WARP)
 
     def upto(self, first: Expr, rows: int) -> Expr:
         """Where a block of queries that begins at `first` stops among the keys."""

@@ -5,12 +5,14 @@
     a block of keys, turned:    for tiles of queries:  s = k q^T   dp = v dy^T   p, ds alike      dv += p dy        dk += ds q
 
 dq and dk times the scale at the end. Both are the same walk: the first two products read the tile across, the others along; p and
-ds go there in their registers, rounded. Tiles and operands: attention_tiles.py.
+ds go there in their registers, rounded. Beyond 64 features dv has a launch of its own, which computes p once more. Tiles and
+operands: attention_tiles.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ...ir.dtypes import bool_, f32
@@ -24,12 +26,7 @@ from .attention_form import TILE, Matrix, Z
 from .attention_tiles import LOG2E, Tensor, registers, slots
 from .matrix_units import Unit
 
-WIDEST_KEYS: Final = 64  # features up to which registers hold keys, values and the sums of both
-
-
-def fits(d: int, e: int, side: str) -> bool:
-    """Whether there is a kernel for so many features."""
-    return side == "query" or max(d, e) <= WIDEST_KEYS
+WIDEST_BOTH: Final = 64  # features up to which registers hold keys, values and the sums of both; beyond, dv has its own launch
 
 
 class TensorBackward(Tensor):
@@ -45,7 +42,9 @@ class TensorBackward(Tensor):
         pairs = [(self.q, self.k), (gradient, self.v)]
         self.pairs = [(b, a) for a, b in pairs] if self.turned else pairs  # the block's own matrix, and that of the tiles
         copied = all(self.way(m).by_async for _, m in self.pairs)
-        steps = 2 if copied and self.wide <= 64 and not self.turned else 1
+        # beyond that there are no registers for copies on their way, or for a mask
+        self.fits = self.wide <= WIDEST_BOTH or (copied and self.mask is None)
+        steps = 2 if copied and self.wide <= WIDEST_BOTH and not self.turned else 1
         self.sizes(self.keys if self.turned else self.queries, steps, 1)
 
     @property
@@ -53,7 +52,8 @@ class TensorBackward(Tensor):
         return [self.minus, self.rounded]
 
     def statements(self) -> list[Stmt]:
-        return [self.deltas(self._number, self._round), self.launch()]
+        parts = [(0,), (1,)] if self.turned and self.wide > WIDEST_BOTH else [(0, 1)] if self.turned else [(0,)]
+        return [self.deltas(self._number, self._round, self.dtype), *(self.launch(p) for p in parts)]
 
     def _number(self, at: Expr, rows: Expr, delta: Expr) -> list[Stmt]:
         further = binary("add", at, self.slices * self.queries)
@@ -64,14 +64,16 @@ class TensorBackward(Tensor):
         place = binary("add", binary("mul", at, self.e), column)
         return [If(binary("lt", column, const(self.e)), (Store(self.rounded, (place,), cast(dy, self.dtype)),))]
 
-    def launch(self) -> Stmt:
+    def launch(self, parts: Sequence[int]) -> Stmt:
+        """dq, or of dk and dv those that are asked for: 0, 1."""
         walked = [self.walk(m, n) for (_, m), n in zip(self.pairs, ("first", "second"), strict=True)]
-        own = [self.own(m, f"own_{x.name}", x) for (m, _), x in zip(self.pairs, walked, strict=True)]
-        held = [self.resident(m, f"held_{x.name}") for (m, _), x in zip(self.pairs, walked, strict=True)]
+        used = 2 if 0 in parts else 1  # matrices of its own that the block needs: dv is made of the scores alone
+        own = [self.own(m, f"own_{x.name}", x) for (m, _), x in zip(self.pairs[:used], walked, strict=False)]
+        held = [self.resident(m, f"held_{x.name}") for (m, _), x in zip(self.pairs[:used], walked, strict=False)]
         mine, others = (self.keys, self.queries) if self.turned else (self.queries, self.keys)
         widths = [self.d, self.e]
-        sums = [registers(f"sum{k}", 4 * self.across(w)) for k, w in enumerate(widths[: 2 if self.turned else 1])]
-        s, dp = (registers(n, self.tile // 8 * 4) for n in ("s", "dp"))
+        sums = {k: registers(f"sum{k}", 4 * self.across(widths[k])) for k in parts}
+        scores = [registers(n, self.tile // 8 * 4) for n in ("s", "dp")]
         first, begin, stop = var("row0"), var("begin"), var("stop")
         blocks = -(-mine // self.rows)
         # what sees the most, or is seen by the most, begins first
@@ -82,24 +84,24 @@ class TensorBackward(Tensor):
         end = const(others) if self.turned else self.upto(first, self.rows)
         body: list[Stmt] = [Let(first, binary("mul", place, self.rows)), Let(begin, start), Let(stop, end)]
         body += self.declared([*own, *walked])
-        body += [Alloc(b) for b in (*held, *sums)]
-        body += [Store(b, (const(i),), const(0.0, f32)) for b in sums for i in range(b.shape[0])]
+        body += [Alloc(b) for b in (*held, *sums.values())]
+        body += [Store(b, (const(i),), const(0.0, f32)) for b in sums.values() for i in range(b.shape[0])]
         numbers = [] if self.turned else [self._numbers(self.row(first, row), body) for row in range(2)]
 
         def step(c0: Expr, half: Expr) -> list[Stmt]:
             done: list[Stmt] = []
-            for to, left, x, width in zip((s, dp), held, walked, widths, strict=True):
+            for to, left, x, width in zip(scores, held, walked, widths, strict=False):
                 done += self.product_across(to, left, x, width, half)
-            done += self.allowed(s, first, c0, self.turned)
+            done += self.allowed(scores[0], first, c0, self.turned)
             of = numbers
             if self.turned:
                 of = [self._numbers(self.column(c0, n), done) for n in range(self.tile // 4)]
             for row in range(2):
                 for n, slot in enumerate(slots(row, self.tile // 8)):
-                    done += self._scaled(s, dp, slot, *of[n if self.turned else row])
-            if self.turned:
-                done += self.product_along(sums[1], s, walked[1], self.e, half)
-            return done + self.product_along(sums[0], dp, walked[0], self.d, half)
+                    done += self._scaled(scores[:used], slot, *of[n if self.turned else row])
+            for k in sorted(parts, reverse=True):  # ds is made of p, and dk of ds
+                done += self.product_along(sums[k], scores[1 - k], walked[k], widths[k], half)
+            return done
 
         taken = [(x, to, mine) for x, to in zip(own, held, strict=True)]
         body += self.walked(taken, walked, first, begin, stop, step)
@@ -114,29 +116,31 @@ class TensorBackward(Tensor):
         to += [Let(found[0], load(self.minus, (at,), f32)), Let(found[1], load(self.minus, (binary("add", at, rows),), f32))]
         return found
 
-    def _scaled(self, s: Buffer, dp: Buffer, slot: int, l: Expr, delta: Expr) -> list[Stmt]:
+    def _scaled(self, scores: Sequence[Buffer], slot: int, rows: Expr, delta: Expr) -> list[Stmt]:
         """p in the place of a score, ds in that of dp: nothing flows where the score is forbidden, not even NaN."""
-        here = (const(slot),)
+        here, s = (const(slot),), scores[0]
         forbidden = var(self.names("forbidden"), bool_)
         score = load(s, here, f32)
-        done: list[Stmt] = [Let(forbidden, eq(score, const(-math.inf, f32)))]
-        done.append(Store(s, here, fma(score, const(self.factor, f32), binary("sub", const(0.0, f32), l))))
+        done: list[Stmt] = [Let(forbidden, eq(score, const(-math.inf, f32)))] if len(scores) > 1 else []
+        done.append(Store(s, here, fma(score, const(self.factor, f32), binary("sub", const(0.0, f32), rows))))
         done.append(Warp("exp2_near", ((s, here), (s, here))))
-        inner = binary("mul", load(s, here, f32), binary("sub", load(dp, here, f32), delta))
-        done.append(Store(dp, here, select(forbidden, const(0.0, f32), inner)))
+        for dp in scores[1:]:
+            inner = binary("mul", load(s, here, f32), binary("sub", load(dp, here, f32), delta))
+            done.append(Store(dp, here, select(forbidden, const(0.0, f32), inner)))
         return done
 
-    def _results(self, sums: list[Buffer], first: Expr, own: int) -> list[Stmt]:
+    def _results(self, sums: Mapping[int, Buffer], first: Expr, own: int) -> list[Stmt]:
         done: list[Stmt] = []
-        widths = [self.d, self.e][: len(sums)]
+        length = self.d + self.e if self.turned else self.d
         for row in range(2):
             at = self.row(first, row)
-            place = binary("mul", flat_index((Z, at), (self.slices, own)), sum(widths))
-            stores = self.columns_of(sums[0], row, place, self.d, const(self.form.scale, f32))
-            for b in sums[1:]:
-                stores += self.columns_of(b, row, binary("add", place, self.d), self.e, const(1.0, f32))
+            place = binary("mul", flat_index((Z, at), (self.slices, own)), length)
+            stores: list[Stmt] = []
+            for k, b in sums.items():
+                factor = const(1.0 if k else self.form.scale, f32)
+                stores += self.columns_of(b, row, binary("add", place, k * self.d), self.e if k else self.d, factor)
             done += stores if own % self.rows == 0 else [If(binary("lt", at, const(own)), tuple(stores))]
         return done
 
 
-__all__ = ["TensorBackward", "fits"]
+__all__ = ["TensorBackward"]

@@ -34,6 +34,7 @@ _BARRIER: Final = "llvm.nvvm.barrier.cta.sync.aligned.all"
 _SMALL: Final = 1 << 31
 _LATCH: Final = re.compile(r"label %(\S+), label %\1\.end")
 REGISTERS: Final = 65536  # of a multiprocessor, of every row of machine.py
+MOST_REGISTERS: Final = 255  # of a thread
 
 
 class CudaModule(ModuleText):
@@ -421,8 +422,11 @@ def emit_launch(module: CudaModule, kernel: Kernel, numbers: Mapping[int, int]) 
             attributes.append("readonly")
         params.append(f"ptr {' '.join(attributes)} %p.{b.name}")
     bounds = f'"nvvm.reqntid"="{threads}"'
-    if threads >= 256 and any(isinstance(s, Warp) and s.op in UNITS for s in statements(kernel.body)):
-        bounds += f' "nvvm.maxnreg"="{REGISTERS // max(threads, 512)}"'  # 16 warps on a multiprocessor, a block or two
+    if any(isinstance(s, Warp) and s.op in UNITS for s in statements(kernel.body)):
+        # 16 warps on a multiprocessor, a block or two; of smaller blocks as many as there is room for: left to itself, ptxas
+        # spills a little where one more would fit
+        most = REGISTERS // max(threads, 512) if threads >= 256 else MOST_REGISTERS
+        bounds += f' "nvvm.maxnreg"="{most}"'
     header = f"define ptx_kernel void @{kernel.name}({', '.join(params)}) nounwind {bounds} "
     header += f"!dbg !{module.scope(kernel.name)} {{"
     f = CudaKernel(module, header, kernel, register_widths(kernel))

@@ -54,7 +54,7 @@ def _check(
         raise AttributeValueError(f"{name}: causal is true or false, not {attrs['causal']!r}")
     for k, t in enumerate(types):
         if narrow:
-            allowed = (bf16, f16) if k == 0 else (types[0].dtype,) if k < masked else (bool_, f32)
+            allowed = (bf16, f16) if k == 0 else (types[0].dtype,) if k < 3 else (f32,) if k < masked else (bool_, f32)
             if t.dtype not in allowed:
                 wanted = " or ".join(d.name for d in allowed)
                 raise DTypeError(f"operand {k} of {name} has dtype {t.dtype}, expected {wanted}")
@@ -206,14 +206,26 @@ def _grad_of_grad(node: Node, dy: Node) -> Sequence[Node | None]:
 
 
 def _widened(node: Node) -> Node:
+    """The op of f32 that one of 16-bit q, k and v stands for."""
     q, k, v, *rest = node.inputs
-    return make("attention", *(make("cast", x, dtype=f32) for x in (q, k, v)), *rest, **node.attrs)
+    name = "attention_grad" if "side" in node.attrs else "attention"
+    return make(name, *(make("cast", x, dtype=f32) for x in (q, k, v)), *rest, **node.attrs)
 
 
 def _grad_f32(node: Node, dy: Node) -> Sequence[Node | None]:
-    found = _grad(_widened(node), dy)
-    narrow = [None if g is None else make("cast", g, dtype=i.dtype) for g, i in zip(found[:3], node.inputs, strict=False)]
-    return (*narrow, *found[3:])
+    q, k, v, *rest = node.inputs
+    dq, both = (make("attention_grad_f32", q, k, v, node, dy, *rest, side=side, **node.attrs) for side in SIDES)
+    d, e = k.shape[-1], v.shape[-1]
+    parts = dq, _last(both, 0, d), _last(both, d, d + e)
+    found = [make("cast", unbroadcast(x, like.shape), dtype=like.dtype) for x, like in zip(parts, (q, k, v), strict=True)]
+    masks: list[Node | None] = [None for _ in rest]
+    if rest and rest[0].dtype is not bool_:
+        masks[0] = vjp([_build(_widened(node))], rest, [dy])[0]
+    return (*found, *masks)
+
+
+def _grad_of_grad_f32(node: Node, dy: Node) -> Sequence[Node | None]:
+    return vjp([_build_grad(_widened(node))], node.inputs, [dy])
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -224,15 +236,15 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> Type:
     return TensorType(types[0].dtype, (*lead, t, e + 1))
 
 
-def _infer_grad(types: Sequence[TensorType], attrs: Attrs) -> Type:
-    lead, t, s, d, e = _check("attention_grad", types, attrs, 5)
+def _infer_grad(types: Sequence[TensorType], attrs: Attrs, name: str = "attention_grad", narrow: bool = False) -> Type:
+    lead, t, s, d, e = _check(name, types, attrs, 5, narrow)
     for k in (3, 4):
         if types[k].shape != (*lead, t, e + 1):
             wanted = c.show((*lead, t, e + 1))
-            raise ShapeError(f"operand {k} of attention_grad has shape {c.show(types[k].shape)}, expected {wanted}")
+            raise ShapeError(f"operand {k} of {name} has shape {c.show(types[k].shape)}, expected {wanted}")
     if attrs["side"] not in SIDES:
-        raise AttributeValueError(f"side of attention_grad is one of {', '.join(SIDES)}, not {attrs['side']!r}")
-    return TensorType(types[0].dtype, (*lead, t, d) if attrs["side"] == "query" else (*lead, s, d + e))
+        raise AttributeValueError(f"side of {name} is one of {', '.join(SIDES)}, not {attrs['side']!r}")
+    return TensorType(types[3].dtype, (*lead, t, d) if attrs["side"] == "query" else (*lead, s, d + e))
 
 
 def _infer_f32(types: Sequence[TensorType], attrs: Attrs) -> Type:
@@ -240,8 +252,12 @@ def _infer_f32(types: Sequence[TensorType], attrs: Attrs) -> Type:
     return TensorType(f32, (*lead, t, e + 1))
 
 
-def _value_f32(arrays: Sequence[Array], attrs: Attrs) -> Array:
-    return _value([a if a.dtype in (np.float64, np.bool_) else a.astype(np.float32) for a in arrays], attrs)
+def _infer_grad_f32(types: Sequence[TensorType], attrs: Attrs) -> Type:
+    return _infer_grad(types, attrs, "attention_grad_f32", narrow=True)
+
+
+def _wide(arrays: Sequence[Array]) -> list[Array]:
+    return [a if a.dtype in (np.float64, np.bool_) else a.astype(np.float32) for a in arrays]
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -285,14 +301,18 @@ def _samples(grad: bool) -> list[Sample]:
     return made
 
 
-def _samples_f32() -> list[Sample]:
+def _samples_f32(grad: bool) -> list[Sample]:
     def narrow(s: Sample, dtype: DType) -> Sample:
         def draw(rng: np.random.Generator) -> list[Array]:
-            return [x.astype(dtype.numpy) if k < 3 else x for k, x in enumerate(s.make(rng))]
+            arrays = [x.astype(dtype.numpy) if k < 3 else x for k, x in enumerate(s.make(rng))]
+            if grad:
+                arrays[3] = _value(_wide([*arrays[:3], *arrays[5:]]), s.attrs)
+            return arrays
 
-        return Sample(draw, s.attrs, budget=_ROUNDED[dtype], reason=_ROUNDED_REASON, gradient=False, label=f"{s.label} {dtype}")
+        budget = _ROUNDED[dtype] * (2 if grad else 1)  # of p, dy and ds
+        return Sample(draw, s.attrs, budget=budget, reason=_ROUNDED_REASON, gradient=False, label=f"{s.label} {dtype}")
 
-    some = _samples(False)
+    some = _samples(grad)
     return [narrow(s, bf16) for s in some] + [narrow(s, f16) for s in some[::2]]
 
 
@@ -316,13 +336,13 @@ attention_f32 = register(
     Op(
         name="attention_f32",
         infer=_infer_f32,
-        reference=_value_f32,
+        reference=lambda arrays, attrs: _value(_wide(arrays), attrs),
         lower=lambda node: Attention(lambda n: _build(_widened(n)), node.attrs["scale"], node.attrs["causal"], ""),
         grad=c.rule(_grad_f32),
         doc="attention of 16-bit floats, with sums and result in f32; numbers of a mask are f32, too.",
         arity=None,
         attrs={"scale": REQUIRED, "causal": False},
-        samples=_samples_f32,
+        samples=lambda: _samples_f32(False),
     )
 )
 attention_grad = register(
@@ -339,5 +359,20 @@ attention_grad = register(
         arity=None,
         attrs={"scale": REQUIRED, "causal": False, "side": REQUIRED},
         samples=lambda: _samples(True),
+    )
+)
+attention_grad_f32 = register(
+    Op(
+        name="attention_grad_f32",
+        infer=_infer_grad_f32,
+        reference=lambda arrays, attrs: _grad_value(_wide(arrays), attrs),
+        lower=lambda node: Attention(
+            lambda n: _build_grad(_widened(n)), node.attrs["scale"], node.attrs["causal"], node.attrs["side"]
+        ),
+        grad=c.rule(_grad_of_grad_f32),
+        doc="attention_grad of 16-bit q, k and v; what else it takes, sums and result are f32.",
+        arity=None,
+        attrs={"scale": REQUIRED, "causal": False, "side": REQUIRED},
+        samples=lambda: _samples_f32(True),
     )
 )

@@ -37,6 +37,8 @@ MADE = (
     "round_tf32",
     "contract_tf32",
     "attention_grad",
+    "attention_f32",
+    "attention_grad_f32",
     "depthwise",
     "coded_matmul",
     "codebook_matmul",
