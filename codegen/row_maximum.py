@@ -43,7 +43,10 @@ def use_maximum(plans: Sequence[Code], results: Sequence[bool]) -> list[Code]:
 
 def _marked(code: Code, exponent: Expr) -> Code:
     def rule(e: Expr, args: tuple[Expr, ...]) -> Expr | None:
-        if e.op == "exp" and args[0] is exponent:
+        if e.op != "exp":
+            return None
+        scaled = args[0].op == "mul" and args[0].args[0] is exponent and args[0].args[1].is_const and args[0].args[1].attr > 0
+        if args[0] is exponent or scaled:
             return Expr("exp", args, e.dtype, e.lanes, "nonpositive")
         return None
 

@@ -22,8 +22,9 @@ from .accumulate import POSITIONS, Accumulator
 from .groups import Body, Lowered, body_name, cost, flat_index, is_constant, lanes_for, lowered, static_shape
 from .loop_ir import Alloc, Buffer, If, Let, Prefetch, Stmt, Store, vector_variable
 from .maps import BYTES_PER_NS, CYCLE_NS, Box, merge_axes, ranges_of, stride_along
-from .nests import Axis, Spot, VectorLoop, has_masks, nest, parallel_nest, share, unit_axes, widen
+from .nests import PARALLEL_NS, Axis, Spot, VectorLoop, has_masks, nest, parallel_nest, share, unit_axes, widen
 from .row_maximum import Code, Item, use_maximum
+from .row_pipeline import fits, pipelined
 from .simplify_index import Simplifier
 
 KEEP_COST: Final = 8  # instructions above which a value is kept rather than computed again
@@ -275,41 +276,69 @@ def _emit(
     masks = has_masks(target, [b.dtype for b in used])
     numbers = count()
     how = _Columns(merged, tuple(inner), lanes, "mask" if masks else "overlap", _far(state), target.line)
+    plans = [
+        (
+            [(v, put(e)) for v, e in lets],
+            [(b, put(i), put(v)) for b, i, v in stores],
+            [replace(a, value=put(a.value), place=None if a.place is None else put(a.place)) for a in accs],
+            [(b, put(i), put(v)) for b, i, v in ends],
+        )
+        for lets, stores, accs, ends in plans
+    ]
+    work = sum(cost([v for _, _, v in s] + [a.value for a in accs]) + 2 * len(accs) + 2 * len(s) for _, s, accs, _ in plans)
+    total = int(np.prod([a.extent for a in rows], dtype=np.int64))
+    moved = sum(b.span * b.dtype.itemsize for b in (*body.buffers, *body.outputs))
+    nanoseconds = max(moved / BYTES_PER_NS, total * columns * work * 0.5 * CYCLE_NS / lanes) + total * 20.0
     statements: list[Stmt] = [Alloc(b) for b in scratch]
-    work = 0.0
+    together = masks and len(rows) == 1 and moved <= target.l2 and nanoseconds < PARALLEL_NS and fits(plans)
+    if together:
+        inside = {a.var for a in inner}
+
+        def walk(stores: Sequence[Item], accs: Sequence[Accumulator]) -> list[Stmt]:
+            return _walk(how, stores, accs, numbers)
+
+        def quick(stores: Sequence[Item], numbers: Iterator[int]) -> tuple[Sequence[Item], Expr | None, list[Stmt]]:
+            fast, _, guard, lets = _reciprocals(stores, (), inside, numbers)
+            return fast, guard, lets
+
+        statements += pipelined(plans, rows[0], walk, quick, numbers)
+    else:
+        statements += _passes(state, how, plans, rows, put, numbers)
+    nested, parallel = parallel_nest([] if together else rows, statements, nanoseconds)
+    graph = state.r.graph
+    doc = f"rows: {body_name(graph)}, {len(plans)} passes"
+    note = f"{len(plans)} passes over rows of {columns}"
+    pairs = _in_place(state, plans) if masks else frozenset()
+    return lowered(body, name, nested, doc=doc, in_place=pairs, parallel=parallel, note=note)
+
+
+def _passes(
+    state: _Lowering, how: _Columns, plans: Sequence[Code], rows: Sequence[Axis], put: _Put, numbers: Iterator[int]
+) -> list[Stmt]:
+    """The passes over one row, one after the other."""
+    statements: list[Stmt] = []
     walks = [n for n, (_, stores, accs, _) in enumerate(plans) if stores or accs]
     for number, (lets, stores, accs, ends) in enumerate(plans):
-        statements += [Let(v, put(e)) for v, e in lets]
-        done = [(b, put(i), put(v)) for b, i, v in stores]
-        accs = [replace(a, value=put(a.value), place=None if a.place is None else put(a.place)) for a in accs]
+        statements += [Let(v, e) for v, e in lets]
         for a in accs:
             statements += a.start()
-        if done or accs:
-            quick, quick_accs, guard, lets_of = _reciprocals(done, accs, {a.var for a in inner}, numbers)
+        if stores or accs:
+            quick, quick_accs, guard, lets_of = _reciprocals(stores, accs, {a.var for a in how.axes}, numbers)
             ahead = _next_row(state, how, plans[walks[0]], put, rows) if number in walks[1:-1][:1] else ()
             walked = _walk(how, quick, quick_accs, numbers, ahead=ahead)
             if guard is None:
                 statements += walked
             else:
-                slow = _walk(how, done, accs, numbers, 1)
+                slow = _walk(how, stores, accs, numbers, 1)
                 statements += [*lets_of, If(guard, tuple(walked), tuple(slow))]
-            work += cost([v for _, _, v in done] + [a.value for a in accs]) + 2 * len(accs) + 2 * len(done)
         for a in accs:
             if a.kind in POSITIONS:
                 before, _, where = a.position()
                 statements += [*before, Let(var(a.name, a.dtype), cast(where, a.dtype))]
             else:
                 statements.append(Let(var(a.name, a.dtype), cast(a.total(), a.dtype)))
-        statements += [Store(b, (put(i),), put(v)) for b, i, v in ends]
-    total = int(np.prod([a.extent for a in rows], dtype=np.int64))
-    moved = sum(b.span * b.dtype.itemsize for b in (*body.buffers, *body.outputs))
-    nanoseconds = max(moved / BYTES_PER_NS, total * columns * work * 0.5 * CYCLE_NS / lanes) + total * 20.0
-    nested, parallel = parallel_nest(rows, statements, nanoseconds)
-    graph = state.r.graph
-    doc = f"rows: {body_name(graph)}, {len(plans)} passes"
-    note = f"{len(plans)} passes over rows of {columns}"
-    pairs = _in_place(state, plans) if masks else frozenset()
-    return lowered(body, name, nested, doc=doc, in_place=pairs, parallel=parallel, note=note)
+        statements += [Store(b, (i,), v) for b, i, v in ends]
+    return statements
 
 
 def _reciprocals(

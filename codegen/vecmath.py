@@ -60,12 +60,12 @@ def expand(e: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
 
 
 def _expanded(op: str, dtype: DType, args: tuple[Expr, ...], known: str | None) -> Expr:
-    """`known` of an exp is 'nonpositive' where its argument is known not to be positive: the same bits, without a limit."""
+    """`known` of an exp is 'nonpositive' where its argument is a difference from a maximum: see `exp_below`."""
     if dtype in (f16, bf16):
         return cast(_expanded(op, f32, tuple(cast(a, f32) for a in args), known), dtype)
     if dtype is not f32 and dtype is not f64:
         raise CompileError(f"{op} of {dtype} has no compiled form; cast to f32 around it")
     home = vecmath_f64 if dtype is f64 else vecmath_f32
-    special = {"nonpositive": True} if op == "exp" and known == "nonpositive" else {}
-    expanded: Expr = getattr(home, "power" if op == "pow" else op)(*args, **special)
+    name = "exp_below" if op == "exp" and known == "nonpositive" else "power" if op == "pow" else op
+    expanded: Expr = getattr(home, name)(*args)
     return expanded

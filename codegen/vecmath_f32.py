@@ -12,6 +12,8 @@ from .vecmath_parts import bits, float32, integer, inverse_pi, magic, magnitude,
 
 # exp(r) = 1 + r + r^2 q(r) on |r| <= ln2 / 2; the relative error of r + r^2 q(r) against expm1 is small too
 _EXP: Final = (0.4999999701976776, 0.1666654646396637, 0.04166743531823158, 0.00836627185344696, 0.0013870695838704705)
+# 2^f = 1 + f p(f) on |f| <= 1/2
+_POWER: Final = (0.6931470036506653, 0.24022246897220612, 0.0555071160197258, 0.009671300649642944, 0.001326927449554205)
 # log(1 + f) = f - f^2 / 2 + f^3 p(f) on sqrt(1/2) <= 1 + f <= sqrt(2)
 _LOG: Final = (
     0.3333331346511841, -0.25000008940696716, 0.20002073049545288, -0.16667991876602173, 0.14220310747623444,
@@ -142,10 +144,25 @@ def _exp_reduced(x: Expr) -> tuple[Expr, Expr, Expr]:
     return n, r, _horner(r, _EXP)
 
 
-def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
-    limited = maximum(number(-105.0, x), x)
-    n, r, q = _exp_reduced(limited if nonpositive else minimum(number(89.0, x), limited))
+def exp(x: Expr) -> Expr:
+    n, r, q = _exp_reduced(minimum(number(89.0, x), maximum(number(-105.0, x), x)))
     return scale(fma(fma(q, r, number(1.0, x)), r, number(1.0, x)), n)
+
+
+def exp_below(x: Expr) -> Expr:
+    """exp of a rounded difference x <= 0, or of its product with a positive constant; 1 at 0.
+
+    It is 2^n 2^f with log2(e) and the constant in one factor, which makes an error of |x| 2^-25; the rounding of the difference
+    has changed it by up to |x| 2^-24 before. The polynomial adds up to three units of the last place.
+    """
+    c = 1.0
+    if x.op == "mul" and x.args[1].is_const and 2.0**-60 < x.args[1].attr < 2.0**60:
+        x, c = x.args[0], float(x.args[1].attr)
+    limited = maximum(number(-105.0 / c, x), x)
+    rate = number(c / math.log(2), x)
+    n = fma(limited, rate, magic(x)) - magic(x)
+    f = fma(limited, rate, -n)
+    return scale(fma(_horner(f, _POWER), f, number(1.0, x)), n)
 
 
 def expm1(x: Expr) -> Expr:

@@ -61,9 +61,13 @@ def _exp_reduced(x: Expr) -> tuple[Expr, Expr, Expr]:
     return n, r, _horner(r, _EXP)
 
 
-def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
-    limited = maximum(number(-750.0, x), x)
-    n, r, q = _exp_reduced(limited if nonpositive else minimum(number(710.0, x), limited))
+def exp(x: Expr) -> Expr:
+    return exp_below(minimum(number(710.0, x), x))
+
+
+def exp_below(x: Expr) -> Expr:
+    """exp of an x that is not above 710."""
+    n, r, q = _exp_reduced(maximum(number(-750.0, x), x))
     return scale(number(1.0, x) + (r + r * r * q), n)
 
 

@@ -73,6 +73,14 @@ def main() -> None:
             4,
             True,
         ),
+        "POWER": (
+            lambda f: np.expm1(f * math.log(2)) / f,
+            lambda f: np.abs(f) / np.exp2(f),
+            -0.5001,
+            0.5001,
+            4,
+            True,
+        ),
         "LOG": (lambda f: (np.log1p(f) - f + f * f / 2) / f**3, lambda f: f**3 / np.log1p(f), low, high, 8, True),
         "SIN": (positive(lambda r: (np.sin(r) - r) / r**3), positive(lambda r: r**3 / np.sin(r)), 1e-6, quarter**2, 3, True),
         "COS": (

@@ -13,7 +13,7 @@ Operations (`op`), with `a`, `b`, `c` the args:
     lt le eq ne               -> bool; comparisons with NaN are false, but ne is true
     neg abs not               sqrt floor ceil round (half to even) trunc
     exp log log1p expm1 sin cos tanh erf sigmoid pow              see codegen/vecmath for the error bounds; attr of an exp may be
-                              "nonpositive": its argument is known not to be positive
+                              "nonpositive": its argument is a rounded difference from a maximum
     fma                       a * b + c, rounded once
     select                    b where a else c (both sides are evaluated: an index must be in range on both)
     cast                      to `dtype`; float to int saturates and NaN gives 0; int to narrower int wraps

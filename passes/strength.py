@@ -1,23 +1,27 @@
 """Cheaper ops for dear ones, where the result is as good: rounding may differ in the last place.
 
     x ** n -> x * ... * x for n = 2, 3, 4    x ** -1 -> 1 / x    x / c -> x * (1 / c) for a constant c
+    exp(c x - max(c x)) -> exp(c (x - max(x))) for a constant c > 0: the exponential's own code multiplies by log2(e) c
 
-Each rule removes a power or a division, and none makes one out of less: the number of powers, then of divisions, shrinks.
+Each rule removes a power or a division, or takes a scale out of an exponent's difference, and none does the opposite: the number
+of powers, of divisions, then of such differences shrinks.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.build import full
 from ..ir.dtypes import f32, f64
 from ..ir.graph import Graph, Node
+from ..ir.lowering import Reduce
 from ..ir.op import make
 from .contract import Context, Pass
 from .facts import Facts
-from .rewrite import Miss, Outcome, apply_rules, rule_on
+from .rewrite import Miss, Outcome, Rule, apply_rules, rule_on, use_counts
 
 
 @rule_on("pow")
@@ -45,9 +49,42 @@ def divide_by_constant(node: Node, facts: Facts) -> Outcome:
     return make("mul", node.inputs[0], full(1.0 / c, node.tensor))
 
 
+def scale_after_maximum(uses: Counter[Node]) -> Rule:
+    """The rule for a softmax of scaled scores, whose product then has no scale to apply; `uses` from `use_counts`."""
+
+    @rule_on("exp")
+    def rule(node: Node, facts: Facts) -> Outcome:
+        """exp(c x - max(c x)) -> exp(c (x - max(x))) for a constant c > 0 of moderate size, where nothing else uses c x."""
+        difference = node.inputs[0]
+        if facts.form(difference) != "sub" or node.dtype not in (f32, f64):
+            return Miss("not the exponential of a difference", difference)
+        scaled, top = difference.inputs
+        c = facts.value(scaled.inputs[1]) if facts.form(scaled) == "mul" else None
+        if c is None or not 2.0**-60 < c < 2.0**60:
+            return Miss("no scale by a positive constant of moderate size", scaled)
+        path: list[tuple[Node, int]] = []
+        while (read := facts.read(top)) is not None:
+            path.append((top, read.operand))
+            top = top.inputs[read.operand]
+        low = facts.lowering(top) if top.inputs else None
+        if not isinstance(low, Reduce) or low.kind != "max" or top.inputs != (scaled,):
+            return Miss("what is subtracted is not the maximum of the same values", top)
+        if uses[scaled] != 2 or any(uses[n] != 1 for n in (difference, top, *(n for n, _ in path))):
+            return Miss("the scaled values or their maximum are needed elsewhere", scaled)
+        x = scaled.inputs[0]
+        new = top.replace((x,))
+        for n, k in reversed(path):
+            new = n.replace((*n.inputs[:k], new, *n.inputs[k + 1 :]))
+        return node.replace((make("mul", make("sub", x, new), scaled.inputs[1]),))
+
+    return rule
+
+
 def _fewer(before: Node, after: Node, facts: Facts) -> bool:
     def rank(node: Node) -> int:
-        return {"pow": 2, "div": 1}.get(facts.form(node), 0)
+        if facts.form(node) == "exp":
+            return 1 if facts.form(node.inputs[0]) == "sub" else 0
+        return {"pow": 3, "div": 2}.get(facts.form(node), 0)
 
     return rank(after) < rank(before)
 
@@ -60,4 +97,5 @@ class Strength(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with cheaper ops."""
-        return apply_rules(graph, (small_power, divide_by_constant), ctx, _fewer)
+        uses = use_counts(graph)
+        return apply_rules(graph, (small_power, divide_by_constant, scale_after_maximum(uses)), ctx, _fewer, uses)

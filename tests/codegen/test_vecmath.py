@@ -11,7 +11,7 @@ from tensorwright.codegen.loop_ir import Buffer, For, Kernel, Module, Store
 from tensorwright.codegen.vecmath import BOUNDS
 from tensorwright.codegen.vectorize import vectorize_loop
 from tensorwright.ir.dtypes import as_dtype
-from tensorwright.ir.expr import MATH, binary, const, load, unary, var
+from tensorwright.ir.expr import MATH, Expr, binary, const, load, unary, var
 
 from .helpers import Array, emit_kernel, host_rows, run_kernel
 
@@ -87,6 +87,26 @@ def test_within_its_bound_over_every_exponent(op: str, name: str) -> None:
         worst = errors(compiled(op, [x], row, 16 if name == "f32" else 8, name), exact)
         k = int(worst.argmax())
         assert worst[k] <= BOUNDS[name][op], f"{op}({x[k]!r}) on {row}: {worst[k]:.2f} ulp, exact {exact[k]}"
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.125, 0.088, 3.7])
+def test_exp_of_a_difference_errs_by_less_than_the_difference_does(factor: float) -> None:
+    """In f32 log2(e) is in one piece, with the factor: up to |x| 2^-25 more than the polynomial's three units."""
+    x = -np.abs(sweep("f32"))
+    x = np.append(x[~np.isnan(x)], np.float32(np.nan))
+    d, i, n, c = as_dtype("f32"), var("i"), len(x), float(np.float32(factor))
+    source, out = (Buffer(b, d, (n,), align=4) for b in "xy")
+    value = load(source, (i,), d)
+    e = Expr("exp", (value if factor == 1 else binary("mul", value, const(c, d)),), d, 1, "nonpositive")
+    loop = For(i, const(0), const(n), (Store(out, (i,), e),), "vector")
+    exact = np.exp(x.astype(np.longdouble) * c)
+    for row in host_rows():
+        y = np.zeros_like(x)
+        assert run_kernel(Module((Kernel("k", (source, out), vectorize_loop(loop, 16)),)), "k", [x, y], row) == 0
+        worst = errors(y, exact) / (3 + np.fmin(-x.astype(np.float64) * c, 105) / 2)
+        k = int(worst.argmax())
+        assert worst[k] <= 1, f"exp({x[k]!r} * {c}) on {row}: {y[k]}, exact {exact[k]}"
+        assert (y[x == 0] == 1).all()
 
 
 @pytest.mark.parametrize("name", ["f32", "f64"])

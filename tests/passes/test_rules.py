@@ -16,6 +16,7 @@ from tensorwright.passes.contract import Context
 from tensorwright.passes.oracle import DRAWS, draw, exact_difference
 from tensorwright.passes.rewrite import Miss, RewriteError, Rewriter, apply_rules, rule, smaller
 from tensorwright.passes.simplify import RULES
+from tensorwright.passes.strength import Strength
 
 F = tensor("f32", (3, 4))
 I = tensor("i32", (3, 4))
@@ -193,6 +194,27 @@ def test_strength():
         assert "pow" not in str(after)
     graph = Graph((x,), (make("pow", x, c(2.5)),))
     assert apply_rules(graph, (strength.small_power,), Context(), strength._fewer) is graph
+
+
+def scaled_softmax(x, scale, again=False):
+    y = make("mul", x, c(scale))
+    top = make("broadcast_to", make("max", y, axes=(1,), keepdims=True), shape=x.shape)
+    e = make("exp", make("sub", y, top))
+    return Graph((x,), (e, y) if again else (e,))
+
+
+def test_the_scale_of_an_exponent_follows_its_maximum():
+    x = input_node("x", F)
+    graph = scaled_softmax(x, 0.3)
+    after = Strength().run(graph, Context())
+    (product,) = after.outputs[0].inputs
+    assert (product.op.name, product.inputs[0].op.name) == ("mul", "sub") and product.inputs[0].inputs[0] is x
+    a = draw(graph, "normal", 0)[0]
+    a[0, 0], a[1, :], a[2, 1] = np.nan, -np.inf, np.inf
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(run(after, [a])[0], run(graph, [a])[0], rtol=1e-5)
+    for other in (scaled_softmax(x, -0.3), scaled_softmax(x, 2.0**70), scaled_softmax(x, 0.3, again=True)):
+        assert Strength().run(other, Context()) is other
 
 
 def test_a_rule_that_grows_terms_is_refused():
