@@ -228,9 +228,17 @@ def run(
         kernel = replace(kernel, weights=True) if dtype is i8 else kernel  # quantised layers have weights
         p = prepare(kernel, t, dtype=dtype)
         limit, operations = peak_run(t, dtype)
-        # the peak of the same seconds: a core is slower while others keep the machine busy
-        bare, *times = interleaved([limit, *(lambda n=n, p=p: p.native(n) for n in threads)], seconds, settled=True)
-        row = {n: _row(p, n, median(x), min(x), t, operations / median(bare)) for n, x in zip(threads, times, strict=True)}
+        # the peak of the same seconds, in calls as long as the kernel's: a core is slower while others keep the machine busy,
+        # and what interrupts each of the kernel's calls would miss most calls of a shorter loop
+        again = max(1, round(kernel.spec.flops / operations))
+
+        def bare(limit: Native = limit, again: int = again) -> None:
+            for _ in range(again):
+                limit()
+
+        alone, *times = interleaved([bare, *(lambda n=n, p=p: p.native(n) for n in threads)], seconds, settled=True)
+        rate = again * operations / median(alone)
+        row = {n: _row(p, n, median(x), min(x), t, rate) for n, x in zip(threads, times, strict=True)}
         for n in threads:
             if 1 in row and n != 1:
                 row[n]["speedup"] = row[1]["ours_ms"] / row[n]["ours_ms"]

@@ -174,12 +174,15 @@ def weave(b: Builder, which: int, projection: Group, loop: Group, chained: Chain
     if panels_of(part.root) != list(range(len(panels) * rows)):
         return None
     moves = _moves(part, low, count, len(panels), rows)
-    both = woven(ukernel, part.kernels[0])
-    if moves is None or both is None or ("swap" in ways and moves[0] % 2 and moves[0] > 1):
+    if moves is None or ("swap" in ways and moves[0] % 2 and moves[0] > 1):
         return None
     name = f"{root.name}_with_{part.root.name}"
-    b.kernels.setdefault(both.name, both)
-    b.kernels.setdefault(name, woven_root(root, part.root, both, name))
+    if name not in b.kernels:
+        both = woven(ukernel, part.kernels[0])
+        if both is None:
+            return None
+        b.kernels.setdefault(both.name, both)
+        b.kernels[name] = woven_root(root, part.root, both, name)
     weaving = Weaving(rows, lead, blocks, name, which, *moves)
     values = {f.name: getattr(chained, f.name) for f in fields(ChainControl)}
     note = f"{chained.note}; {blocks * rows} steps woven with the projection of {rows} later ones"

@@ -18,6 +18,7 @@ from .contraction.root import PANEL
 from .loop_ir import Alloc, Buffer, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, statements
 
 MARK: Final = "w_"  # before the names of the second kernel's variables and buffers
+MOST: Final = 8  # iterations of one loop beside one of the other: more code gains nothing
 
 
 def sums_of(kernel: Kernel, lanes: int) -> int:
@@ -183,7 +184,7 @@ def woven(a: Kernel, b: Kernel) -> Kernel | None:
         return None
     (before, x, after), (before_b, y, after_b) = mine, other
     turns, turns_b = (-(-int(s.stop.attr) // s.step) for s in (x, y))
-    ratio = (max(1, turns // turns_b), max(1, turns_b // turns))
+    ratio = (min(MOST, max(1, turns // turns_b)), min(MOST, max(1, turns_b // turns)))
     count = min(turns // ratio[0], turns_b // ratio[1])
     k = var("k")
     parts: list[list[Stmt]] = []

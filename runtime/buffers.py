@@ -16,6 +16,7 @@ from ..ir.types import TensorType
 Array = np.ndarray[Any, Any]
 ALIGN: Final = 64
 _HUGE: Final = 4 * 1024 * 1024  # from this size on, ask for huge pages: a fresh 64 MB array costs 16,000 faults without
+_PAGE: Final = 2 * 1024 * 1024  # a huge page
 
 
 class OutOfMemoryError(TensorwrightError, MemoryError):
@@ -32,19 +33,21 @@ def _private(nbytes: int) -> mmap.mmap:
 def block(nbytes: int, align: int = ALIGN, *, huge: bool = True) -> tuple[Any, int]:
     """Zeroed memory as (owner, address of its first aligned byte). The owner exports a writable buffer.
 
-    A large block is made of huge pages where the system has them, unless `huge` is False.
+    A large block is made of huge pages where the system has them, unless `huge` is False. It then begins with one: of 4 MB that
+    begin anywhere, half would be small pages.
     Raises OutOfMemoryError when the system does not give that much.
     """
     if nbytes >= _HUGE:
         try:
+            align = max(align, _PAGE) if huge else align
             owner: Any = _private(nbytes + align)
         except (OSError, MemoryError, OverflowError, ValueError) as error:
             raise OutOfMemoryError(
                 f"the model needs a block of {nbytes:,} bytes, which the system does not give: {error}"
             ) from error
-        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-            owner.madvise(mmap.MADV_HUGEPAGE)
         base = ctypes.addressof(ctypes.c_char.from_buffer(owner))
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+            owner.madvise(mmap.MADV_HUGEPAGE, -base % align, nbytes // _PAGE * _PAGE)  # the rest would be a whole page, too
     else:
         owner = (ctypes.c_char * (nbytes + align))()
         base = ctypes.addressof(owner)

@@ -86,8 +86,8 @@ def _part(nest: Nest, part: Part, target: Target, a: DType, b: DType) -> tuple[N
     new = replace(nest, free=fewer, spans=spans)
     lanes = target.lanes(nest.dtype.bits)
     found = [p for p in plans(new, target, a, b) if simple(p) and (part.narrow or p.parts == 1)]
-    if part.narrow:
-        found = [p for p in found if p.tile_rows == part.rows and p.columns == lanes]
+    if part.narrow:  # to be woven into another loop, in small pieces
+        found = [p.decided(unroll=min(p.unroll, 2)) for p in found if p.tile_rows == part.rows and p.columns == lanes]
     if not found:
         raise NoPartError("there is no such tile")
     return new, min(found, key=lambda p: p.cycles).decided(parts=1)

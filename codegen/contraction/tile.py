@@ -14,7 +14,7 @@ from ...ir.expr import const
 from ...ir.target import Target
 from . import plan as limits
 from .canonical import A, B, C, Loop, Nest, merge
-from .cost import FAR_BYTES, L3_BYTES, Model
+from .cost import L3_BYTES, Model
 from .plan import Plan, accumulator
 
 FEW_TILES: Final = 8  # fewer tiles of C than this cannot feed the threads: the reduction is split instead
@@ -23,8 +23,6 @@ SHARED: Final = 0.6  # share of L2 that a block of the reduction may take which 
 FEWEST: Final = 128  # steps of such a block at least: the partial sums are loaded and stored for each
 MOST_TRAFFIC: Final = 0.25  # bytes a cycle from beyond L2 that chunks may read each for itself
 SLICE: Final = 0.4  # share of L2 that a tile's slice of both operands may take
-WHOLE: Final = 0.9  # ... where few tiles read a panel, each slowly enough for it to come from beyond: partial sums cost more
-FEW_ROW_TILES: Final = 32
 COPIES: Final = 32 << 20  # bytes of packed copies that are always allowed, beyond that twice the operands
 RANKED: Final = 1.5  # times the best plan's modelled cycles up to which a plan is worth measuring
 UNROLLED: Final = 48  # multiply-adds in one iteration of the innermost loop, about
@@ -336,10 +334,7 @@ def _blocking(nest: Nest, model: Model, p: Plan) -> tuple[int, int, dict[str, bo
             row_bytes = max(row_bytes, line)
         elif step > size:
             row_bytes = p.tile_rows * min(line, step)
-    col_bytes = p.columns * size
-    slowly = col_bytes <= FAR_BYTES * model.step(p.tile_rows, p.vectors, 1, 0)
-    share = WHOLE if slowly and p.row_tiles <= FEW_ROW_TILES else SLICE
-    return (*_cut(p.reduce, int(model.target.l2 * share / (col_bytes + row_bytes))), {})
+    return (*_cut(p.reduce, int(model.target.l2 * SLICE / (p.columns * size + row_bytes))), {})
 
 
 def _together(nest: Nest, model: Model, p: Plan) -> int:

@@ -97,7 +97,6 @@ def test_a_merged_loop_keeps_its_operands_apart() -> None:
 
 def test_a_cut_reduction_applies_the_epilogue_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile, "SLICE", 0.0007)
-    monkeypatch.setattr(tile, "WHOLE", 0.0007)
 
     def value(acc: Expr, index: Index, load: Load) -> Expr:
         return maximum(acc + load(0, index), const(0.0, f32))
