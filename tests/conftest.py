@@ -13,20 +13,28 @@ from collections.abc import Iterator
 
 import pytest
 
-_VALIDATE = "TENSORWRIGHT_VALIDATE"
+_CACHE, _VALIDATE = "TENSORWRIGHT_CACHE", "TENSORWRIGHT_VALIDATE"
 _wanted = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
+def pytest_cmdline_main() -> Iterator[None]:
     """Sets the environment before any test is imported, also for the processes that tests start."""
-    config.addinivalue_line("markers", "unvalidated(reason): compiles without validating each pass")
-    config.stash[_wanted] = os.environ.get(_VALIDATE, "1")
+    wanted = os.environ.get(_VALIDATE, "1")
     with tempfile.TemporaryDirectory(prefix="tensorwright-test-cache-") as cache, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORWRIGHT_CACHE", cache)
+        patch.setenv(_CACHE, cache)
         patch.setenv("TENSORWRIGHT_VERIFY", "1")
-        patch.setenv(_VALIDATE, config.stash[_wanted])
+        patch.setenv(_VALIDATE, wanted)
         return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Also in the workers of `pytest -n`, which inherit the environment: each keeps a cache of its own within the one."""
+    config.addinivalue_line("markers", "unvalidated(reason): compiles without validating each pass")
+    config.stash[_wanted] = os.environ[_VALIDATE]
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:
+        os.environ[_CACHE] = os.path.join(os.environ[_CACHE], worker)
 
 
 @pytest.hookimpl(tryfirst=True)

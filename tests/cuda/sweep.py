@@ -13,6 +13,7 @@ import argparse
 import functools
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ sys.path.insert(0, str(ROOT))  # a script: imports from the checkout come after 
 
 import tensorwright as tw  # noqa: E402
 from tensorwright import driver  # noqa: E402
-from tensorwright.benchmarks import models, training  # noqa: E402
+from tensorwright.benchmarks import models  # noqa: E402
 from tensorwright.codegen.cuda.generate import generate  # noqa: E402
+from tensorwright.frontend.tracing import trace_model  # noqa: E402
+from tensorwright.frontend.training import training_step  # noqa: E402
+from tensorwright.ir.graph import Graph  # noqa: E402
 from tensorwright.ir.lowering import Attention  # noqa: E402
 from tensorwright.ir.op import REGISTRY, Op, Trait  # noqa: E402
 from tensorwright.ir.target import row  # noqa: E402
@@ -32,16 +36,20 @@ from tensorwright.runtime.cuda.binding import CudaBinding, DeviceStore  # noqa: 
 from tensorwright.runtime.cuda.device import Device  # noqa: E402
 from tensorwright.runtime.cuda.emulator import Emulator  # noqa: E402
 from tensorwright.runtime.cuda.tools import assemble  # noqa: E402
+from tensorwright.settings import flags  # noqa: E402
 
 from tests.codegen.programs import error  # noqa: E402
 from tests.codegen.test_lower_ops import cases, together  # noqa: E402
 
+OPS = [op for op in REGISTRY.values() if not op.has(Trait.STRUCTURAL)]
 FORWARD = ("demo_b64", "resnet18_b32", "transformer_b8", "bilstm_b32")
 
 
-def check_op(op: Op, sm: int, *, run: bool, device: Device | None = None) -> list[str]:
-    """What is wrong with an op's samples on an SM; empty where nothing is. They run on the interpreter, or a device."""
-    some = cases(op)
+def check_op(op: Op, sm: int, *, run: bool, device: Device | None = None, every: int = 1) -> list[str]:
+    """What is wrong with an op's samples on an SM, or with one of so many; empty where nothing is.
+
+    They run on the interpreter, or a device."""
+    some = cases(op)[::every]
     if not some:
         return [f"{op.name} has no samples"]
     graph, arrays = together(some, (Attention,))
@@ -59,17 +67,27 @@ def check_op(op: Op, sm: int, *, run: bool, device: Device | None = None) -> lis
     return wrong
 
 
-def model(name: str, sm: int, *, train: bool) -> Any:
-    """The Executable of a workload, or of its training step."""
-    target = f"cuda-sm_{sm}"
-    if not train:
-        w = (models.INFERENCE | models.TRAINING)[name]
-        return tw.compile(w.make(), *w.arguments, target=target)
-    build, training.build = training.build, functools.partial(driver.build, target=target)
-    try:
-        return training.compiled_step(name, training.initial_weights(name), 1)[0]
-    finally:
-        training.build = build
+@functools.lru_cache(maxsize=1)  # one for all SMs
+def traced(name: str, train: bool) -> tuple[Graph, Mapping[str, Any]]:
+    """The graph of a workload, or of its training step with Adam, and its weights."""
+    w = (models.INFERENCE | models.TRAINING)[name]
+    with driver.tracing_for("cuda", flags()):
+        if not train:
+            found = trace_model(w.make(), *w.arguments)
+            return found.graph, found.values()
+        step = training_step(models.TRAINING[name].make(), tw.losses.cross_entropy, tw.optim.Adam(1e-3), *w.arguments, w.target)
+        return step.graph, step.state
+
+
+def check_model(name: str, sm: int, *, train: bool) -> list[str]:
+    """What ptxas says against a workload's program and the one that prepares its weights, or against its training step."""
+    graph, weights = traced(name, train)
+    purpose = "training" if train else "inference"
+    made: Any = driver.build(graph, weights, purpose=purpose, target=f"cuda-sm_{sm}").compiled
+    programs = [p for p in (made.run, made.prepare) if p is not None and p.kernels]
+    if made.run not in programs:
+        return [f"{name} has no kernels"]
+    return [x for p in programs for x in assemble(p.ptx, sm).wrong]
 
 
 def train_demo() -> list[str]:
@@ -104,8 +122,8 @@ def main() -> int:
         start = time.perf_counter()
         report("the demo's CNN, three steps", train_demo(), start)
     for sm in map(int, args.sm.split(",") if args.sm else ()):
-        for op in REGISTRY.values():
-            if op.has(Trait.STRUCTURAL) or (args.ops and op.name not in args.ops):
+        for op in OPS:
+            if args.ops and op.name not in args.ops:
                 continue
             start = time.perf_counter()
             try:
@@ -116,11 +134,7 @@ def main() -> int:
         for name in FORWARD if args.models else ():
             for train in (False, True):
                 start = time.perf_counter()
-                report(
-                    f"sm_{sm} {name} {'step' if train else 'forward'}",
-                    assemble(model(name, sm, train=train).compiled.run.ptx, sm).wrong,
-                    start,
-                )
+                report(f"sm_{sm} {name} {'step' if train else 'forward'}", check_model(name, sm, train=train), start)
     print(f"{failed} failed")
     return int(failed > 0)
 

@@ -14,7 +14,6 @@ from tensorwright.ir.build import input_node
 from tensorwright.ir.cuda_program import CudaProgram
 from tensorwright.ir.dtypes import bool_, f32
 from tensorwright.ir.graph import Graph
-from tensorwright.ir.lowering import Attention
 from tensorwright.ir.op import REGISTRY, make
 from tensorwright.ir.target import row
 from tensorwright.ir.types import TensorType
@@ -23,24 +22,12 @@ from tensorwright.runtime.cuda.emulator import Emulator
 from tensorwright.runtime.cuda.tools import assemble
 from tensorwright.settings import flags
 
-from tests.codegen.programs import error
-from tests.codegen.test_lower_ops import cases, together
-
 RNG = np.random.default_rng(11)
 
 
 def on_emulator(program: CudaProgram, arrays: list[Any]) -> list[Any]:
     out = CudaBinding(program, {}, DeviceStore(Emulator(1 << 25))).run([np.ascontiguousarray(a) for a in arrays])
     return list(out) if isinstance(out, tuple) else [out]
-
-
-@pytest.mark.parametrize("name", ["attention", "attention_grad"])
-def test_samples_on_the_interpreter(name: str) -> None:
-    some = cases(REGISTRY[name])
-    graph, arrays = together(some, (Attention,))
-    program = generate(graph, row("cuda-sm_80"), verify=True)
-    for k, (found, (s, *_, expected)) in enumerate(zip(on_emulator(program, arrays), some, strict=True)):
-        assert error(found, expected) <= s.budget, f"sample {k}, {s.label}"
 
 
 def operands(t: int, s: int, d: int, e: int, *, mask: bool, side: str) -> list[Any]:

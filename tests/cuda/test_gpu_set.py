@@ -15,7 +15,6 @@ from tensorwright.ir.errors import RuntimeUnavailableError
 from tensorwright.runtime.cuda import devices, tools
 
 from ..gpu.conftest import reason
-from .mock import build
 
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = {devices.NO_PYCUDA, devices.NO_DRIVER, devices.NO_DEVICE}
@@ -76,13 +75,11 @@ def test_they_skip_for_one_of_them() -> None:
     assert sum(int(n) for n in re.findall(r"^SKIPPED \[(\d+)\]", said, re.M)) > 100, said
 
 
-def test_they_run_on_the_mock_driver(tmp_path: Path) -> None:
-    try:
-        library = build.driver(tmp_path)
-    except FileNotFoundError as error:
-        pytest.skip(f"the mock driver is C: {error}")
+def test_they_run_on_the_mock_driver(mock_driver: Path) -> None:
     some = "test_op and (sigmoid or cumsum) or replays or stay_on or of_torch or export or words"
-    said = run("tests/cuda/mock/gpu_tests.py", str(library), some, LD_LIBRARY_PATH=str(tmp_path), TENSORWRIGHT_VALIDATE="0")
+    said = run(
+        "tests/cuda/mock/gpu_tests.py", str(mock_driver), some, LD_LIBRARY_PATH=str(mock_driver.parent), TENSORWRIGHT_VALIDATE="0"
+    )
     passed = re.findall(r"^PASSED .*::(\w+)", said, re.M)
     assert {"test_op", "test_replays_and_sizes", "test_arrays_stay_on_the_device", "test_an_export_runs"} <= set(passed), said
     assert " failed" not in said, said

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from .mock import build
-
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = [
     "doctor", "load, copies and launches", "graph replay", "streams in a graph", "copies beside launches", "training",
@@ -41,21 +39,14 @@ def test_the_whole_host_path_through_pycuda() -> None:
     host_path(Path(folder))
 
 
-def test_the_whole_host_path_without_pycuda(tmp_path: Path) -> None:
+def test_the_whole_host_path_without_pycuda(mock_driver: Path) -> None:
     """The same with a few lines of ctypes in pycuda's place (mock/minicuda.py): our side of it, everywhere."""
-    try:
-        build.driver(tmp_path)
-    except FileNotFoundError as error:
-        pytest.skip(f"the mock driver is C: {error}")
-    host_path(tmp_path, "mini")
+    host_path(mock_driver.parent, "mini")
 
 
-def test_the_mock_driver_builds_and_answers(tmp_path: Path) -> None:
+def test_the_mock_driver_builds_and_answers(mock_driver: Path) -> None:
     """Without a device behind it, it says what a driver without a GPU says."""
-    try:
-        library = ctypes.CDLL(str(build.driver(tmp_path)))
-    except FileNotFoundError as error:
-        pytest.skip(f"the mock driver is C: {error}")
+    library = ctypes.CDLL(str(mock_driver))
     assert library.cuInit(0) == 100
     count = ctypes.c_int(-1)
     assert library.cuDeviceGetCount(ctypes.byref(count)) == 0

@@ -26,26 +26,24 @@ class Net(nn.Module):
     def __init__(self) -> None:
         self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
         self.depthwise, self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 32, 3, padding=1, groups=8)
-        self.third, self.fourth = nn.Conv2d(32, 48, 3, padding=1, stride=2), nn.Conv2d(48, 40, 1)
-        self.head = nn.Linear(40, 10)
+        self.third, self.head = nn.Conv2d(32, 48, 3, padding=1, stride=2), nn.Linear(48, 10)
 
     def __call__(self, x: Any) -> Any:
         y = tw.relu(self.first(x))
         y = tw.relu(self.second(y) + y)
         y = tw.relu(self.depthwise(tw.max_pool2d(y, 2)))
         y = tw.relu(self.third(tw.relu(self.grouped(y))))
-        y = tw.avg_pool2d(tw.relu(self.fourth(y)), 3)
-        return self.head(tw.reshape(y, (y.shape[0], 40)))
+        return self.head(tw.reshape(tw.avg_pool2d(y, 3), (y.shape[0], 48)))
 
 
 @pytest.fixture(scope="module")
 def quantized() -> tuple[Graph, Array, list[Array]]:
     """The graph with every tensor that it quantises as an output, an input, and what a processor makes of it."""
     tw.seed(0)
-    x = np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 3, 12, 12)).astype(np.float32)
     graph = tw.quantize(Net(), [x])
     codes = [n for n in graph.nodes() if n.op.has(Trait.QUANTIZE)]
-    assert len(codes) >= 7, "every layer reads bytes"
+    assert len(codes) >= 6, "every layer reads bytes"
     graph = Graph(graph.inputs, (*codes, *graph.outputs), (), graph.name, weights=graph.weights)
     return graph, x, tw.compile(graph)(x)
 
@@ -66,7 +64,7 @@ def test_integers_are_those_of_a_processor(sm: int, quantized: tuple[Graph, Arra
     kind = {75: "m8n8k16", 80: "m16n8k32", 90: "m16n8k32"}[sm]
     entries = {e.split("(")[0].strip(): e for e in program.ptx.split(".visible .entry")[1:]}
     multiplied = {n for n, e in entries.items() if f"mma.sync.aligned.{kind}.row.col" in e}
-    assert len(multiplied) >= 3, "the convolutions of 32 channels and more"
+    assert len(multiplied) >= 2, "the convolutions of 32 channels and more"
     nine = [i for i in program.infos if "second.weight_q" in " ".join(i.weights)]
     assert nine, "the 3x3 convolution of 32 channels"
     assert nine[0].name in multiplied

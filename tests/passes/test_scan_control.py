@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorwright.ir import Graph, Label, Location, Node, constant, full, get, input_node, make, outputs, run, tensor, verify
+from tensorwright.ir import Graph, Label, Location, Node, constant, full, get, make, outputs, run, tensor, verify
 from tensorwright.ir.errors import ValidationError
-from tensorwright.ir.op import Trait
 from tensorwright.ir.testing import random_graph
 from tensorwright.passes import control, pipeline, simplify
 from tensorwright.passes.bodies import all_graphs, invariants, nodes_with_runs
@@ -21,28 +20,9 @@ from tensorwright.passes.rewrite import RewriteError, rule_on
 from tensorwright.passes.simplify import Simplify
 from tensorwright.passes.validate import ValidationSkipped, Validator
 
+from tests.passes.scan_graphs import body, f32, graph_of, loops, scan
+
 RNG = np.random.default_rng(11)
-
-
-def f32(name: str, *shape: Any, dtype: str = "f32", role: str = "data") -> Node:
-    return input_node(name, tensor(dtype, shape), role)
-
-
-def body(*shapes: tuple[Any, ...]) -> list[Node]:
-    return [f32(f"p{k}", *s) for k, s in enumerate(shapes)]
-
-
-def scan(graph: Graph, *operands: Node, length: Any, carries: int, sequences: int, **attrs: Any) -> Node:
-    return make("scan", *operands, body=graph, length=length, carries=carries, sequences=sequences, **attrs)
-
-
-def loops(graph: Graph) -> list[Node]:
-    return [n for g in all_graphs(graph) for n in g.nodes() if n.op.has(Trait.CONTROL)]
-
-
-def graph_of(*results: Node) -> Graph:
-    sources = Graph((), results).nodes()
-    return Graph(tuple(n for n in sources if n.attrs.get("role")), results)
 
 
 H, X, W = f32("h", 3), f32("x", 5, 3), f32("w", 3)

@@ -17,28 +17,10 @@ from tensorwright.passes.prepare import split
 from tensorwright.passes.rewrite import RewriteError
 from tensorwright.passes.validate import validate_split
 
+from tests.passes.scan_graphs import body, f32, graph_of, loops, scan
+
 RNG = np.random.default_rng(13)
 T, B, F, S = 6, 3, 5, 4
-
-
-def f32(name: str, *shape: Any, role: str = "data") -> Node:
-    return input_node(name, tensor("f32", shape), role)
-
-
-def body(*shapes: tuple[Any, ...]) -> list[Node]:
-    return [f32(f"p{k}", *s) for k, s in enumerate(shapes)]
-
-
-def scan(graph: Graph, *operands: Node, length: Any, carries: int, sequences: int, **attrs: Any) -> Node:
-    return make("scan", *operands, body=graph, length=length, carries=carries, sequences=sequences, **attrs)
-
-
-def loops(graph: Graph) -> list[Node]:
-    return [n for g in all_graphs(graph) for n in g.nodes() if n.op.has(Trait.CONTROL)]
-
-
-def graph_of(*results: Node) -> Graph:
-    return Graph(tuple(n for n in Graph((), results).nodes() if n.attrs.get("role")), results)
 
 
 def products(graph: Graph) -> int:
