@@ -15,9 +15,10 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 import numpy as np
 
 from .ir.collector import no_collection
-from .ir.errors import CompileError, InputError
+from .ir.errors import CompileError, InputError, TensorwrightError
 from .ir.graph import Graph
 from .ir.graphs import specialize
 from .ir.memory import Rematerialisation
@@ -576,8 +577,9 @@ class _Compiler:
             from .passes.validate import Validator
 
             check = Validator()
-        nodes = sum(1 for n in graph.nodes() if n.inputs)
-        with Workers(2 if nodes >= _WORTH_WORKERS and not search else 0) as workers:
+        large = sum(1 for n in graph.nodes() if n.inputs) >= _WORTH_WORKERS
+        runs_here = large and not host.missing_features(self.target.name)
+        with _fork_ready(self.count if runs_here else 1), Workers(2 if large and not search else 0) as workers:
             return self._lowered(graph, tuned, search, check, folder, workers)
 
     def _lowered(
@@ -634,6 +636,25 @@ class _Compiler:
             remat=remat if isinstance(remat, Rematerialisation) else None,
             tuned=tuned,
         )
+
+
+@contextmanager
+def _fork_ready(count: int) -> Iterator[None]:
+    """Beside the block, in a thread, finds what parallel regions of so many threads call: OpenMP's runtime, and the code that
+    places workers."""
+
+    def find() -> None:
+        with suppress(TensorwrightError):  # whoever runs the program meets the same, and says so
+            threads.context(count)
+
+    other = threading.Thread(target=find, name="tensorwright-fork") if count > 1 else None
+    if other is not None:
+        other.start()
+    try:
+        yield
+    finally:
+        if other is not None:
+            other.join()
 
 
 def dump_folder(now: Flags, graph: Graph, sizes: Mapping[str, int]) -> Path | None:

@@ -254,6 +254,8 @@ class _Crop:
         """What the node reads for a box of it (None: for all of it), if it can be made so, and reads a part of something."""
         if box is not None and (node.op is INPUT or node.op is CONSTANT):
             return None
+        if box is None and self.facts.elementwise(node):
+            return None
         parts = self.reads(node, box or whole(node))
         if parts is None:
             return None

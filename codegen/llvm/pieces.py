@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 LEAST: Final = 200_000  # characters of text that are worth a piece of their own
-_FUNCTION: Final = re.compile(r"^define [^@]*@([\w.]+)\((.*)\) (#\d+ )?\{\n[\s\S]*?^\}$", re.M)
+_HEAD: Final = re.compile(r"define ([^@]*)@([\w.]+)\((.*)\) (?:#\d+ )?\{")
 _NAME: Final = re.compile(r"@([\w.]+)")
 
 
@@ -18,10 +18,16 @@ def pieces(text: str, entry: str, most: int) -> list[str]:
     most = min(most, len(text) // LEAST)
     if most < 2:
         return [text]
-    functions = {m[1]: m for m in _FUNCTION.finditer(text)}
-    shared = {n for n in functions if n.startswith("tw.")}
-    calls = {n: {r for r in _NAME.findall(m[0]) if r in functions and r not in shared and r != n} for n, m in functions.items()}
-    owner = {n: n for n in functions if n not in shared and n != entry}
+    functions: dict[str, str] = {}
+    rest: list[str] = []  # what every piece has
+    for block in text.rstrip("\n").split("\n\n"):  # a function has no empty lines in it
+        head = _HEAD.match(block)
+        if head is None or head[2].startswith("tw."):
+            rest.append(block)
+        else:
+            functions[head[2]] = block
+    calls = {n: {r for r in _NAME.findall(f) if r in functions and r != n} for n, f in functions.items()}
+    owner = {n: n for n in functions if n != entry}
 
     def root(n: str) -> str:
         while owner[n] != n:
@@ -38,23 +44,23 @@ def pieces(text: str, entry: str, most: int) -> list[str]:
         groups.setdefault(root(n), []).append(n)
     bins: list[list[str]] = [[] for _ in range(most)]
     weights = [0] * most
-    bins[0], weights[0] = [entry], len(functions[entry][0])
-    for group in sorted(groups.values(), key=lambda g: -sum(len(functions[n][0]) for n in g)):
+    bins[0], weights[0] = [entry], len(functions[entry])
+    for group in sorted(groups.values(), key=lambda g: -sum(len(functions[n]) for n in g)):
         k = weights.index(min(weights))
         bins[k] += group
-        weights[k] += sum(len(functions[n][0]) for n in group)
-    rest = _FUNCTION.sub(lambda m: m[0] if m[1] in shared else "", text)
-    return [_piece(rest, text, functions, set(b), calls[entry], entry) for b in bins if b]
+        weights[k] += sum(len(functions[n]) for n in group)
+    return [_piece(rest, functions, set(b), calls[entry], entry) for b in bins if b]
 
 
-def _piece(rest: str, text: str, functions: dict[str, re.Match[str]], own: set[str], called: set[str], entry: str) -> str:
-    lines = [rest]
-    for m in _FUNCTION.finditer(text):
-        name = m[1]
+def _piece(rest: list[str], functions: dict[str, str], own: set[str], called: set[str], entry: str) -> str:
+    blocks = list(rest)
+    for name, function in functions.items():
         if name in own:
             opened = entry not in own and name in called
-            lines.append(m[0].replace("define internal ", "define ", 1) if opened else m[0])
+            blocks.append(function.replace("define internal ", "define ", 1) if opened else function)
         elif entry in own and name in called:
-            kinds = ", ".join(p.split()[0] for p in m[2].split(", ") if p)
-            lines.append(f"declare {m[0].split('@', 1)[0].removeprefix('define internal ')}@{name}({kinds})")
-    return "\n\n".join(lines) + "\n"
+            head = _HEAD.match(function)
+            assert head is not None
+            kinds = ", ".join(p.split()[0] for p in head[3].split(", ") if p)
+            blocks.append(f"declare {head[1].removeprefix('internal ')}@{name}({kinds})")
+    return "\n\n".join(blocks) + "\n"

@@ -1,4 +1,4 @@
-"""A sample of the mutants that `python -m tests.cuda.mutants` counts: nearly all must die."""
+"""Random changes of one instruction: nearly all must be noticed. `python -m tests.cuda.mutants` lists those that live."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from .mutants import PTX, alone, campaign
 
 
 def test_most_mutants_of_five_kernels_are_killed() -> None:
-    """The whole campaign (200 mutants) is the command; these 40 are others, with the same floor of 85%."""
-    deaths, alive = campaign(40, seed=1)
-    assert len(alive) <= 6, "\n".join(alive)
+    """At least 85% of 200."""
+    deaths, alive = campaign(200, seed=1)
+    assert len(alive) <= 30, "\n".join(alive)
     assert len(deaths) >= 5, deaths
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,17 @@ import pytest
 import tensorwright as tw
 from tensorwright.benchmarks.models import Cifar
 from tensorwright.frontend.tracing import trace_model
+from tensorwright.ir.errors import ValidationError
 from tensorwright.ir.graph import Graph
 from tensorwright.ir.interp import run
+from tensorwright.ir.padding import Padding
 from tensorwright.ir.target import row
-from tensorwright.passes import pipeline
+from tensorwright.passes import crop, pipeline
 from tensorwright.passes.contract import Context
-from tensorwright.passes.crop import Crop
-from tensorwright.passes.manager import run_pipeline
+from tensorwright.passes.contract_form import ContractForm
+from tensorwright.passes.crop import Box, Crop
+from tensorwright.passes.manager import Hooks, run_pipeline
+from tensorwright.passes.validate import Validator
 
 TARGET = row("x86-64-v4")
 
@@ -110,6 +115,21 @@ def test_one_unit_of_fuel() -> None:
     assert Crop().run(graph, Context(target=TARGET, fuel=1)) is not graph
 
 
+def test_a_wrong_box_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is padded is cut one element further on."""
+    graph = traced(lambda x, k: tw.max_pool2d(conv(x, k, 1), 2, 5), IMAGE, TAPS)
+
+    def further(padding: Padding, x: Box, box: Box) -> Box | None:
+        part = right(padding, x, box)
+        return part and tuple((a + 1, b + 1) if b < end else (a, b) for (a, b), (_, end) in zip(part, x, strict=True))
+
+    right = crop._inside
+    monkeypatch.setattr(crop, "_inside", further)
+    with pytest.raises(ValidationError, match="crop"):
+        run_pipeline(graph, (ContractForm(), Crop()), Context(target=TARGET), Hooks(validate=Validator(folder=tmp_path)))
+
+
+@pytest.mark.unvalidated("compiled code is compared with the interpreter")
 def test_winograd_takes_an_image_of_which_a_part_is_read() -> None:
     """Channels last as they come: the product's operand is larger than what it reads."""
 
