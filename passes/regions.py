@@ -142,13 +142,20 @@ class Regions:
         """How a real node reads another: None where it is at the index of the operand itself, else the map (of that index)."""
         return self._through[reader].get(source, [])
 
+    def _cores(self, region: Region) -> set[int]:
+        core = ("contract", "reduce") if region.kind == "window" else ("contract", "sparse")
+        return {m for m in region.members if self.form[m] in core}
+
+    def in_memory(self, region: Region) -> set[int]:
+        """What the region's contraction or window reads, however cheap or small it is."""
+        return {self.number[i] for m in self._cores(region) for i in self.nodes[m].inputs}
+
     def clones(self, region: Region) -> list[int]:
         """The free nodes that the region's members read, directly or through one another. The operands of a contraction or
         window are not among them: these read memory."""
         found: set[int] = set()
-        core = ("contract", "reduce") if region.kind == "window" else ("contract", "sparse")
-        cores = {m for m in region.members if self.form[m] in core}
-        memory = {self.number[i] for m in cores for i in self.nodes[m].inputs}
+        cores = self._cores(region)
+        memory = self.in_memory(region)
         stack = [self.number[i] for m in region.members - cores for i in self.nodes[m].inputs]
         while stack:
             j = stack.pop()
@@ -250,11 +257,12 @@ class _Builder:
         inside = self._inside(region)
         member = set(inside)
         order = sorted(inside, key=lambda i: (self.regions.form[i] != "contract", i)) if region.kind == "contraction" else inside
+        memory = self.regions.in_memory(region)
         found: dict[Node, None] = {}
         for i in order:
             for x in self.nodes[i].inputs:
                 j = self.regions.number[x]
-                if j not in member and not (x.op is CONSTANT and _small(x)):
+                if j not in member and (j in memory or not (x.op is CONSTANT and _small(x))):
                     found.setdefault(x)
         return list(found)
 

@@ -22,7 +22,6 @@ from tensorwright.codegen import (
     accumulate,
     contractions,
     maps,
-    memory_plan,
     nests,
     scans,
     scatter,
@@ -35,6 +34,7 @@ from tensorwright.codegen.linear import Linear
 from tensorwright.codegen.llvm.arithmetic import Arithmetic
 from tensorwright.codegen.llvm.types import literal, vector
 from tensorwright.codegen.loop_ir import If, Stmt, Store
+from tensorwright.codegen.memory_plan import outputs, places
 from tensorwright.ir.build import full, input_node
 from tensorwright.ir.contraction import Axis, Contraction, affine
 from tensorwright.ir.dtypes import f32, i32
@@ -237,13 +237,13 @@ def forked() -> Graph:
 
 def dies_too_early(patch: Patch) -> None:
     """A value is taken to be dead one step before its last reader."""
-    last_use = memory_plan._last_use
+    last_use = places.last_use
 
     def wrong(s: Any, order: Any) -> dict[int, int]:
         made = {v: at for at, t in enumerate(order) for v in s.problem.tasks[t].writes}
         return {v: max(made.get(v, -1), at - 1) for v, at in last_use(s, order).items()}
 
-    patch.setattr(memory_plan, "_last_use", wrong)
+    patch.setattr(places, "last_use", wrong)
 
 
 def everything_at_zero(patch: Patch) -> None:
@@ -252,7 +252,7 @@ def everything_at_zero(patch: Patch) -> None:
             i.offset = 0
         return max((i.nbytes for i in items), default=0)
 
-    patch.setattr(memory_plan, "_pack", wrong)
+    patch.setattr(places, "pack", wrong)
 
 
 def reversed_in_place(patch: Patch) -> None:
@@ -268,7 +268,7 @@ def donated() -> Graph:
 
 
 def readers_forgotten(patch: Patch) -> None:
-    patch.setattr(memory_plan, "_may_overwrite", lambda s, t, v, donated: True)
+    patch.setattr(outputs, "_may_overwrite", lambda s, t, v, donated: True)
 
 
 def swapped() -> Graph:
@@ -279,13 +279,13 @@ def swapped() -> Graph:
 def copied_late(patch: Patch) -> None:
     """A donated input is copied from after it has been overwritten."""
 
-    class Late(memory_plan._Copy):
+    class Late(outputs.Copy):
         early = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
         def __init__(self, source: int, output: int) -> None:
             self.source, self.output = source, output
 
-    patch.setattr(memory_plan, "_Copy", Late)
+    patch.setattr(outputs, "Copy", Late)
 
 
 # --- loops --------------------------------------------------------------------------------------------------------------

@@ -142,3 +142,10 @@ def test_winograd_takes_an_image_of_which_a_part_is_read() -> None:
     exe = tw.compile(function, tw.spec(*x.shape), tw.spec(*k.shape), threads=1)
     assert any("winograd_input" in n for kernel in exe.compiled.run.kernels for n in kernel.nodes)
     np.testing.assert_allclose(exe(x, k), run(graph, {"x": x, "k": k})[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_of_which_a_part_is_read_stays_in_memory() -> None:
+    table = np.arange(16, dtype=np.float32).reshape(4, 4)  # few enough numbers to stand inside a body
+    x = np.ones((3, 4), np.float32)
+    exe = tw.compile(lambda x: tw.relu(x @ table)[:, :2], tw.spec(3, 4))
+    np.testing.assert_array_equal(exe(x), (x @ table)[:, :2])
