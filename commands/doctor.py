@@ -11,7 +11,8 @@ from importlib import metadata
 from typing import Any, Final
 
 from .. import __version__
-from ..driver import cache_of, compiler_digest, measured_peak
+from ..compiler import cache_of, compiler_digest
+from ..driver import measured_peak
 from ..ir.errors import RuntimeUnavailableError
 from ..ir.target import ROWS
 from ..runtime import host, openmp, threads

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..compiler import cache_of, compiler_digest
 from ..ir.collector import no_collection
 from ..ir.cuda_program import CudaProgram
 from ..ir.errors import CompileError, InputError
@@ -24,6 +25,7 @@ from ..runtime.cache import Key
 from ..runtime.compiled import Compiled, Text
 from ..runtime.executable import Executable
 from ..settings import Flags
+from ..stages import dump_code, dump_folder, record_of, regenerated, stage_names, stage_texts
 
 if TYPE_CHECKING:
     from ..runtime.cuda.device import Device
@@ -47,7 +49,7 @@ def build_cuda(
     shares: Executable | None,
     refuse: Sequence[str] = (),
 ) -> Executable:
-    """The Executable of a graph for a CUDA target, by the pipeline for `purpose` and `precision` ('f32' or 'bf16').
+    """The Executable of a graph for a CUDA target, by the pipeline for `purpose` and `precision` ('f32', 'bf16' or 'tf32').
 
     Its texts can be read without a device; only a call opens one. `refuse` are options that CUDA targets do not have.
     Raises InputError for these, CompileError for the target or the graph, RuntimeUnavailableError for 'cuda' without a GPU.
@@ -131,8 +133,6 @@ class CudaCompiler:
 
     def __call__(self, sizes: Mapping[str, int]) -> Compiled:
         """The program for these sizes, from the cache or made now."""
-        from ..driver import cache_of, regenerated, stage_names
-
         start = time.perf_counter()
         cache = cache_of(self.now)
         key = None if cache is None else self.key(sizes)
@@ -155,7 +155,6 @@ class CudaCompiler:
 
     def key(self, sizes: Mapping[str, int]) -> Key:
         """All that decides the PTX for these sizes."""
-        from ..driver import compiler_digest
         from ..runtime.native import llvm_version
 
         options: list[tuple[str, str | int | bool | None]] = [
@@ -167,7 +166,6 @@ class CudaCompiler:
 
     def _compiled(self, sizes: Mapping[str, int]) -> Compiled:
         from ..codegen.cuda.generate import generate
-        from ..driver import dump_code, dump_folder, record_of, stage_texts
         from ..passes import pipeline
         from ..passes.contract import Context
         from ..passes.manager import Hooks, run_pipeline

@@ -19,7 +19,7 @@ ALLOWED = {
     "training": {"training", "driver", "settings", "frontend", "passes", "codegen", "runtime", "ir"},
 }
 ALLOWED["compression"] = ALLOWED["training"] | {"compression"}
-ALLOWED["cuda"] = ALLOWED["training"] - {"training", "frontend"} | {"cuda", "__version__"}
+ALLOWED["cuda"] = ALLOWED["training"] - {"training", "frontend"} | {"cuda", "compiler", "stages", "__version__"}
 THIRD_PARTY = {
     "ir": {"numpy", "ml_dtypes", "networkx"},
     "frontend": {"numpy", "sklearn", "ml_dtypes", "onnx"},

@@ -33,12 +33,12 @@ class Net(nn.Module):
 @pytest.mark.unvalidated("the driver is not what is tested")
 def test_pieces_are_linked_to_the_same_program(monkeypatch):
     monkeypatch.setattr(pieces, "LEAST", 10_000)
-    monkeypatch.setattr("tensorwright.driver._WORTH_WORKERS", 10**9)
+    monkeypatch.setattr("tensorwright.compiler.WORTH_WORKERS", 10**9)
     net, spec = Net(), tw.spec(5, 20)
     x = np.random.default_rng(0).standard_normal((5, 20)).astype(np.float32)
     whole = tw.compile(net, spec, cache=False)
     assert len(objects_of(whole.compiled.run.object_code)) == 1
-    monkeypatch.setattr("tensorwright.driver._WORTH_WORKERS", 1)
+    monkeypatch.setattr("tensorwright.compiler.WORTH_WORKERS", 1)
     cut = tw.compile(net, spec, cache=False)
     assert len(objects_of(cut.compiled.run.object_code)) == 2
     assert whole.text("llvm") == cut.text("llvm")

@@ -153,7 +153,7 @@ def test_whatever_lies_where_a_cache_entry_belongs_the_result_is_right(tmp_path:
 REFUSING = """
 kind, folder = sys.argv[1:]
 fn, x = (lambda x: tw.tanh(x) * 3), np.ones((2, 3), np.float32)
-from tensorwright.driver import compiler_digest
+from tensorwright.compiler import compiler_digest
 
 compiler_digest()  # reads the package's source, which the other user below may not be allowed to
 right = tw.compile(fn, tw.spec(2, 3), cache=False)(x).copy()  # everything is imported now
