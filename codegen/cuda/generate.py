@@ -31,6 +31,7 @@ from .rows import lower_rows
 from .scans import lower_scan
 from .shape import launches_of, shape_of
 from .sorts import lower_sort
+from .together import joined_updates, kept_for_updates
 from .updates import lower_scatter
 from .verify import verify_launch
 
@@ -63,14 +64,18 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
     b = Builder(graph, target, 1, lowerings=LOWERINGS, outer_align=cuda.ALIGN, serial=True)
     groups = groups_of(b)
     problem, number, constants = problem_of(b, groups)
+    problem = kept_for_updates(problem, groups)
     plan = plan_memory(problem, beside=True)  # launches of independent branches go to streams of their own
     if verify:
         check_plan(plan, problem)
     nodes, infos = steps_of(b, groups, plan, constants, number)
     launches = {k.name: launches_of(k) for k in b.kernels.values()}
     nodes = [_whole(n, launches, b, loops, infos, at) for at, n in enumerate(nodes)]
-    used = {s.kernel for s in tree.walk(nodes) if isinstance(s, tree.Step)}
-    kernels = [part for name, parts in launches.items() if name in used for part, _ in parts]
+    parts = {part.name: part for made in launches.values() for part, _ in made}
+    flat = [step for k, n in enumerate(nodes) for step in _nodes([n], launches, k)]
+    flat, made_one = joined_updates(flat, parts, {i for _, i in graph.aliases}, infos, b.fresh_name)
+    used = {s.kernel for s in cuda.walk(flat) if isinstance(s, cuda.Step)}
+    kernels = [k for k in (*parts.values(), *made_one) if k.name in used]
     if verify:
         from ..loop_verify import verify as verify_loops
 
@@ -97,7 +102,7 @@ def generate(graph: Graph, target: Target, *, name: str = "main", verify: bool =
         arena_bytes=plan.arena_bytes,
         ptx=assembled,
         kernels=table,
-        plan=tuple(step for k, n in enumerate(nodes) for step in _nodes([n], launches, k)),
+        plan=tuple(flat),
         infos=tuple(infos),
         aliases=graph.aliases,
         use=arena_use(problem, plan),

@@ -12,7 +12,7 @@ from ...ir.graph import Graph, Node
 from ...ir.lowering import Reduce
 from ...ir.target import Target
 from ..accumulate import POSITIONS
-from ..groups import Body, Lowered, accumulator, body_name, combine, flat_index, identity, lowered, static_shape
+from ..groups import Body, Lowered, accumulator, body_name, combine, flat_index, identity, lowered, mentioned, static_shape
 from ..loop_ir import Alloc, Buffer, For, If, Let, Stmt, Store
 from ..maps import loads_of, ranges_of, stride_along
 from ..nests import Axis, unit_axes
@@ -97,11 +97,17 @@ def lower_reduce(graph: Graph, target: Target, name: str, aligns: Sequence[int] 
                 notes.append(note)
             done.update(group)
     later = [k for k, n in enumerate(graph.outputs) if n not in forms or homes[n] is not body.outputs[k]]
+    tails = []
     for size in dict.fromkeys(body.outputs[k].span for k in later):
         if size:
-            statements.append(map_outputs(body, [k for k in later if body.outputs[k].span == size])[0])
-    doc = f"reduce: {body_name(graph)}"
-    return lowered(body, name, statements, doc=doc, workspaces=spaces, parallel=True, note="; ".join(notes))
+            tails.append(map_outputs(body, [k for k in later if body.outputs[k].span == size]))
+            statements.append(tails[-1][0])
+    pairs: set[tuple[int, int]] = set()
+    for tail, alike, _ in tails:  # what no other launch reads may be overwritten where it lies
+        elsewhere = mentioned([s for s in statements if s is not tail])
+        pairs |= {(k, i) for k, i in alike if body.buffers[i] not in elsewhere and body.outputs[k] not in elsewhere}
+    doc, note = f"reduce: {body_name(graph)}", "; ".join(notes)
+    return lowered(body, name, statements, doc=doc, workspaces=spaces, in_place=frozenset(pairs), parallel=True, note=note)
 
 
 @dataclass(frozen=True)

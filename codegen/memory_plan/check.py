@@ -10,7 +10,7 @@ def check_plan(plan: Plan, problem: Problem) -> None:
 
     Raises PlanError if a step reads bytes that no longer (or not yet) hold the value it wants, if one step writes what it
     reads without being allowed to, if two of its places overlap, if a place leaves its slot or is not aligned, or if an
-    output does not hold its value in the end.
+    output does not hold its value in the end, or the arena what a task keeps.
     """
     held: dict[int, list[tuple[int, int, int]]] = {}  # slot -> (low, high, value)
     alias = dict(problem.aliases)
@@ -19,6 +19,7 @@ def check_plan(plan: Plan, problem: Problem) -> None:
     arena = plan.slots - 1
     writer = {v: t for t, task in enumerate(problem.tasks) for v in task.writes}
     done: set[int] = set()
+    kept: list[tuple[str, Place, int]] = []
     for number, step in enumerate(plan.steps):
         where = f"step {number} ({step.name})"
         for v, at in step.reads:
@@ -45,8 +46,16 @@ def check_plan(plan: Plan, problem: Problem) -> None:
             held[at.slot].append((at.offset, at.offset + at.nbytes, v))
         if step.task >= 0:
             done.add(step.task)
+            task = problem.tasks[step.task]
+            kept += [(where, at, v) for v, at in step.reads if v in task.keeps and at.slot == arena]
+            if step.workspace is not None and task.keeps_workspace:
+                kept.append((where, step.workspace, -1 - number))
+                held[arena].append((step.workspace.offset, step.workspace.offset + step.workspace.nbytes, -1 - number))
     if done != set(range(len(problem.tasks))):
         raise PlanError(f"tasks {sorted(set(range(len(problem.tasks))) - done)} are not in the plan")
+    for where, at, v in kept:
+        if at.nbytes and (at.offset, at.offset + at.nbytes, v) not in held[arena]:
+            raise PlanError(f"{where} keeps {at} to the end, which is used again")
     for k, (v, at) in enumerate(plan.outputs):
         wanted = alias[k] if k in alias else problem.inputs + k
         if at.slot != wanted:

@@ -72,7 +72,7 @@ def _put_off(s: State, order: Sequence[int]) -> list[int]:
     So a transform of weights waits for its product, and what is computed a second time for its late reader.
     """
     tasks, held = s.problem.tasks, _held(s)
-    kept = {c.source for c in s.copies}
+    kept = s.kept()
     n = len(order)
     # A place is where a task was; or the place of the task that it was put before, and a number below 0. The 0 behind makes a
     # task come after those that were put before it.
@@ -111,7 +111,7 @@ def _brought_forward(s: State, order: Sequence[int]) -> list[int]:
             before[n].append(t)
     at = {t: k for k, t in enumerate(order)}
     left = {v: len(r) for v, r in s.readers.items()}  # readers that have not run
-    kept = {c.source for c in s.copies}
+    kept = s.kept()
     done: set[int] = set()
     result: list[int] = []
 

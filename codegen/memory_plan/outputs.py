@@ -30,6 +30,10 @@ class State:
     joined: set[int] = field(default_factory=set)  # tasks whose operands are written into their result
     inside: dict[int, int] = field(default_factory=dict)  # value -> the byte of that output at which it begins
 
+    def kept(self) -> set[int]:
+        """The values whose memory is not used again."""
+        return {c.source for c in self.copies}.union(*(task.keeps for task in self.problem.tasks))
+
 
 def dependencies(problem: Problem) -> State:
     """Who writes and reads each value, and which tasks follow which."""
@@ -109,12 +113,13 @@ def _reachable(edges: dict[int, set[int]], start: int) -> set[int]:
 
 
 def last_use(s: State, order: Sequence[int]) -> dict[int, int]:
-    """For each value, the step that reads it last (its own step if none does, past the end if a late copy does)."""
+    """For each value, the step that reads it last (its own step if none does, past the end if a late copy does
+    or a task keeps it)."""
     last: dict[int, int] = {}
     for at, t in enumerate(order):
         task = s.problem.tasks[t]
         for v in (*task.writes, *task.reads):
             last[v] = at
-    for c in s.copies:
-        last[c.source] = len(order) + 1
+    for v in s.kept():
+        last[v] = len(order) + 1
     return last

@@ -63,7 +63,7 @@ def place_all(s: State, order: list[int], beside: bool) -> Plan:
                 item_of[v] = Item(aligned(p.sizes[v]), at, last[v])
                 items.append(item_of[v])
         if task.workspace:
-            spaces[t] = Item(aligned(task.workspace), at, at)
+            spaces[t] = Item(aligned(task.workspace), at, len(order) + 1 if task.keeps_workspace else at)
             items.append(spaces[t])
     total = pack(items)
     if beside and len(order) <= MANY:

@@ -29,7 +29,8 @@ class Task:
 
     `after` are values that must have been written before it runs, though it does not read them. `inside` is what a task that
     is a loop or branch does with its places. A task with `joins` only puts what it reads into what it writes, each at a byte:
-    there is nothing to do where it lies there already.
+    there is nothing to do where it lies there already. Memory of `keeps`, values that it reads, and with `keeps_workspace` its
+    workspace are not used again: a part of it may run at the end of the program.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Task:
     after: tuple[int, ...] = ()
     inside: Inside | None = None
     joins: tuple[int, ...] = ()
+    keeps: tuple[int, ...] = ()
+    keeps_workspace: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ def problem_from(seed: int) -> Problem:
         for a, b in pairs:
             if a not in kept and b not in kept.values():
                 kept[a] = b
-        tasks.append(Task(f"t{t}", reads, tuple(writes), rng.choice((0, 0, 300)), frozenset(kept.items())))
+        keeps = tuple(v for v in dict.fromkeys(reads) if rng.random() < 0.1)
+        made = Task(f"t{t}", reads, tuple(writes), rng.choice((0, 0, 300)), frozenset(kept.items()), keeps=keeps)
+        tasks.append(replace(made, keeps_workspace=rng.random() < 0.2))
     outputs = tuple(rng.randrange(len(sizes)) for _ in range(rng.randint(1, 4)))
     aliases: list[tuple[int, int]] = []
     free = set(range(inputs))
@@ -178,6 +180,21 @@ def test_in_place_that_a_kernel_does_not_allow_is_caught() -> None:
         at = Place(0, 0, 64)
         step = PlannedStep(0, "a", ((0, at),), ((1, at),))
         check_plan(Plan((step,), 0, ((1, at),), ((0, at),), (), 3), problem)
+
+
+@pytest.mark.parametrize("keeps", [{"keeps": (1,)}, {"keeps_workspace": True}])
+def test_what_a_task_keeps_is_not_used_again(keeps: dict[str, object]) -> None:
+    """A chain of five: what the second task reads, or its workspace, is there at the end."""
+    tasks = [Task(f"t{k}", (k,), (k + 1,), 64) for k in range(5)]
+    plain = Problem((64,) * 6, 1, 0, (5,), tuple(tasks))
+    tasks[1] = replace(tasks[1], **keeps)  # type: ignore[arg-type]
+    wanted = replace(plain, tasks=tuple(tasks))
+    for beside in (False, True):
+        plan = plan_memory(wanted, beside=beside)
+        check_plan(plan, wanted)
+        assert plan.arena_bytes > plan_memory(plain, beside=beside).arena_bytes
+        with pytest.raises(PlanError, match=r"step 1 \(t1\) keeps .* used again"):
+            check_plan(plan_memory(plain, beside=beside), wanted)
 
 
 def test_arena_is_no_larger_than_two_values_of_a_chain() -> None:
