@@ -125,12 +125,12 @@ def renamed(body: Sequence[Stmt], mark: str, buffers: dict[Buffer, Buffer]) -> t
 
 def _around_loop(kernel: Kernel) -> tuple[tuple[Stmt, ...], For, tuple[Stmt, ...]] | None:
     """What comes before the one loop of a microkernel, the loop, and what comes after it."""
-    loops = [k for k, s in enumerate(kernel.body) if isinstance(s, For)]
-    if len(loops) != 1 or any(isinstance(s, For) for s in statements(kernel.body[loops[0]].body)):  # type: ignore[attr-defined]
+    loops = [(k, s) for k, s in enumerate(kernel.body) if isinstance(s, For)]
+    if len(loops) != 1:
         return None
-    k = loops[0]
-    loop = kernel.body[k]
-    assert isinstance(loop, For)
+    ((k, loop),) = loops
+    if any(isinstance(s, For) for s in statements(loop.body)):
+        return None
     if not (loop.start.is_const and loop.stop.is_const and int(loop.start.attr) == 0):
         return None
     return kernel.body[:k], loop, kernel.body[k + 1 :]

@@ -8,7 +8,7 @@ from typing import Any, Final
 from ..compression.compress import compress
 from ..compression.search_kinds import FAMILIES
 from ..ir.errors import InputError
-from .compression import batch_of, check_pattern, checked_files, data_of, model_of, options_named, write
+from .compression import batch_of, check_pattern, checked_files, data_of, model_of, options_named, share_of, write
 
 _OPTIONS: Final = {
     "kinds": "--kinds",
@@ -68,10 +68,7 @@ def _validation(args: argparse.Namespace, size: int) -> Any:
 
 
 def _share(option: str, text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
+    share = share_of(text)
+    if share is None:
         raise InputError(f"{option} {text}: a share between 0 and 1 is expected")
     return share

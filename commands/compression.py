@@ -71,6 +71,15 @@ def batch_of(graph: Graph, size: int) -> int:
     return first if isinstance(first, int) else size
 
 
+def share_of(text: str) -> float | None:
+    """A share between 0 and 1, both excluded; None for any other text."""
+    try:
+        share = float(text)
+    except ValueError:
+        return None
+    return share if 0 < share < 1 else None
+
+
 @contextlib.contextmanager
 def options_named(options: Mapping[str, str]) -> Iterator[None]:
     """An error that begins with the name of a function's argument begins with the command line's option for it instead."""

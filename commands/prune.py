@@ -15,7 +15,7 @@ from ..frontend import losses
 from ..ir.errors import InputError
 from ..ir.graph import Graph
 from ..runtime.buffers import Array
-from .compression import batch_of, check_pattern, checked_files, data_of, model_of, options_named, write
+from .compression import batch_of, check_pattern, checked_files, data_of, model_of, options_named, share_of, write
 
 _OPTIONS: Final = {"ratio": "--ratio", "by": "--ratio", "scope": "--scope", "prune": "--layer, --exclude or --ratio"}
 
@@ -61,11 +61,8 @@ def ratio_of(given: list[str]) -> Ratio | None:
     found: dict[str, float] = {}
     for text in given:
         name, _, number = text.rpartition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            share = -1.0
-        if not 0 < share < 1:
+        share = share_of(number)
+        if share is None:
             raise InputError(f"--ratio {text}: a share between 0 and 1, or NAME=SHARE for the layers of a name or pattern")
         found[name] = share
     if "" in found and len(given) > 1:

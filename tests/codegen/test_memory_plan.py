@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -183,11 +184,11 @@ def test_in_place_that_a_kernel_does_not_allow_is_caught() -> None:
 
 
 @pytest.mark.parametrize("keeps", [{"keeps": (1,)}, {"keeps_workspace": True}])
-def test_what_a_task_keeps_is_not_used_again(keeps: dict[str, object]) -> None:
+def test_what_a_task_keeps_is_not_used_again(keeps: dict[str, Any]) -> None:
     """A chain of five: what the second task reads, or its workspace, is there at the end."""
     tasks = [Task(f"t{k}", (k,), (k + 1,), 64) for k in range(5)]
     plain = Problem((64,) * 6, 1, 0, (5,), tuple(tasks))
-    tasks[1] = replace(tasks[1], **keeps)  # type: ignore[arg-type]
+    tasks[1] = replace(tasks[1], **keeps)
     wanted = replace(plain, tasks=tuple(tasks))
     for beside in (False, True):
         plan = plan_memory(wanted, beside=beside)

@@ -191,9 +191,10 @@ BETWEEN: dict[str, tuple[Node, bool]] = {  # what stands behind the first update
 def test_a_launch_moves_past_what_does_not_depend_on_it(what: str) -> None:
     between, passes = BETWEEN[what]
     done, made = joined(FIRST, between, SECOND, add((2, 0), (OTHER, 0)))
-    assert done[-1].kernel == "together_0"  # type: ignore[union-attr]
+    last = done[-1]
+    assert isinstance(last, Step) and last.kernel == "together_0"
     assert done[:-1] == ([between] if passes else [FIRST, between])
-    views = done[-1].views  # type: ignore[union-attr]
+    views = last.views
     assert len(views) == (5 if passes else 4), "what two read is one argument"
     assert len(made["together_0"].buffers) == len(views)
 
